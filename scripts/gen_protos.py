@@ -1,0 +1,90 @@
+"""Generate the committed Python stubs in protos/gen from protos/corral.
+
+The output folder is replaced whole, so that a deleted .proto leaves nothing behind. With --check
+nothing is written: the script compares and exits with 1 when the committed stubs are stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import grpc_tools
+from grpc_tools import protoc
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTOS = ROOT / "protos"
+GEN = PROTOS / "gen"
+
+
+def include_paths() -> list[str]:
+    """Return protoc's include path: our protos, Google's common ones, the well-known types."""
+    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    return [str(PROTOS), str(PROTOS / "third_party"), str(well_known)]
+
+
+def generate(target: Path) -> None:
+    """Write all stubs below `target`. Raises SystemExit when protoc refuses a file."""
+    # protoc finds protoc-gen-mypy on PATH; it is installed beside the running interpreter.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    sources = sorted((PROTOS / "corral").rglob("*.proto"))
+    arguments = [
+        "protoc",
+        *(f"-I{path}" for path in include_paths()),
+        f"--python_out={target}",
+        f"--grpc_python_out={target}",
+        f"--mypy_out=quiet:{target}",
+        f"--mypy_grpc_out=quiet,async_only:{target}",
+        *(str(path) for path in sources),
+    ]
+    if protoc.main(arguments) != 0:
+        raise SystemExit("protoc failed; its messages are above")
+    for stub in target.rglob("*_pb2_grpc.py"):
+        if "class " not in stub.read_text():  # a .proto without a service
+            stub.unlink()
+            stub.with_suffix(".pyi").unlink(missing_ok=True)
+    (target / "corral" / "py.typed").touch()
+
+
+def differences(left: Path, right: Path) -> list[str]:
+    """Return the relative paths that differ between two trees, sorted."""
+
+    def files(base: Path) -> set[Path]:
+        return {
+            path.relative_to(base)
+            for path in base.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+
+    one, other = files(left), files(right)
+    changed = {
+        path for path in one & other if not filecmp.cmp(left / path, right / path, shallow=False)
+    }
+    return sorted(str(path) for path in (one ^ other) | changed)
+
+
+def main() -> int:
+    """Run the generator; return the process's exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail when protos/gen is stale")
+    check = parser.parse_args().check
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder)
+        generate(fresh)
+        if check:
+            stale = differences(fresh, GEN)
+            if stale:
+                print("stale stubs, run `make gen`:", *stale, sep="\n  ", file=sys.stderr)
+            return 1 if stale else 0
+        shutil.rmtree(GEN, ignore_errors=True)
+        shutil.copytree(fresh, GEN)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
