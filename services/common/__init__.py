@@ -1,0 +1,1 @@
+"""What the four services share. Nothing here knows any one service."""

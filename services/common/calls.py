@@ -1,0 +1,71 @@
+"""What is known of a call after its end, and who wants to know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from .logs import get_logger
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One finished RPC."""
+
+    method: str
+    """`/package.Service/Method`."""
+    kind: str
+    """`unary_unary`, `unary_stream`, `stream_unary` or `stream_stream`."""
+    code: str
+    """The name of the gRPC status code that the client was sent, or would have been."""
+    duration: float
+    """Seconds from the first byte to the last."""
+    peer: str
+    request_id: str
+    messages_in: int
+    messages_out: int
+
+
+class CallObserver(Protocol):
+    """Is told of every call that ended. It must be quick, and it must not raise."""
+
+    def call_ended(self, record: CallRecord) -> None:
+        """Take note of one finished call."""
+
+
+PROBES: Final = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.")
+
+# What the caller did, or was told to wait for: nothing that an operator must look at.
+_EXPECTED: Final = frozenset(
+    {"OK", "CANCELLED", "NOT_FOUND", "ALREADY_EXISTS", "INVALID_ARGUMENT", "OUT_OF_RANGE"}
+)
+_BROKEN: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
+
+
+class AccessLog:
+    """One log line for each call: debug for probes, warning or error when it failed."""
+
+    def __init__(self) -> None:
+        """Log under the name `access`."""
+        self._log: Any = get_logger("corral.access")
+
+    def call_ended(self, record: CallRecord) -> None:
+        """Write the line."""
+        write = self._log.info
+        if record.code in _BROKEN:
+            write = self._log.error
+        elif record.code not in _EXPECTED:
+            write = self._log.warning
+        elif record.method.startswith(PROBES):
+            write = self._log.debug
+        write(
+            "call",
+            method=record.method,
+            kind=record.kind,
+            code=record.code,
+            ms=round(record.duration * 1000, 3),
+            peer=record.peer,
+            request_id=record.request_id,
+            messages_in=record.messages_in,
+            messages_out=record.messages_out,
+        )

@@ -1,0 +1,261 @@
+"""The settings that all services have, and how a service's settings are read.
+
+Highest first: flags, `CORRAL_<SERVICE>_<FIELD>`, LocalAI's variables, the file given with `--config`,
+defaults. Only this module reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from . import config_sources as sources
+from .addresses import validate_address
+from .config_fields import (
+    FieldDoc,
+    NameUris,
+    UnderHome,
+    corral_home,
+    fields_of,
+    localai,
+    parse_name_uri,
+)
+from .errors import InvalidRequestError
+from .quantities import ByteSize, Duration, parse_duration, parse_size
+
+__all__ = [
+    "ByteSize",
+    "ConfigError",
+    "Duration",
+    "FieldDoc",
+    "NameUris",
+    "ServiceSettings",
+    "UnderHome",
+    "corral_home",
+    "describe",
+    "localai",
+    "parse_duration",
+    "parse_name_uri",
+    "parse_size",
+]
+
+_FORMATS = {"default": "console", "text": "console"}
+_WIDTH = 96
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; the text lists each one with the way to mend it."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, program: str, problems: Sequence[str]) -> None:
+        """Take the problems, one line each."""
+        self.problems = tuple(problems)
+        lines = [f"{program}: {problem}" for problem in self.problems]
+        super().__init__("\n".join([*lines, f"See {program} --help."]))
+
+
+class ServiceSettings(BaseSettings):
+    """What every service can be told. A service's own class adds its fields and sets `service`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+    service: ClassVar[str] = "service"
+    """The service's short name: it makes the prefix of the variables and the section of the file."""
+
+    listen: str = "127.0.0.1:0"
+    """The address to serve on: host:port (port 0 takes a free one), [::1]:port, or unix:/path."""
+
+    state_path: Path = Field(default_factory=UnderHome("state"))
+    """The folder for what must outlive the process."""
+
+    log_level: Annotated[
+        Literal["trace", "debug", "info", "warn", "error"],
+        localai("LOCALAI_LOG_LEVEL"),
+    ] = "info"
+    """The least serious lines to log; trace also lets the libraries speak."""
+
+    log_format: Annotated[Literal["console", "json"], localai("LOCALAI_LOG_FORMAT")] = "console"
+    """Lines for people, or JSON for machines; LocalAI's "default" and "text" mean console."""
+
+    grace: Duration = 30.0
+    """How long running calls may go on after SIGTERM before they are cancelled."""
+
+    stop_timeout: Duration = 10.0
+    """How long the rest of a stop may take before the process logs where it hangs and exits."""
+
+    call_timeout: Duration = 10.0
+    """The deadline of a call to another service."""
+
+    max_message_size: ByteSize = 50 * 1024 * 1024
+    """The largest message to take or to send."""
+
+    metrics: str | None = None
+    """The address of the metrics service to report calls to; empty for none."""
+
+    @classmethod
+    def load(cls, argv: Sequence[str] | None = None) -> Self:
+        """Read the settings, or raise ConfigError; `--help` and `--version` print and exit."""
+        return cls._read(sys.argv[1:] if argv is None else argv, os.environ)
+
+    @classmethod
+    def program(cls) -> str:
+        """Return the name of the command."""
+        return f"corral-{cls.service}"
+
+    @classmethod
+    def _read(cls, argv: Sequence[str], environ: Mapping[str, str]) -> Self:
+        docs = describe(cls)
+        flags = sources.from_flags(docs, argv)
+        if flags.help:
+            sys.stdout.write(help_text(cls))
+            raise SystemExit(0)
+        if flags.version:
+            sys.stdout.write(f"{cls.program()} {metadata.version('corral')}\n")
+            raise SystemExit(0)
+        layers: list[sources.Layer] = [
+            flags,
+            sources.from_environment(docs, environ),
+            sources.from_localai(docs, environ),
+        ]
+        if file := flags.config if flags.config is not None else environ.get("CORRAL_CONFIG"):
+            layers.append(sources.from_file(docs, cls.service, Path(file).expanduser()))
+        elif flags.config is not None:
+            flags.problems.append("--config: needs the name of a file")
+        values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        for layer in reversed(layers):
+            values.update(layer.values)
+            origins.update(layer.origins)
+        problems = [problem for layer in layers for problem in layer.problems]
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            problems += [_problem(docs, origins, item) for item in error.errors()]
+        if problems:
+            raise ConfigError(cls.program(), problems)
+        return settings
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what `load` gathered and nothing else: a plain constructor call reads no environment."""
+        return (init_settings,)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty(cls, value: Any, info: Any) -> Any:
+        doc = next((doc for doc in describe(cls) if doc.name == info.field_name), None)
+        if doc is None or not isinstance(value, str) or value.strip():
+            return value
+        if doc.optional:
+            return None
+        if doc.has_path and not doc.repeatable:
+            raise ValueError("is empty; name a folder or a file")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _absolute(cls, value: Any) -> Any:
+        if isinstance(value, Path):
+            return value.expanduser().absolute()
+        if isinstance(value, list | tuple) and any(isinstance(item, Path) for item in value):
+            return type(value)(cls._absolute(item) for item in value)
+        return value
+
+    @field_validator("listen", mode="after")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        return _address(value, listen=True)
+
+    @field_validator("metrics", mode="after")
+    @classmethod
+    def _metrics(cls, value: str | None) -> str | None:
+        return _address(value) if value else None
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _level(cls, value: Any) -> Any:
+        text = value.lower() if isinstance(value, str) else value
+        return "warn" if text == "warning" else text
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _format(cls, value: Any) -> Any:
+        return _FORMATS.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
+def describe(cls: type[ServiceSettings]) -> list[FieldDoc]:
+    """Return each setting's flag, variables, type, default and help; the README's table is made of it."""
+    if "_docs" not in cls.__dict__ or cls.__dict__["_docs"][0] is not cls:
+        type.__setattr__(cls, "_docs", (cls, list(fields_of(cls))))
+    docs: list[FieldDoc] = cls.__dict__["_docs"][1]
+    return docs
+
+
+def help_text(cls: type[ServiceSettings]) -> str:
+    """Return what `--help` prints."""
+    lines = [f"usage: {cls.program()} [--flag value ...]", ""]
+    lines += textwrap.wrap((cls.__doc__ or "").strip().split("\n\n")[0], _WIDTH)
+    lines += [
+        "",
+        "Settings, highest first: flags, environment variables, LocalAI's variables, --config, defaults.",
+        "<home> is $CORRAL_HOME, or the user's data folder.",
+        "",
+    ]
+    for doc in describe(cls):
+        name = (
+            f"{doc.flag}, --no-{doc.flag[2:]}" if doc.shape == "bool" else f"{doc.flag} {doc.type}"
+        )
+        lines.append(f"  {name}" + ("  (repeatable)" if doc.repeatable else ""))
+        facts = f"default: {doc.default or 'none'}; env: {', '.join((doc.env, *doc.localai_env))}"
+        for text in (doc.help, facts):
+            lines += textwrap.wrap(
+                text,
+                _WIDTH,
+                initial_indent=" " * 6,
+                subsequent_indent=" " * 6,
+                break_on_hyphens=False,
+            )
+    lines += [
+        "  --config path",
+        "      A YAML or TOML file: keys for all services at the top, one section a service.",
+        "      env: CORRAL_CONFIG",
+        "  --help, --version",
+        "      Print this, or the version, and exit.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _address(text: str, *, listen: bool = False) -> str:
+    try:
+        return validate_address(text, listen=listen)
+    except InvalidRequestError as error:
+        raise ValueError(error.violations[0].description) from None
+
+
+def _problem(docs: Sequence[FieldDoc], origins: Mapping[str, str], error: Any) -> str:
+    where = error["loc"][0] if error["loc"] else ""
+    doc = next((doc for doc in docs if doc.name == where), None)
+    text = str(error["msg"]).removeprefix("Value error, ")
+    if doc is None:
+        return text
+    origin = origins.get(doc.name, "default")
+    text = text[:1].lower() + text[1:] if not text.startswith(("'", '"')) else text
+    return f"{origin}: {text} (set {doc.flag} or {doc.env})"

@@ -1,0 +1,172 @@
+"""Where settings come from: flags, environment variables, and a file. Text only; no types here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .config_fields import FieldDoc, split_list
+
+
+@dataclass(slots=True)
+class Layer:
+    """What one source says: values by field name, where each stood, and what was wrong."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def put(self, name: str, value: Any, origin: str) -> None:
+        """Take one value."""
+        self.values[name] = value
+        self.origins[name] = origin
+
+
+@dataclass(slots=True)
+class Flags(Layer):
+    """The flags, and those that are no settings."""
+
+    config: str | None = None
+    help: bool = False
+    version: bool = False
+
+
+def from_flags(docs: Sequence[FieldDoc], argv: Sequence[str]) -> Flags:
+    """Read `--flag value`, `--flag=value`, `--switch` and `--no-switch`; collect every mistake."""
+    found = Flags()
+    known = {name: doc for doc in docs for name in (doc.flag, *doc.localai_flags)}
+    off = {f"--no-{flag[2:]}": doc for flag, doc in known.items() if doc.shape == "bool"}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        if word in ("-h", "--help"):
+            found.help = True
+        elif word == "--version":
+            found.version = True
+        elif flag in off and not equals:
+            found.put(off[flag].name, "false", flag)
+        elif flag in known and known[flag].shape == "bool":
+            found.put(known[flag].name, value if equals else "true", flag)
+        elif flag in known or flag == "--config":
+            if not equals:
+                if not rest or rest[0].startswith("--"):
+                    found.problems.append(f"{flag}: needs a value")
+                    continue
+                value = rest.pop(0)
+            if flag == "--config":
+                found.config = value
+            elif known[flag].repeatable:
+                name = known[flag].name
+                found.put(name, [*found.values.get(name, []), value], flag)
+            else:
+                found.put(known[flag].name, value, flag)
+        elif word.startswith("-"):
+            every = [*known, *off, "--config", "--help", "--version"]
+            found.problems.append(f"{flag}: no such flag{nearest(flag, every)}")
+        else:
+            found.problems.append(f"{word!r}: not expected; every setting is a --flag")
+    return found
+
+
+def from_environment(docs: Sequence[FieldDoc], environ: Mapping[str, str]) -> Layer:
+    """Read `CORRAL_<SERVICE>_<FIELD>`; a list is comma-separated."""
+    found = Layer()
+    for doc in docs:
+        if doc.env in environ:
+            _put_text(found, doc, environ[doc.env], doc.env)
+    return found
+
+
+def from_localai(docs: Sequence[FieldDoc], environ: Mapping[str, str]) -> Layer:
+    """Read LocalAI's variables; as there, an empty one counts as unset."""
+    found = Layer()
+    for doc in docs:
+        for variable in doc.localai_env:
+            if environ.get(variable):
+                _put_text(found, doc, environ[variable], variable)
+                break
+    return found
+
+
+def from_file(docs: Sequence[FieldDoc], service: str, path: Path) -> Layer:
+    """Read a YAML or TOML file: keys for all services at the top, and one section a service."""
+    found = Layer()
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        found.problems.append(f"--config {path}: {error.strerror or error}")
+        return found
+    except (ValueError, yaml.YAMLError) as error:
+        found.problems.append(f"--config {path}: {' '.join(str(error).split())}")
+        return found
+    if data is None:
+        return found
+    if not isinstance(data, dict):
+        found.problems.append(f"--config {path}: must hold keys and values")
+        return found
+    names = {doc.name for doc in docs}
+    top = {_field_name(key): value for key, value in data.items()}
+    section = top.pop(service, None) or {}
+    if not isinstance(section, dict):
+        found.problems.append(f"--config {path}: {service}: must hold keys and values")
+        section = {}
+    others: Mapping[str, Collection[str]] | None = None
+    for key, value in top.items():
+        if key in names:
+            found.put(key, value, f"{path}: {key}")
+            continue
+        # Looked up only now: a file for one service alone costs no import of the others.
+        others = sibling_fields() if others is None else others
+        if key not in others and not any(key in fields for fields in others.values()):
+            known = [*names, *others, service]
+            found.problems.append(f"{path}: {key}: no such setting{nearest(key, known)}")
+    for key, value in section.items():
+        name = _field_name(key)
+        if name in names:
+            found.put(name, value, f"{path}: {service}.{name}")
+        else:
+            found.problems.append(f"{path}: {service}.{key}: no such setting{nearest(name, names)}")
+    return found
+
+
+def sibling_fields() -> dict[str, Collection[str]]:
+    """Return the settings' names of each service in this distribution, found and not listed here."""
+    found: dict[str, Collection[str]] = {}
+    package = importlib.import_module(__package__.rpartition(".")[0])
+    for module in pkgutil.iter_modules(package.__path__):
+        name = f"{package.__name__}.{module.name}.config"
+        try:
+            if not module.ispkg or importlib.util.find_spec(name) is None:
+                continue
+            contents = vars(importlib.import_module(name)).values()
+        except ImportError:
+            continue
+        for item in contents:
+            if isinstance(item, type) and getattr(item, "service", None):
+                found[str(item.service)] = tuple(getattr(item, "model_fields", ()))  # type: ignore[attr-defined]
+    return found
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """Return `; did you mean ...?` if something similar is known."""
+    match = difflib.get_close_matches(word, sorted(known), n=1)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def _put_text(found: Layer, doc: FieldDoc, text: str, origin: str) -> None:
+    found.put(doc.name, split_list(text) if doc.repeatable else text, origin)
+
+
+def _field_name(key: Any) -> str:
+    return str(key).replace("-", "_")

@@ -1,0 +1,117 @@
+"""The standard health service, per service name, for probes, load balancers and watchers.
+
+The servicer that comes with grpcio-health-checking is not used, for two faults of its asyncio form:
+the first watcher that leaves takes the others' notifications with it, and it writes to clients while
+it holds the lock, so one slow watcher stops every change of state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from .logs import get_logger
+
+SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_Status = health_pb2.HealthCheckResponse
+_log = get_logger(__name__)
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Says for each service name whether it serves; `set` is plain and never waits for a watcher."""
+
+    def __init__(self) -> None:
+        """Know no service yet; "" stands for the whole process."""
+        self._serving: dict[str, bool] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._stopping = asyncio.Event()
+
+    @property
+    def stopping(self) -> asyncio.Event:
+        """Set once the process goes down; streams without an end should end with it."""
+        return self._stopping
+
+    @property
+    def statuses(self) -> Mapping[str, bool]:
+        """What is known now: whether each service serves."""
+        return dict(self._serving)
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Mount it on a server."""
+        health_pb2_grpc.add_HealthServicer_to_server(self, server)
+
+    def set(self, service: str, serving: bool, why: str = "") -> None:
+        """State whether a service serves; a change is logged with its reason. Ignored after shut_down."""
+        if self._stopping.is_set() or self._serving.get(service) is serving:
+            return
+        self._serving[service] = serving
+        _log.info("health changed", health_of=service or "*", serving=serving, why=why)
+        self._wake(service)
+
+    def forget(self, service: str) -> None:
+        """Know a service no longer; its watchers are told SERVICE_UNKNOWN. Ignored after shut_down."""
+        if not self._stopping.is_set() and self._serving.pop(service, None) is not None:
+            self._wake(service)
+
+    def shut_down(self) -> None:
+        """Say NOT_SERVING for everything and for ever; watchers are told so, and their streams end."""
+        if self._stopping.is_set():
+            return
+        self._serving = dict.fromkeys(self._serving, False)
+        self._stopping.set()
+        _log.info("health changed", health_of="*", serving=False, why="shutting down")
+        for service in list(self._watchers):
+            self._wake(service)
+
+    async def Check(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        """Answer whether a service serves, or NOT_FOUND."""
+        if request.service not in self._serving:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
+        return _Status(status=self._status(request.service))
+
+    async def List(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        """Answer for all services at once."""
+        return health_pb2.HealthListResponse(
+            statuses={name: _Status(status=self._status(name)) for name in self._serving}
+        )
+
+    async def Watch(
+        self, request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Any]:
+        """Stream a service's status: now, and after each change.
+
+        States that pass while the client does not read are skipped; the last one never is. The
+        stream ends when the process goes down, so that it does not hold up the drain.
+        """
+        service = request.service
+        changed = asyncio.Event()
+        watchers = self._watchers.setdefault(service, set())
+        watchers.add(changed)
+        sent = None
+        try:
+            while True:
+                changed.clear()
+                last = self._stopping.is_set()
+                if (now := self._status(service)) != sent:
+                    sent = now
+                    yield _Status(status=now)
+                if last:
+                    return
+                await changed.wait()
+        finally:
+            watchers.discard(changed)
+            if not watchers and self._watchers.get(service) is watchers:
+                del self._watchers[service]
+
+    def _status(self, service: str) -> Any:
+        if service not in self._serving:
+            return _Status.SERVICE_UNKNOWN
+        return _Status.SERVING if self._serving[service] else _Status.NOT_SERVING
+
+    def _wake(self, service: str) -> None:
+        for changed in self._watchers.get(service, ()):
+            changed.set()

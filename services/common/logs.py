@@ -1,0 +1,124 @@
+"""Logs on stderr, for people or for machines; stdout is left to the ready line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Final, Literal, TextIO, TypeAlias
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+Level: TypeAlias = Literal["trace", "debug", "info", "warn", "error"]
+Format: TypeAlias = Literal["console", "json"]
+
+# structlog knows no level below debug; "trace" is debug that also lets the libraries speak.
+_LEVELS: Final = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+}
+# Libraries that write a line for each request, or for each turn of the loop, at info or debug.
+_CHATTY: Final = ("httpx", "httpcore", "httpx2", "httpcore2", "asyncio", "grpc", "huggingface_hub")
+
+
+def configure(
+    level: Level = "info",
+    format: Format = "console",
+    service: str = "",
+    *,
+    stream: TextIO | None = None,
+) -> None:
+    """Send structlog and the standard library's logging to one place, in one shape.
+
+    Call it once, first thing in a process. `service` is put on each line.
+    """
+    out = stream or sys.stderr
+    number = _LEVELS[level]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _Stamp(service),
+    ]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.PositionalArgumentsFormatter(), *shared],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *(_json() if format == "json" else _console(out)),
+        ],
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(number)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(number if level == "trace" else logging.WARNING)
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared[:3],
+            *shared[4:],
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        # Not cached: modules make their loggers at import, before this function is called.
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger(name: str) -> Any:
+    """Return a structlog logger; take `__name__`. Safe to call before `configure`."""
+    return structlog.stdlib.get_logger(name)
+
+
+class _Stamp:
+    """Puts the service's name on each line."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def __call__(self, logger: Any, method: str, event: EventDict) -> EventDict:
+        if self._service:
+            event.setdefault("service", self._service)
+        return event
+
+
+def _json() -> list[Processor]:
+    return [
+        structlog.processors.format_exc_info,
+        structlog.processors.EventRenamer("message"),
+        structlog.processors.JSONRenderer(default=str, ensure_ascii=False),
+    ]
+
+
+def _console(out: TextIO) -> list[Processor]:
+    return [_escape, structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=40)]
+
+
+def _escape(logger: Any, method: str, event: EventDict) -> EventDict:
+    """Keep one event on one line: a value from outside must not be able to forge a second one."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = "".join(c if c.isprintable() else _escaped(c) for c in value)
+    return event
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+if not structlog.is_configured():
+    # structlog's own default prints to stdout, which belongs to the ready line.
+    structlog.configure(
+        processors=[structlog.stdlib.render_to_log_kwargs],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )

@@ -1,0 +1,322 @@
+"""The one server builder, and the life of a service's process from its flags to its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from grpc import aio
+from grpc_channelz.v1 import channelz
+from grpc_reflection.v1alpha import reflection
+
+from . import binding, logs
+from .addresses import Address, parse_address
+from .binding import AddressInUseError, StartError
+from .calls import AccessLog, CallObserver
+from .config import ConfigError, ServiceSettings
+from .errors import CorralError
+from .health import SERVICE as HEALTH
+from .health import HealthServicer
+from .interceptors import CallInterceptor, ErrorInterceptor
+from .stopping import StopSignals, StopWatchdog
+
+__all__ = [
+    "AddressInUseError",
+    "AnyMount",
+    "Build",
+    "GenericMount",
+    "Mount",
+    "Observe",
+    "Server",
+    "StartError",
+    "run_server",
+    "run_service",
+    "serving",
+]
+
+_log = logs.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One gRPC service: its full name (from the descriptor), and the generated function that adds it."""
+
+    service: str
+    add: Callable[[aio.Server], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GenericMount:
+    """Services without generated code: their full names, and the handler that answers for them."""
+
+    names: tuple[str, ...]
+    handler: grpc.GenericRpcHandler
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Not a service: somebody who is told of each call that ended."""
+
+    observer: CallObserver
+
+
+AnyMount: TypeAlias = Mount | GenericMount | Observe
+_Settings = TypeVar("_Settings", bound=ServiceSettings)
+Build: TypeAlias = Callable[
+    [_Settings, AsyncExitStack, HealthServicer], Awaitable[Sequence[AnyMount]]
+]
+
+
+def server_options(max_message_size: int) -> list[tuple[str, Any]]:
+    """Return the options that each of our servers has."""
+    return [
+        ("grpc.max_receive_message_length", max_message_size),
+        ("grpc.max_send_message_length", max_message_size),
+        # On by default, and then two servers silently share a port and half the calls go astray.
+        ("grpc.so_reuseport", 0),
+        # A client whose machine vanished holds its lease until TCP notices, after about 15 minutes;
+        # a ping after 60 s of silence, unanswered for 20 s, ends it well within the idle watchdog's
+        # shortest sensible time, and costs nothing that shows.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # gRPC takes a client's pings for an attack if they come more often than each 5 minutes, and
+        # hangs up with "too_many_pings". Our channels ping each 30 s; meshes use 10 s.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # What the channelz service reports from.
+        ("grpc.enable_channelz", 1),
+    ]
+
+
+class Server:
+    """A gRPC server with everything that all of ours have. Start once, stop as often as you like."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        settings: ServiceSettings,
+        health: HealthServicer,
+        observers: Sequence[CallObserver] = (),
+    ) -> None:
+        """Take what it is made of; nothing is opened before `start`."""
+        self._name = name
+        self._settings = settings
+        self._health = health
+        self._observers = tuple(observers)
+        self._server: aio.Server | None = None
+        self._bound = Address()
+        self._socket: tuple[int, int] | None = None
+
+    @property
+    def address(self) -> str:
+        """The address it serves on, with the actual port."""
+        return str(self._bound)
+
+    async def start(self, mounts: Sequence[AnyMount]) -> None:
+        """Bind, serve, and say so in the health service; StartError if the address is not to be had."""
+        observers = [m.observer for m in mounts if isinstance(m, Observe)]
+        server = aio.server(
+            # In this order, outermost first: what is counted and logged is what the client is sent.
+            interceptors=(
+                CallInterceptor(
+                    self._name,
+                    (AccessLog(), *self._observers, *observers),
+                    stopping=self._health.stopping,
+                ),
+                ErrorInterceptor(),
+            ),
+            options=server_options(self._settings.max_message_size),
+        )
+        names: list[str] = []
+        for mount in mounts:
+            if isinstance(mount, Mount):
+                mount.add(server)
+                names.append(mount.service)
+            elif isinstance(mount, GenericMount):
+                server.add_generic_rpc_handlers((mount.handler,))
+                names += mount.names
+        self._health.add_to(server)
+        channelz.add_channelz_servicer(server)
+        reflection.enable_server_reflection(
+            (*names, HEALTH, channelz.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        self._bind(server)
+        await server.start()
+        self._server = server
+        self._socket = binding.identity(self._bound)
+        for name in ("", *names):
+            if name not in self._health.statuses:
+                self._health.set(name, True, "started")
+
+    async def stop(self, grace: float | None) -> None:
+        """Refuse new calls, let running ones go on for `grace` seconds, then cancel them.
+
+        A second call with less grace shortens the first one's.
+        """
+        self._health.shut_down()
+        if self._server is not None:
+            await self._server.stop(grace)
+            binding.release(self._bound, self._socket)
+
+    async def ended(self) -> None:
+        """Wait until it serves no longer, for whatever reason."""
+        if self._server is not None:
+            await self._server.wait_for_termination()
+
+    def _bind(self, server: aio.Server) -> None:
+        wanted = parse_address(self._settings.listen, field="listen", listen=True)
+        binding.prepare(wanted)
+        try:
+            port = server.add_insecure_port(str(wanted))
+        except RuntimeError as error:
+            raise StartError(f"cannot listen on {wanted}: {error}") from error
+        self._bound = wanted if wanted.is_unix else Address(host=wanted.host, port=port)
+
+
+async def run_server(
+    *,
+    name: str,
+    settings: ServiceSettings,
+    mounts: Sequence[AnyMount],
+    components: AsyncExitStack,
+    health: HealthServicer,
+    observers: Sequence[CallObserver] = (),
+    signals: StopSignals | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain, then close the components in reverse order."""
+    if signals is None:
+        watchdog = StopWatchdog()
+        with _signals(settings, watchdog) as caught:
+            try:
+                await run_server(
+                    name=name,
+                    settings=settings,
+                    mounts=mounts,
+                    components=components,
+                    health=health,
+                    observers=observers,
+                    signals=caught,
+                )
+            finally:
+                watchdog.disarm()
+        return
+    server = Server(name=name, settings=settings, health=health, observers=observers)
+    try:
+        await server.start(mounts)
+        _announce(name, server.address)
+        ended = asyncio.ensure_future(server.ended())
+        await signals.unless_stopped(_shielded(ended))
+        if ended.done():
+            raise StartError("the server stopped by itself")
+    finally:
+        if not signals.first.is_set():
+            signals.begin_stop()
+        await _drain(server, settings.grace, signals)
+        await components.aclose()
+        _log.info("stopped")
+
+
+@asynccontextmanager
+async def serving(
+    *,
+    name: str,
+    settings: ServiceSettings,
+    mounts: Sequence[AnyMount],
+    health: HealthServicer | None = None,
+    observers: Sequence[CallObserver] = (),
+) -> AsyncIterator[Server]:
+    """Serve within the running loop, without signals or a ready line: for tests and for embedding."""
+    server = Server(
+        name=name, settings=settings, health=health or HealthServicer(), observers=observers
+    )
+    await server.start(mounts)
+    try:
+        yield server
+    finally:
+        await server.stop(settings.grace)
+
+
+def run_service(
+    settings_class: type[_Settings], build: Build[_Settings], argv: Sequence[str] | None = None
+) -> int:
+    """Be the whole of a service's `main`: flags in, exit code out.
+
+    `build` is the service's one wiring function. It enters its components on the stack, which is closed
+    in reverse after the drain, and returns what to mount. Exit codes: 0 after a clean stop, 1 after a
+    failure, 2 for settings that cannot be used.
+    """
+    try:
+        settings = settings_class.load(argv)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    logs.configure(settings.log_level, settings.log_format, settings_class.service)
+    watchdog = StopWatchdog()
+    try:
+        with asyncio.Runner() as runner:
+            runner.run(_main(settings, build, watchdog))
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code
+        # A failure that explains itself is one line; for a bug the traceback waits at debug.
+        known = isinstance(error, StartError | CorralError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"{settings_class.program()}: {' '.join(text.split())}\n")
+        _log.debug("failed", exc_info=True)
+        return 1
+    finally:
+        watchdog.disarm()
+    return 0
+
+
+async def _main(settings: _Settings, build: Build[_Settings], watchdog: StopWatchdog) -> None:
+    health = HealthServicer()
+    with _signals(settings, watchdog) as signals:
+        async with AsyncExitStack() as components:
+            mounts = await signals.unless_stopped(_awaited(build(settings, components, health)))
+            if mounts is not None:
+                await run_server(
+                    name=settings.service,
+                    settings=settings,
+                    mounts=mounts,
+                    components=components,
+                    health=health,
+                    signals=signals,
+                )
+
+
+def _signals(settings: ServiceSettings, watchdog: StopWatchdog) -> StopSignals:
+    return StopSignals(grace=settings.grace, limit=settings.stop_timeout, watchdog=watchdog)
+
+
+async def _drain(server: Server, grace: float, signals: StopSignals) -> None:
+    stopping = asyncio.ensure_future(server.stop(grace))
+    hurry = asyncio.ensure_future(signals.second.wait())
+    try:
+        await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await server.stop(0)
+        await stopping
+    finally:
+        hurry.cancel()
+
+
+def _announce(name: str, address: str) -> None:
+    # Whoever started us may have closed its end; that is no reason not to serve.
+    with suppress(OSError, ValueError):
+        sys.stdout.write(f"ready {name} {address}\n")
+        sys.stdout.flush()
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+async def _shielded(work: asyncio.Future[None]) -> None:
+    await asyncio.shield(work)

@@ -1,0 +1,222 @@
+"""The one table from our errors to gRPC status codes, and the way over the wire in both directions.
+
+A status travels as `google.rpc.Status` in the trailing metadata `grpc-status-details-bin`, as every
+gRPC library understands it: ErrorInfo (domain `corral`), RetryInfo, ResourceInfo, BadRequest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import (  # type: ignore[import-untyped]
+    code_pb2,
+    error_details_pb2,
+    status_pb2,
+)
+
+from . import errors
+from .errors import CorralError, FieldViolation, Resource
+
+DOMAIN: Final = "corral"
+DETAILS_KEY: Final = "grpc-status-details-bin"
+INTERNAL_TEXT: Final = (
+    "internal error; the service's log has the details under this call's request id"
+)
+
+_C = grpc.StatusCode
+CODES: Final[Mapping[type[CorralError], grpc.StatusCode]] = {
+    errors.InvalidRequestError: _C.INVALID_ARGUMENT,
+    errors.ModelNotNamedError: _C.INVALID_ARGUMENT,
+    errors.PathEscapeError: _C.INVALID_ARGUMENT,
+    errors.UnsupportedSourceError: _C.INVALID_ARGUMENT,
+    errors.ModelConfigError: _C.FAILED_PRECONDITION,
+    errors.ModelNotFoundError: _C.NOT_FOUND,
+    errors.ModelNotLoadedError: _C.FAILED_PRECONDITION,
+    errors.ModelDisabledError: _C.FAILED_PRECONDITION,
+    errors.ModelBusyError: _C.FAILED_PRECONDITION,
+    errors.BackendNotFoundError: _C.NOT_FOUND,
+    errors.BackendStartError: _C.FAILED_PRECONDITION,
+    errors.BackendNotReadyError: _C.UNAVAILABLE,
+    errors.ModelLoadError: _C.FAILED_PRECONDITION,
+    errors.BackendCrashedError: _C.UNAVAILABLE,
+    errors.LoadBackoffError: _C.UNAVAILABLE,
+    errors.QueueFullError: _C.RESOURCE_EXHAUSTED,
+    errors.ControlPlaneOnlyError: _C.FAILED_PRECONDITION,
+    errors.ShuttingDownError: _C.UNAVAILABLE,
+    errors.NotImplementedYetError: _C.UNIMPLEMENTED,
+    errors.EntryNotFoundError: _C.NOT_FOUND,
+    errors.GalleryNotFoundError: _C.NOT_FOUND,
+    errors.GalleryUnavailableError: _C.UNAVAILABLE,
+    errors.NothingToInstallError: _C.FAILED_PRECONDITION,
+    errors.OperationNotFoundError: _C.NOT_FOUND,
+    errors.OperationCancelledError: _C.CANCELLED,
+    errors.DigestMismatchError: _C.DATA_LOSS,
+    errors.DownloadError: _C.UNAVAILABLE,
+    errors.SourceNotFoundError: _C.NOT_FOUND,
+    errors.AccessDeniedError: _C.PERMISSION_DENIED,
+    errors.DiskFullError: _C.RESOURCE_EXHAUSTED,
+    errors.ConflictError: _C.ABORTED,
+    errors.ServiceUnreachableError: _C.UNAVAILABLE,
+    errors.DeadlineError: _C.DEADLINE_EXCEEDED,
+    # Keeps the code of the server it came from; this is for one that has none.
+    errors.UnknownRemoteError: _C.UNKNOWN,
+    errors.InternalError: _C.INTERNAL,
+}
+_BY_REASON: Final = {cls.reason: cls for cls in CODES}
+
+# A client drops a response whose headers and trailers exceed 8 KiB (gRPC's soft limit on metadata),
+# and would see RESOURCE_EXHAUSTED in the error's place. So all of it together is kept below that:
+# the message travels twice (percent-encoded, and as base64 in the details), the details once.
+_MESSAGE_BYTES: Final = 1536
+_MESSAGE_ENCODED: Final = 3072
+_DETAILS_BYTES: Final = 1536
+
+
+def status_code(error: BaseException) -> grpc.StatusCode:
+    """Return the code that a client sees for this error: the table's, or INTERNAL."""
+    if isinstance(error, errors.UnknownRemoteError):
+        return _code_named(error.code)
+    for cls in type(error).__mro__:
+        if cls in CODES:
+            return CODES[cls]
+    return _C.INTERNAL
+
+
+def to_status(error: BaseException) -> status_pb2.Status:
+    """Return what goes over the wire; nothing of an error that is not ours, except that it happened."""
+    known = error if isinstance(error, CorralError) else errors.InternalError(INTERNAL_TEXT)
+    status = status_pb2.Status(
+        code=status_code(known).value[0],
+        message=shorten(known.message, _MESSAGE_BYTES, _MESSAGE_ENCODED),
+    )
+    room = _DETAILS_BYTES
+    for detail in _details(known):
+        # One that is too large is left out rather than cut: half a detail misleads a program.
+        if (size := detail.ByteSize()) <= room:
+            room -= size
+            status.details.add().Pack(detail)
+    return status
+
+
+def trailing_metadata(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
+    """Return the trailing metadata that carries the status and its details."""
+    return ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def from_rpc_error(error: grpc.RpcError | grpc.aio.AioRpcError) -> CorralError:
+    """Return the error that the other side raised, or the nearest we know."""
+    code = error.code() if hasattr(error, "code") else _C.UNKNOWN
+    text = (error.details() if hasattr(error, "details") else None) or ""
+    for key, value in _trailers(error):
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return from_status(status_pb2.Status.FromString(value))
+            except DecodeError:
+                break
+    if code is _C.UNAVAILABLE:
+        return errors.ServiceUnreachableError(text or "the service cannot be reached")
+    if code is _C.DEADLINE_EXCEEDED:
+        return errors.DeadlineError(text or "the call took longer than its deadline")
+    return errors.UnknownRemoteError(text or code.name, code=code.name)
+
+
+def from_status(status: status_pb2.Status) -> CorralError:
+    """Return the error that `to_status` was given, as far as the wire carries it."""
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    about = error_details_pb2.ResourceInfo()
+    bad = error_details_pb2.BadRequest()
+    retry_after: float | None = None
+    resource: Resource | None = None
+    for detail in status.details:
+        try:
+            if detail.Unpack(retry):
+                retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+            elif detail.Unpack(about):
+                resource = Resource(about.resource_type, about.resource_name, about.description)
+            else:
+                _ = detail.Unpack(info) or detail.Unpack(bad)
+        except DecodeError:
+            continue
+    metadata = dict(info.metadata)
+    facts: dict[str, Any] = {
+        "retry_after": retry_after,
+        "resource": resource,
+        "violations": [FieldViolation(v.field, v.description) for v in bad.field_violations],
+    }
+    code = _code_numbered(status.code)
+    cls = _BY_REASON.get(info.reason) if info.domain == DOMAIN else None
+    if cls is not None and cls is not errors.UnknownRemoteError:
+        return cls(status.message, metadata=metadata, **facts)
+    if cls is None and info.reason:
+        metadata.setdefault("remote_reason", info.reason)
+    return errors.UnknownRemoteError(
+        status.message or code.name, code=code.name, metadata=metadata, **facts
+    )
+
+
+def shorten(text: str, limit: int, encoded_limit: int | None = None) -> str:
+    """Cut a text to `limit` bytes of UTF-8 (and of percent-encoding, as gRPC sends it)."""
+    encoded_limit = encoded_limit or 3 * limit
+    # A lone surrogate (from an undecodable file name) has no UTF-8, and protobuf refuses it.
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    size = encoded = 0
+    for index, char in enumerate(text):
+        size += len(char.encode())
+        encoded += len(quote(char, safe=_UNQUOTED))
+        if size > limit - 3 or encoded > encoded_limit - 9:
+            rest = len(text) - index
+            return (
+                text
+                if rest == 1 and size <= limit and encoded <= encoded_limit
+                else (text[:index] + "…")
+            )
+    return text
+
+
+# What gRPC's percent-encoding of a message leaves alone: printable ASCII but for "%".
+_UNQUOTED: Final = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
+
+
+def _details(error: CorralError) -> Iterator[Any]:
+    yield error_details_pb2.ErrorInfo(
+        reason=error.reason,
+        domain=DOMAIN,
+        metadata={key: shorten(value, 512) for key, value in error.metadata.items()},
+    )
+    if error.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(max(error.retry_after, 0.0) * 1e9))
+        yield retry
+    if error.resource is not None:
+        yield error_details_pb2.ResourceInfo(
+            resource_type=error.resource.type,
+            resource_name=error.resource.name,
+            description=error.resource.description,
+        )
+    if error.violations:
+        bad = error_details_pb2.BadRequest()
+        for violation in error.violations:
+            bad.field_violations.add(field=violation.field, description=violation.description)
+        yield bad
+
+
+def _trailers(error: grpc.RpcError) -> Iterator[tuple[str, str | bytes]]:
+    trailers: Any = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
+    yield from trailers or ()
+
+
+def _code_named(name: str) -> grpc.StatusCode:
+    code = _C.__members__.get(name, _C.UNKNOWN)
+    return _C.UNKNOWN if code is _C.OK else code
+
+
+def _code_numbered(number: int) -> grpc.StatusCode:
+    try:
+        return _code_named(code_pb2.Code.Name(number))
+    except ValueError:
+        return _C.UNKNOWN
