@@ -26,7 +26,53 @@ if _version_not_supported:
 
 
 class BackendStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Runs one model for a supervisor (Corral's loader, LocalAI, or anything that follows this file).
+    One process serves one model. A backend implements Health, LoadModel and whatever its engine can
+    do; every other RPC answers UNIMPLEMENTED, which is what generated base classes do by themselves.
+
+    Process. The program is started with `--addr host:port` and serves this service there, as
+    plaintext HTTP/2. Health answers as soon as the process serves, before any model is loaded, and
+    should keep answering while a model loads or generates (single-threaded backends answer late).
+    When the environment holds a non-empty LOCALAI_GRPC_AUTH_TOKEN, every call must carry the
+    metadata `authorization: Bearer <token>`, exactly, and is answered UNAUTHENTICATED otherwise
+    (compare in constant time). SIGTERM asks the process to exit; one that does not is killed. A
+    backend should also exit by itself when the process that started it is gone. Messages of up to 50
+    MiB are usual in both directions, which is more than gRPC's default of 4 MB. Paths in requests
+    name files that caller and backend both see.
+
+    Model. LoadModel comes after the first good Health and once per process. An RPC that needs a
+    loaded model answers FAILED_PRECONDITION with the text "model not loaded" before that.
+
+    ModelIdentity. Most requests carry the model the caller expects. It is compared, byte for byte,
+    with ModelOptions.Model as recorded by LoadModel. Where either is empty the request is accepted.
+    Where they differ the answer is NOT_FOUND with the text "model identity mismatch": the caller
+    reached another model's process (a reused port) and must look the address up again, not retry it.
+    The text matters, as backends use NOT_FOUND for other things too.
+
+    Outcome. RPCs that return Result may report a failure as Result.success false with status OK:
+    check both. These statuses mean the same for every RPC and are repeated below only where there is
+    more to say:
+
+    - UNAUTHENTICATED: the token is missing or wrong; don't retry.
+    - UNIMPLEMENTED: this backend or this model can't do it; use another.
+    - INVALID_ARGUMENT: the request can't work as it is; change it.
+    - RESOURCE_EXHAUSTED: out of memory, queue full or message too large; back off, then retry.
+    - UNAVAILABLE: the process is starting, stopping or dead; retry where the RPC says that is safe,
+    after the supervisor restarted it.
+    - DEADLINE_EXCEEDED and CANCELLED: the caller's own limit.
+    - INTERNAL: the engine failed; see the message.
+    - UNKNOWN: what older backends answer to any failure; treat it as INTERNAL, or as
+    FAILED_PRECONDITION where the text contains "model not loaded".
+
+    Deadlines. Every call should set one: a hung engine otherwise holds its caller for ever. A
+    backend should stop its work and free what it holds as soon as the deadline passes or the caller
+    cancels; an engine that can't be interrupted stops at its next step and drops the result.
+
+    Through Corral's loader the same service is served for all models: the metadata `corral-model`
+    names one, a call loads it where needed, LoadModel and Free are refused (the loader's own API
+    does both), and Health, Status and GetMetrics answer FAILED_PRECONDITION instead of loading a
+    model.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -297,316 +343,663 @@ class BackendStub(object):
 
 
 class BackendServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Runs one model for a supervisor (Corral's loader, LocalAI, or anything that follows this file).
+    One process serves one model. A backend implements Health, LoadModel and whatever its engine can
+    do; every other RPC answers UNIMPLEMENTED, which is what generated base classes do by themselves.
+
+    Process. The program is started with `--addr host:port` and serves this service there, as
+    plaintext HTTP/2. Health answers as soon as the process serves, before any model is loaded, and
+    should keep answering while a model loads or generates (single-threaded backends answer late).
+    When the environment holds a non-empty LOCALAI_GRPC_AUTH_TOKEN, every call must carry the
+    metadata `authorization: Bearer <token>`, exactly, and is answered UNAUTHENTICATED otherwise
+    (compare in constant time). SIGTERM asks the process to exit; one that does not is killed. A
+    backend should also exit by itself when the process that started it is gone. Messages of up to 50
+    MiB are usual in both directions, which is more than gRPC's default of 4 MB. Paths in requests
+    name files that caller and backend both see.
+
+    Model. LoadModel comes after the first good Health and once per process. An RPC that needs a
+    loaded model answers FAILED_PRECONDITION with the text "model not loaded" before that.
+
+    ModelIdentity. Most requests carry the model the caller expects. It is compared, byte for byte,
+    with ModelOptions.Model as recorded by LoadModel. Where either is empty the request is accepted.
+    Where they differ the answer is NOT_FOUND with the text "model identity mismatch": the caller
+    reached another model's process (a reused port) and must look the address up again, not retry it.
+    The text matters, as backends use NOT_FOUND for other things too.
+
+    Outcome. RPCs that return Result may report a failure as Result.success false with status OK:
+    check both. These statuses mean the same for every RPC and are repeated below only where there is
+    more to say:
+
+    - UNAUTHENTICATED: the token is missing or wrong; don't retry.
+    - UNIMPLEMENTED: this backend or this model can't do it; use another.
+    - INVALID_ARGUMENT: the request can't work as it is; change it.
+    - RESOURCE_EXHAUSTED: out of memory, queue full or message too large; back off, then retry.
+    - UNAVAILABLE: the process is starting, stopping or dead; retry where the RPC says that is safe,
+    after the supervisor restarted it.
+    - DEADLINE_EXCEEDED and CANCELLED: the caller's own limit.
+    - INTERNAL: the engine failed; see the message.
+    - UNKNOWN: what older backends answer to any failure; treat it as INTERNAL, or as
+    FAILED_PRECONDITION where the text contains "model not loaded".
+
+    Deadlines. Every call should set one: a hung engine otherwise holds its caller for ever. A
+    backend should stop its work and free what it holds as soon as the deadline passes or the caller
+    cancels; an engine that can't be interrupted stops at its next step and drops the result.
+
+    Through Corral's loader the same service is served for all models: the metadata `corral-model`
+    names one, a call loads it where needed, LoadModel and Free are refused (the loader's own API
+    does both), and Health, Status and GetMetrics answer FAILED_PRECONDITION instead of loading a
+    model.
+    """
 
     def Health(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Tells whether the process serves: Reply.message is the two bytes "OK".
+
+        Says nothing about the model, and must answer before one is loaded. Has no effects; safe to
+        retry. Set a deadline of seconds. UNAVAILABLE or an expired deadline during start means "not
+        yet": try again until the process exits or the start limit passes. Later it means that the
+        process hangs or died.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Free(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Releases the model and its memory; the process keeps serving Health.
+
+        Supervisors call it, with a deadline of a few seconds, just before they stop the process, when
+        no other call is in flight. Idempotent: calling it again changes nothing. Errors never keep a
+        supervisor from stopping the process; UNIMPLEMENTED is common and means that exiting is enough.
+        After it, RPCs that need a model answer FAILED_PRECONDITION.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Predict(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Generates the whole answer to a prompt, or to a chat when UseTokenizerTemplate is set.
+
+        Needs a loaded model (FAILED_PRECONDITION: load it, then repeat) and checks ModelIdentity
+        (NOT_FOUND). INVALID_ARGUMENT: for example a prompt longer than the context. Changes nothing,
+        so a retry is safe; it costs the full generation and gives another answer unless sampling is
+        fixed. Set a deadline that covers the longest answer; cancelling stops the generation and frees
+        its slot. The whole text arrives at the end: prefer PredictStream for people.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Loads the model that ModelOptions describes and records ModelOptions.Model as its identity.
+
+        Returns when the model is ready to serve; Result.success false or any error status means it is
+        not. Loading takes seconds to hours: scale the deadline with the size of the files. Not
+        idempotent: call it once per process. Some backends replace the model on a second call, others
+        fail. After a failure, a cancellation or an expired deadline the state of the process is
+        undefined: stop it, and load in a new one. INVALID_ARGUMENT or Result.success false: the
+        options or files are wrong, a repeat won't help. RESOURCE_EXHAUSTED: not enough memory; free
+        some first. Health must keep answering meanwhile.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PredictStream(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Generates like Predict and sends the answer in pieces as they appear.
+
+        The answer is the concatenation of all Reply.message; a multi-byte character may be split over
+        two. Tokens and timings are running totals, so the last Reply has the final ones; it may have
+        no text. A backend that can't stream sends one Reply. Needs a loaded model
+        (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND), both before the first Reply. Safe
+        to retry as long as nothing was shown; a new call starts from the beginning. Set a deadline for
+        the whole answer; cancelling stops the generation and frees its slot. A status other than OK
+        after some pieces means that the answer is incomplete.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Embedding(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Turns PredictOptions.Embeddings (text) or EmbeddingTokens (token ids) into vectors; image
+        models read Images instead.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND with its text; a
+        face model may answer NOT_FOUND for an image without a face). UNIMPLEMENTED: the model makes no
+        embeddings, or was loaded without ModelOptions.Embeddings. INVALID_ARGUMENT: the input is too
+        long. Without effects, the same input gives the same vectors: safe to retry. Set a deadline;
+        cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateImage(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Generates an image from a prompt, or from an image and a prompt, and writes it to dst.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). Check
+        Result.success. A retry is safe and overwrites dst. Set a deadline of minutes; cancelling stops
+        at the next step at the latest and may leave a partial dst, which is to be ignored.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpscaleImage(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Enlarges the image at src and writes it to dst.
+
+        Needs a loaded model (FAILED_PRECONDITION); carries no ModelIdentity. Check Result.success. A
+        retry is safe and overwrites dst. Set a deadline of minutes; a cancelled call may leave a
+        partial dst.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateVideo(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Generates a video from a prompt, images or audio, and writes it to dst.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). Check
+        Result.success. A retry is safe, costly, and overwrites dst. Set a long deadline (minutes to
+        hours); cancelling stops at the next step at the latest and may leave a partial dst.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Generate3D(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Generates a 3D asset from an image and writes it to dst.
+
+        Needs a loaded model (FAILED_PRECONDITION); carries no ModelIdentity. Check Result.success. A
+        retry is safe, costly, and overwrites dst. Set a deadline of minutes; cancelling stops at the
+        next step at the latest and may leave a partial dst.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AudioTranscription(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Transcribes, or translates to English, the audio file at dst.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
+        INVALID_ARGUMENT: the file is missing or no audio. Only reads: safe to retry. Set a deadline
+        that grows with the length of the audio; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AudioTranscriptionStream(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Transcribes like AudioTranscription and sends the text as it is decoded; the last message holds
+        the result as a whole.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). UNIMPLEMENTED:
+        the model can't stream; use AudioTranscription. A backend must not fake a stream by sending the
+        finished text as one delta. Only reads: safe to retry from the beginning. Set a deadline;
+        cancelling stops the decoding. Without final_result the transcript is incomplete.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AudioTranscriptionLive(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Transcribes speech while it is being spoken.
+
+        The first request holds config, all later ones audio. The backend answers the config with a
+        response whose ready is set and sends text only after that. Half-closing ends the audio: the
+        backend decodes what is left, sends final_result and ends the stream. Needs a loaded model
+        (FAILED_PRECONDITION); carries no ModelIdentity. UNIMPLEMENTED: no live transcription; fall
+        back to AudioTranscription. INVALID_ARGUMENT: the first request was no config. A broken stream
+        can't be resumed: open a new one. Set a deadline for the whole session; cancelling discards it
+        at once, without final_result.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TTS(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Speaks a text and writes the audio to dst.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). Check
+        Result.success. A retry is safe and overwrites dst. Set a deadline that grows with the text; a
+        cancelled call may leave a partial dst.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TTSStream(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Speaks a text and sends the audio as it is made.
+
+        The first Reply holds in message a JSON object with the format, {"sample_rate": 24000}; the
+        following ones hold in audio 16-bit little-endian mono PCM at that rate (16000 where it is
+        missing). Without that first Reply, audio is a WAV stream with its own header. dst is not used.
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). UNIMPLEMENTED:
+        use TTS. Safe to retry as long as nothing was played. Set a deadline for the whole text;
+        cancelling stops the synthesis.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SoundGeneration(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Generates music or sound from a description and writes it to dst.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). Check
+        Result.success. A retry is safe and overwrites dst. Set a deadline of minutes; a cancelled call
+        may leave a partial dst.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TokenizeString(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Splits PredictOptions.Prompt into the model's tokens; the other options don't matter.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). Pure: safe to
+        retry. Set a short deadline; cancelling has no further effect.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Detokenize(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Turns token ids back into text.
+
+        Needs a loaded model (FAILED_PRECONDITION); carries no ModelIdentity. INVALID_ARGUMENT: an id
+        is not in the vocabulary. Pure: safe to retry. Set a short deadline; cancelling has no further
+        effect.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Status(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reports the state and the memory use of the process.
+
+        Needs no model: without one the state is UNINITIALIZED. Only reads: safe to retry. Set a
+        deadline of seconds; single-threaded backends answer only between requests. UNIMPLEMENTED is
+        common: measure the process from outside instead. Use it to inform, not to schedule: some
+        existing backends swap BUSY and READY.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Detect(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Finds objects in an image, or segments what the prompt, points or boxes select.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
+        INVALID_ARGUMENT: src is no image. Finding nothing is an empty list, not an error. Pure: safe
+        to retry. Set a deadline; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SoundDetection(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Classifies the sounds in an audio file.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
+        INVALID_ARGUMENT: the file is missing or no audio. Only reads: safe to retry. Set a deadline;
+        cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Depth(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Estimates depth, and on demand camera pose, sky and a point cloud, from one image.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
+        INVALID_ARGUMENT: src is no image, or an export is unknown. Safe to retry; exports are
+        overwritten. Answers can be large: ask only for what is needed, and allow big messages. Set a
+        deadline; a cancelled call may leave partial exports.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FaceVerify(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Tells whether two images show the same person's face.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND with its text;
+        some answer NOT_FOUND with another text when there is no face). INVALID_ARGUMENT: an image is
+        missing or unreadable. Pure: safe to retry. Set a deadline; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FaceAnalyze(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Estimates attributes of every face in an image.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND with its text;
+        some answer NOT_FOUND with another text when there is no face). INVALID_ARGUMENT: the image is
+        missing or unreadable. Pure: safe to retry. Set a deadline; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VoiceVerify(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Tells whether two recordings hold the same person's voice.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
+        INVALID_ARGUMENT: a recording is missing or unreadable. Only reads: safe to retry. Set a
+        deadline; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VoiceAnalyze(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Estimates attributes of the voices in a recording.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
+        INVALID_ARGUMENT: the recording is missing or unreadable. Only reads: safe to retry. Set a
+        deadline; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VoiceEmbed(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Turns a recording into a vector that identifies the speaker.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
+        INVALID_ARGUMENT: the recording is missing or unreadable. Only reads: safe to retry. Set a
+        deadline; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StoresSet(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Stores values under vectors, replacing the value of a vector that is already there.
+
+        For vector-store backends: LoadModel opened the store (FAILED_PRECONDITION without it). Carries
+        no ModelIdentity. INVALID_ARGUMENT: no keys, another number of values than of keys, or a vector
+        whose length differs from the stored ones. Idempotent: safe to retry. Set a deadline; after a
+        cancellation some pairs may be stored: repeat the call. A store in memory lives as long as its
+        process.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StoresDelete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Deletes vectors and their values; a vector that isn't stored is skipped.
+
+        Needs an open store (FAILED_PRECONDITION); carries no ModelIdentity. INVALID_ARGUMENT: no keys,
+        or a vector of the wrong length. Idempotent: safe to retry. Set a deadline; after a
+        cancellation repeat the call.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StoresGet(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the values stored under exactly these vectors; missing ones are left out, the order may
+        differ.
+
+        Needs an open store (FAILED_PRECONDITION); carries no ModelIdentity. INVALID_ARGUMENT: a vector
+        of the wrong length. Only reads: safe to retry. Set a deadline; cancelling has no further
+        effect.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StoresFind(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the stored vectors that are most similar to one vector, the most similar first.
+
+        Needs an open store (FAILED_PRECONDITION); carries no ModelIdentity. INVALID_ARGUMENT: TopK
+        below 1, or a vector of the wrong length. An empty store gives an empty result. Only reads:
+        safe to retry. Set a deadline; cancelling has no further effect.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rerank(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Scores how well each document answers a query and sorts them by it.
+
+        Needs a loaded model (FAILED_PRECONDITION) that was loaded for Reranking, and checks
+        ModelIdentity (NOT_FOUND). UNIMPLEMENTED: the model can't rerank. INVALID_ARGUMENT: no query,
+        no documents, or one too long. Pure: safe to retry. Set a deadline that grows with the
+        documents; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TokenClassify(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Finds and labels spans in a text, such as names or addresses.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). Finding
+        nothing is an empty list. Pure: safe to retry. Set a deadline; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Computes how likely the model finds each candidate as the continuation of one prompt; nothing
+        is generated.
+
+        Needs a loaded model (FAILED_PRECONDITION), loaded with EnableScore, and checks ModelIdentity
+        (NOT_FOUND). INVALID_ARGUMENT: no candidates, or prompt and candidate don't fit the context.
+        Pure: safe to retry. Set a deadline that grows with the candidates; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMetrics(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the engine's counters.
+
+        Needs a loaded model (FAILED_PRECONDITION). Only reads: safe to retry. Set a deadline of
+        seconds. Few engines have it; take UNIMPLEMENTED as "no metrics".
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VAD(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Finds the stretches of speech in audio samples.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). No speech is
+        an empty list. Pure: safe to retry. Set a deadline; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Diarize(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Finds out who speaks when in an audio file.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
+        INVALID_ARGUMENT: the file is missing or no audio. Only reads: safe to retry. Set a deadline
+        that grows with the length of the audio; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AudioEncode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Encodes PCM samples into frames of the backend's codec (Opus, for example).
+
+        Needs the codec to be loaded (FAILED_PRECONDITION); carries no ModelIdentity. INVALID_ARGUMENT:
+        a rate or channel count the codec can't take. Safe to retry, unless options keep state between
+        calls. Set a short deadline; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AudioDecode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Decodes frames of the backend's codec into PCM samples.
+
+        Needs the codec to be loaded (FAILED_PRECONDITION); carries no ModelIdentity. INVALID_ARGUMENT:
+        a frame is damaged. Safe to retry, unless options keep state between calls: a repeat would then
+        feed the frames twice. Set a short deadline; cancelling drops the work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AudioTransform(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Filters an audio file (noise or echo removal, voice conversion, separation) and writes the
+        result to dst.
+
+        Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
+        INVALID_ARGUMENT: an input is missing or no audio. A retry is safe and overwrites the outputs.
+        Set a deadline that grows with the length of the audio; a cancelled call may leave partial
+        outputs.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AudioTransformStream(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Filters audio frame by frame, one response for each input frame, in order.
+
+        The first request holds config, later ones frames, or another config to change parameters.
+        Half-closing ends the input; the backend sends what is left and ends the stream. Needs a loaded
+        model (FAILED_PRECONDITION); carries no ModelIdentity. INVALID_ARGUMENT: the first request was
+        no config, or a frame has the wrong size. Filters have state, so a broken stream can't be
+        resumed: open a new one. Set a deadline for the whole session; cancelling discards it at once.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AudioToAudioStream(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Holds a spoken conversation: audio in, audio and events out.
+
+        The first request should hold config; then frames, and control events at any time. A turn ends
+        with end_of_input or the control event "input_audio_buffer.commit"; the answer ends with the
+        event "response.done". Half-closing ends the session after the running answer. Needs a loaded
+        model (FAILED_PRECONDITION); carries no ModelIdentity. Failures of a turn arrive as the event
+        "error"; some backends report everything that way. The state is in the stream, so a broken one
+        can't be resumed: open a new one. Set a deadline for the whole session; cancelling stops
+        generation and discards it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Describes how the loaded model chats: template, reasoning, markers of tool calls.
+
+        The request holds the options that LoadModel got. Needs a loaded model (FAILED_PRECONDITION).
+        Only reads: safe to retry. Set a deadline of seconds. UNIMPLEMENTED: use the model's
+        configuration instead.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartFineTune(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Starts a training job in the background and returns its id.
+
+        Needs no loaded model: the request names its own. Not idempotent: set job_id, and after an
+        unclear failure look for that job with FineTuneProgress before starting again. success false:
+        the request is wrong, or another job is running. Set a deadline of seconds; cancelling doesn't
+        stop a job that has started. A job ends with its process.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FineTuneProgress(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Streams the progress of a training job until it ends.
+
+        The last update has status "completed", "failed" or "stopped". NOT_FOUND: no such job in this
+        process; it may have been lost with an earlier one. Open one stream a job at a time: some
+        backends deliver each update to one reader only. Only reads: a broken stream can be opened
+        again and goes on with new updates. The deadline may be long or absent; cancelling stops the
+        stream, never the job.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopFineTune(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Asks a training job to stop.
+
+        Idempotent: safe to retry. Check Result.success. The job has stopped when FineTuneProgress says
+        so; backends that can't interrupt a job accept the call without effect, and the supervisor ends
+        the process. Set a deadline of seconds.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCheckpoints(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lists the checkpoints below a training job's output folder.
+
+        Needs no loaded model. A missing folder gives an empty list. Only reads: safe to retry. Set a
+        deadline of seconds; cancelling has no further effect.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Writes a checkpoint as a model in the wanted format.
+
+        Needs no loaded model. Check Result.success. A retry is safe and overwrites the output. Merging
+        and conversion take minutes to hours: set the deadline by size. After a cancellation the output
+        is incomplete.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartQuantization(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Starts converting a model to a smaller type in the background and returns the job's id.
+
+        Needs no loaded model: the request names its own. Not idempotent: a job_id that exists already
+        gives success false. Set a deadline of seconds; cancelling doesn't stop a job that has started.
+        A job ends with its process.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def QuantizationProgress(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Streams the progress of a quantization job until it ends.
+
+        The last update has status "completed", "failed" or "stopped". NOT_FOUND: no such job in this
+        process. Open one stream a job at a time: some backends deliver each update to one reader only.
+        Only reads: a broken stream can be opened again. The deadline may be long or absent; cancelling
+        stops the stream, never the job.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopQuantization(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Asks a quantization job to stop.
+
+        Safe to retry. Result.success false: no such job. The job has stopped when QuantizationProgress
+        says so; partial files may remain. Set a deadline of seconds.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Forward(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Passes an HTTP request on to the upstream service that ProxyOptions names, and its answer back.
+
+        The first request holds path, method and headers; body_chunk may come with it and with any
+        later one; half-closing ends the body. The first reply holds status and headers, the others the
+        body. An HTTP error of the upstream is an answer (ForwardReply.status), not a gRPC status.
+        Needs a model loaded with Proxy (FAILED_PRECONDITION); carries no ModelIdentity. UNAVAILABLE:
+        the upstream can't be reached (UNKNOWN in older backends). As safe to retry as the HTTP request
+        itself, so a POST is not. Set a deadline for the whole answer; cancelling closes the upstream
+        connection.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -883,7 +1276,53 @@ def add_BackendServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Backend(object):
-    """Missing associated documentation comment in .proto file."""
+    """Runs one model for a supervisor (Corral's loader, LocalAI, or anything that follows this file).
+    One process serves one model. A backend implements Health, LoadModel and whatever its engine can
+    do; every other RPC answers UNIMPLEMENTED, which is what generated base classes do by themselves.
+
+    Process. The program is started with `--addr host:port` and serves this service there, as
+    plaintext HTTP/2. Health answers as soon as the process serves, before any model is loaded, and
+    should keep answering while a model loads or generates (single-threaded backends answer late).
+    When the environment holds a non-empty LOCALAI_GRPC_AUTH_TOKEN, every call must carry the
+    metadata `authorization: Bearer <token>`, exactly, and is answered UNAUTHENTICATED otherwise
+    (compare in constant time). SIGTERM asks the process to exit; one that does not is killed. A
+    backend should also exit by itself when the process that started it is gone. Messages of up to 50
+    MiB are usual in both directions, which is more than gRPC's default of 4 MB. Paths in requests
+    name files that caller and backend both see.
+
+    Model. LoadModel comes after the first good Health and once per process. An RPC that needs a
+    loaded model answers FAILED_PRECONDITION with the text "model not loaded" before that.
+
+    ModelIdentity. Most requests carry the model the caller expects. It is compared, byte for byte,
+    with ModelOptions.Model as recorded by LoadModel. Where either is empty the request is accepted.
+    Where they differ the answer is NOT_FOUND with the text "model identity mismatch": the caller
+    reached another model's process (a reused port) and must look the address up again, not retry it.
+    The text matters, as backends use NOT_FOUND for other things too.
+
+    Outcome. RPCs that return Result may report a failure as Result.success false with status OK:
+    check both. These statuses mean the same for every RPC and are repeated below only where there is
+    more to say:
+
+    - UNAUTHENTICATED: the token is missing or wrong; don't retry.
+    - UNIMPLEMENTED: this backend or this model can't do it; use another.
+    - INVALID_ARGUMENT: the request can't work as it is; change it.
+    - RESOURCE_EXHAUSTED: out of memory, queue full or message too large; back off, then retry.
+    - UNAVAILABLE: the process is starting, stopping or dead; retry where the RPC says that is safe,
+    after the supervisor restarted it.
+    - DEADLINE_EXCEEDED and CANCELLED: the caller's own limit.
+    - INTERNAL: the engine failed; see the message.
+    - UNKNOWN: what older backends answer to any failure; treat it as INTERNAL, or as
+    FAILED_PRECONDITION where the text contains "model not loaded".
+
+    Deadlines. Every call should set one: a hung engine otherwise holds its caller for ever. A
+    backend should stop its work and free what it holds as soon as the deadline passes or the caller
+    cancels; an engine that can't be interrupted stops at its next step and drops the result.
+
+    Through Corral's loader the same service is served for all models: the metadata `corral-model`
+    names one, a call loads it where needed, LoadModel and Free are refused (the loader's own API
+    does both), and Health, Status and GetMetrics answer FAILED_PRECONDITION instead of loading a
+    model.
+    """
 
     @staticmethod
     def Health(request,
