@@ -1,0 +1,1 @@
+"""Collects what every service measured and shows it to Prometheus."""

@@ -1,0 +1,64 @@
+"""The metrics service's settings."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, field_validator
+
+from services.common.addresses import validate_address
+from services.common.config import Duration, ServiceSettings
+from services.common.errors import InvalidRequestError
+
+from .collector import MOST_SERIES
+
+
+class MetricsSettings(ServiceSettings):
+    """Collects what every service measured and shows it to Prometheus."""
+
+    service: ClassVar[str] = "metrics"
+
+    listen: str = "127.0.0.1:50054"
+
+    http_listen: str = "127.0.0.1:9464"
+    """The address to serve /metrics on over HTTP; port 0 takes a free one, and
+    <state_path>/metrics/http_address says which."""
+
+    max_label_values: int = Field(default=200, ge=1)
+    """How many values a label of api_call can have; calls with later ones count under `other`."""
+
+    max_series: int = Field(default=1000, ge=1, le=MOST_SERIES)
+    """How many series api_call can have; calls with later label sets count under `other`."""
+
+    max_label_length: int = Field(default=256, ge=16)
+    """How many characters a label's value can have; longer ones are refused."""
+
+    max_otlp_series: int = Field(default=10_000, ge=1)
+    """How many series can come over OTLP, each service's own counted apart; later ones are refused."""
+
+    http_head_timeout: Duration = 75.0
+    """How long an HTTP connection may wait for its next request to be whole; Prometheus asks each
+    15 to 60 s and keeps its connection."""
+
+    http_scrape_timeout: Duration = 10.0
+    """How long rendering a scrape may take; Prometheus gives up after 10 s."""
+
+    http_send_timeout: Duration = 10.0
+    """How long a client may take to receive an answer."""
+
+    http_max_connections: int = Field(default=64, ge=1)
+    """How many HTTP connections may be open; further ones are answered 503."""
+
+    stream_quiet: Duration = 0.2
+    """How long a stop waits for further messages of an open ObserveApiCalls before it answers."""
+
+    query_timeout: Duration = 10.0
+    """How long reading all values may take."""
+
+    @field_validator("http_listen", mode="after")
+    @classmethod
+    def _http_listen(cls, value: str) -> str:
+        try:
+            return validate_address(value, field="http_listen", listen=True)
+        except InvalidRequestError as error:
+            raise ValueError(error.violations[0].description) from None

@@ -1,0 +1,196 @@
+"""Serves `/metrics` and `/healthz` over HTTP: a scraper asks, the values of that moment go out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from types import TracebackType
+from typing import Final, Self
+
+from services.common.addresses import Address, parse_address
+from services.common.logs import get_logger
+
+from .exposition import Page
+from .request import MAX_HEAD, BadRequest, Request, read_request
+
+_METHODS: Final = ("GET", "HEAD")
+_HEALTHY: Final = Page(b"ok\n", "text/plain; charset=utf-8")
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """How long and how much a client may keep the server busy."""
+
+    head_timeout: float
+    """Seconds for the whole head of a request, from its first wait on."""
+    scrape_timeout: float
+    """Seconds to render the values."""
+    send_timeout: float
+    """Seconds for the client to take an answer."""
+    max_connections: int
+
+
+class Exporter:
+    """An HTTP/1.1 server for scrapes; an async context manager that listens while it is entered.
+
+    `scrape` takes the headers Accept and Accept-Encoding, and runs on a thread: rendering a thousand
+    series takes long enough to be felt by the calls that are served meanwhile.
+    """
+
+    def __init__(self, listen: str, scrape: Callable[[str, str], Page], limits: HttpLimits) -> None:
+        """Prepare to listen on `host:port` (0 for any free port) or `unix:/path`."""
+        self._listen = parse_address(listen, field="http_listen", listen=True)
+        self._scrape = scrape
+        self._limits = limits
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the real port."""
+        if self._server is None or self._listen.is_unix:
+            return str(self._listen)
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return str(Address(host=host, port=port))
+
+    async def __aenter__(self) -> Self:
+        """Listen."""
+        if self._listen.is_unix:
+            self._server = await asyncio.start_unix_server(
+                self._connected, self._listen.path, limit=MAX_HEAD
+            )
+        else:
+            self._server = await asyncio.start_server(
+                self._connected, self._listen.host, self._listen.port, limit=MAX_HEAD
+            )
+        _log.info("metrics are served over HTTP", address=self.address, path="/metrics")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop listening, and let answers that are on their way arrive."""
+        assert self._server is not None
+        self._server.close()
+        if self._connections:
+            # Idle connections wait in a read; those that answer have the time of one answer.
+            for task in self._connections:
+                if task.get_name() == _IDLE:
+                    task.cancel()
+            _, late = await asyncio.wait(
+                self._connections,
+                timeout=self._limits.scrape_timeout + self._limits.send_timeout,
+            )
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._converse(task, reader, writer)
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            # The client left, or took too long, or we stop: there is nobody to tell.
+            pass
+        except Exception:  # noqa: BLE001 - one client's trouble is none of the others'
+            _log.exception("HTTP connection failed")
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _converse(
+        self,
+        task: asyncio.Task[None],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        while True:
+            # A connection that is not in the middle of an answer may be cut at any time.
+            task.set_name(_IDLE)
+            try:
+                async with asyncio.timeout(self._limits.head_timeout):
+                    request = await read_request(reader)
+            except BadRequest as bad:
+                task.set_name(_ANSWERING)
+                page = Page(f"{bad}\n".encode(), "text/plain; charset=utf-8")
+                await self._send(writer, bad.status, page, keep_alive=False)
+                return
+            task.set_name(_ANSWERING)
+            if request is None:
+                return
+            status, page = await self._answer(request)
+            assert self._server is not None
+            keep_alive = request.keep_alive and self._server.is_serving()
+            await self._send(
+                writer, status, page, keep_alive=keep_alive, body=request.method != "HEAD"
+            )
+            if not keep_alive:
+                return
+
+    async def _answer(self, request: Request) -> tuple[HTTPStatus, Page]:
+        if len(self._connections) > self._limits.max_connections:
+            return HTTPStatus.SERVICE_UNAVAILABLE, _text("too many connections")
+        if request.path not in ("/metrics", "/healthz"):
+            return HTTPStatus.NOT_FOUND, _text("not found; see /metrics")
+        if request.method not in _METHODS:
+            return HTTPStatus.METHOD_NOT_ALLOWED, _text("only GET and HEAD")
+        if request.path == "/healthz":
+            return HTTPStatus.OK, _HEALTHY
+        headers = request.headers
+        try:
+            async with asyncio.timeout(self._limits.scrape_timeout):
+                page = await asyncio.to_thread(
+                    self._scrape, headers.get("accept", ""), headers.get("accept-encoding", "")
+                )
+        except TimeoutError:
+            return HTTPStatus.SERVICE_UNAVAILABLE, _text("the scrape took too long")
+        except Exception:  # noqa: BLE001 - the scraper gets a status, the log the cause
+            _log.exception("scrape failed")
+            return HTTPStatus.INTERNAL_SERVER_ERROR, _text("scrape failed; see the log")
+        return HTTPStatus.OK, page
+
+    async def _send(
+        self,
+        writer: asyncio.StreamWriter,
+        status: HTTPStatus,
+        page: Page,
+        *,
+        keep_alive: bool,
+        body: bool = True,
+    ) -> None:
+        lines = [
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"Date: {formatdate(usegmt=True)}",
+            f"Content-Type: {page.content_type}",
+            f"Content-Length: {len(page.body)}",
+            "Vary: Accept, Accept-Encoding",
+            f"Connection: {'keep-alive' if keep_alive else 'close'}",
+        ]
+        if page.encoding:
+            lines.append(f"Content-Encoding: {page.encoding}")
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            lines.append(f"Allow: {', '.join(_METHODS)}")
+        writer.write("\r\n".join((*lines, "", "")).encode("latin-1"))
+        if body:
+            writer.write(page.body)
+        async with asyncio.timeout(self._limits.send_timeout):
+            await writer.drain()
+            if not keep_alive:
+                writer.write_eof()
+
+
+_IDLE: Final = "metrics http: idle"
+_ANSWERING: Final = "metrics http: answering"
+
+
+def _text(text: str) -> Page:
+    return Page(f"{text}\n".encode(), "text/plain; charset=utf-8")

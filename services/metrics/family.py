@@ -1,0 +1,83 @@
+"""What a metric looks like at one moment: the form that the scrape and the query share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+"""Name and value, sorted by name, so that equal label sets are equal keys."""
+
+
+class Kind(Enum):
+    """How the values of a family are to be read."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Observations by size: `counts[i]` lie at or below `bounds[i]`, the last one above them all."""
+
+    count: int
+    sum: float
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    def plus(self, other: Histogram) -> Histogram:
+        """Return both together; their bounds MUST be the same."""
+        return Histogram(
+            count=self.count + other.count,
+            sum=self.sum + other.sum,
+            bounds=self.bounds,
+            counts=tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),
+        )
+
+
+Value: TypeAlias = "float | Histogram"
+
+
+@dataclass(slots=True)
+class Family:
+    """One metric with its series. A label set is in it once: that is what the dict is for."""
+
+    name: str
+    """As on the scrape, without `_total`, `_bucket`, `_sum` and `_count`."""
+    description: str
+    unit: str
+    kind: Kind
+    series: dict[Labels, Value] = field(default_factory=dict)
+
+    def answers_to(self, name: str) -> bool:
+        """Whether people may mean this family by the name; a counter's `_total` is optional."""
+        return name == self.name or (
+            self.kind is Kind.COUNTER and name.removesuffix("_total") == self.name
+        )
+
+
+def labels_of(pairs: Mapping[str, str] | Iterable[tuple[str, str]]) -> Labels:
+    """Return the labels in their one order."""
+    return tuple(sorted(pairs.items() if isinstance(pairs, Mapping) else pairs))
+
+
+def select(
+    families: Iterable[Family], names: Iterable[str] = (), labels: Labels = ()
+) -> list[Family]:
+    """Return the families of these names with the series that have all these labels, by name.
+
+    No names means all families. A family that was named, or when nothing narrows the choice, is
+    returned also with no series left.
+    """
+    wanted = tuple(names)
+    chosen = []
+    for family in families:
+        if wanted and not any(family.answers_to(name) for name in wanted):
+            continue
+        series = {key: value for key, value in family.series.items() if set(labels) <= set(key)}
+        if series or wanted or not labels:
+            chosen.append(Family(family.name, family.description, family.unit, family.kind, series))
+    return sorted(chosen, key=lambda family: family.name)

@@ -1,0 +1,74 @@
+"""The head of an HTTP/1.1 request, read strictly: what two parsers could disagree about is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+# A scraper sends under 1 KiB; cookies and proxies' headers fit too.
+MAX_HEAD: Final = 16 * 1024
+
+
+class BadRequest(Exception):
+    """What came is not a request that we can answer; the connection is closed after the answer."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        """Take the status to answer with, and why."""
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The head of a request; bodies are not taken."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    keep_alive: bool
+
+
+async def read_request(reader: asyncio.StreamReader) -> Request | None:
+    """Return the next request's head, or None if the client has none left."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as error:
+        if error.partial.strip():
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "the request's head is incomplete") from error
+        return None
+    except asyncio.LimitOverrunError as error:
+        raise BadRequest(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEAD} bytes of head"
+        ) from error
+    return parse_head(head)
+
+
+def parse_head(head: bytes) -> Request:
+    """Parse a request's head up to its empty line, or raise BadRequest."""
+    first, *lines = head.decode("latin-1").strip("\r\n").split("\r\n")
+    parts = first.split(" ")
+    if len(parts) != 3 or not parts[0].isalpha() or not parts[1]:
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "this is not an HTTP request")
+    method, target, protocol = parts
+    if protocol not in ("HTTP/1.1", "HTTP/1.0"):
+        raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        # A space before the colon, or a line that continues another: what proxies disagree about.
+        if not colon or not name or name != name.strip():
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "a malformed header")
+        name, value = name.lower(), value.strip()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    if protocol == "HTTP/1.1" and "host" not in headers:
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the header Host is missing")
+    if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
+        raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "no request here takes a body")
+    tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    keep_alive = "close" not in tokens and (protocol == "HTTP/1.1" or "keep-alive" in tokens)
+    path = target.partition("?")[0]
+    if path.startswith("http://"):
+        path = "/" + path.removeprefix("http://").partition("/")[2]
+    return Request(method=method, path=path, headers=headers, keep_alive=keep_alive)
