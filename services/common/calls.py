@@ -19,7 +19,7 @@ class CallRecord:
     code: str
     """The name of the gRPC status code that the client was sent, or would have been."""
     duration: float
-    """Seconds from the first byte to the last."""
+    """Seconds that the handler took, from the first request to the last response."""
     peer: str
     request_id: str
     messages_in: int

@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import grpc
 import structlog
 from grpc import aio
-from grpc_interceptor.server import AsyncServerInterceptor
 
 from . import status
 from .calls import AccessLog, CallObserver, CallRecord
-from .errors import CorralError
+from .errors import CorralError, InternalError
+from .interception import Behaviour, Interceptor, close, responses
 from .logs import get_logger
+from .request_streams import Counted, Until
 
 __all__ = [
     "REQUEST_ID_KEY",
@@ -37,92 +38,9 @@ _REQUEST_ID_LENGTH: Final = 128
 # deadline (counted from the call's arrival) is over: within this many seconds it was the deadline.
 _DEADLINE_SLACK: Final = 0.05
 
+_REFLECTION: Final = "/grpc.reflection."
+
 _log = get_logger(__name__)
-_Context = aio.ServicerContext[Any, Any]
-_Handler = Any
-
-_FACTORIES: Final = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
-
-
-class Interceptor(AsyncServerInterceptor):
-    """An AsyncServerInterceptor that tells streamed responses from single ones by the handler's kind.
-
-    The library's own dispatch puts one more generator around each stream and leaves closing it to the
-    garbage collector; a handler's `finally` (where a lease is given back) must run when the call ends.
-    """
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler:
-        """Wrap the handler, if there is one: unknown methods stay UNIMPLEMENTED."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        name: str = handler_call_details.method
-        wrapped: Callable[[Any, _Context], Any]
-        if handler.response_streaming:
-            many = handler.stream_stream if handler.request_streaming else handler.unary_stream
-
-            # grpc.aio asks the function itself whether it is an async generator, so it has to be one.
-            async def stream(request: Any, context: _Context) -> AsyncIterator[Any]:
-                responses = self.intercept_stream(many, request, context, name)
-                try:
-                    async for response in responses:
-                        yield response
-                finally:
-                    await responses.aclose()
-
-            wrapped = stream
-        else:
-            one = handler.stream_unary if handler.request_streaming else handler.unary_unary
-
-            async def unary(request: Any, context: _Context) -> Any:
-                return await self.intercept(one, request, context, name)
-
-            wrapped = unary
-        factory = _FACTORIES[handler.request_streaming, handler.response_streaming]
-        return factory(
-            wrapped,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-
-    async def intercept(
-        self,
-        method: Callable[..., Any],
-        request_or_iterator: Any,
-        context: Any,
-        method_name: str,
-    ) -> Any:
-        """Handle a call with one response."""
-        return await method(request_or_iterator, context)
-
-    async def intercept_stream(
-        self,
-        method: Callable[..., Any],
-        request_or_iterator: Any,
-        context: Any,
-        method_name: str,
-    ) -> AsyncGenerator[Any, None]:
-        """Handle a call with many responses."""
-        responses = method(request_or_iterator, context)
-        if not hasattr(responses, "__aiter__"):
-            # A handler that uses context.read() and context.write() is a coroutine without a result.
-            await responses
-            return
-        try:
-            async for response in responses:
-                yield response
-        finally:
-            if hasattr(responses, "aclose"):
-                await responses.aclose()
 
 
 class ErrorInterceptor(Interceptor):
@@ -143,24 +61,23 @@ class ErrorInterceptor(Interceptor):
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
             await _abort(context, error, method_name)
 
-    async def intercept_stream(
-        self,
-        method: Callable[..., Any],
-        request_or_iterator: Any,
-        context: Any,
-        method_name: str,
-    ) -> AsyncGenerator[Any, None]:
+    def stream_handler(self, method: Behaviour, method_name: str) -> Behaviour:
         """Abort with the error's status, also after some responses."""
-        responses = super().intercept_stream(method, request_or_iterator, context, method_name)
-        try:
-            async for response in responses:
-                yield response
-        except aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
-            await _abort(context, error, method_name)
-        finally:
-            await responses.aclose()
+
+        async def handle(request_or_iterator: Any, context: Any) -> AsyncIterator[Any]:
+            stream = None
+            try:
+                stream = responses(method, request_or_iterator, context)
+                async for response in stream:
+                    yield response
+            except aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as above
+                await _abort(context, error, method_name)
+            finally:
+                await close(stream)
+
+        return handle
 
 
 class CallInterceptor(Interceptor):
@@ -206,28 +123,28 @@ class CallInterceptor(Interceptor):
             self._report(call)
         return response
 
-    async def intercept_stream(
-        self,
-        method: Callable[..., Any],
-        request_or_iterator: Any,
-        context: Any,
-        method_name: str,
-    ) -> AsyncGenerator[Any, None]:
+    def stream_handler(self, method: Behaviour, method_name: str) -> Behaviour:
         """Account for a call with many responses."""
-        call = _Call(method_name, context, request_or_iterator, "stream")
-        responses = super().intercept_stream(method, call.requests, context, method_name)
-        try:
-            async for response in responses:
-                call.messages_out += 1
-                yield response
-        except BaseException as error:
-            call.error = error
-            raise
-        finally:
+        stopping = self._stopping if method_name.startswith(_REFLECTION) else None
+
+        async def handle(request_or_iterator: Any, context: Any) -> AsyncIterator[Any]:
+            call = _Call(method_name, context, request_or_iterator, "stream", stopping)
+            stream = None
             try:
-                await responses.aclose()
+                stream = responses(method, call.requests, context)
+                async for response in stream:
+                    call.messages_out += 1
+                    yield response
+            except BaseException as error:
+                call.error = error
+                raise
             finally:
-                self._report(call)
+                try:
+                    await close(stream)
+                finally:
+                    self._report(call)
+
+        return handle
 
     def _report(self, call: _Call) -> None:
         record = call.end()
@@ -238,7 +155,9 @@ class CallInterceptor(Interceptor):
                 # Once for each observer: a broken one would else fill the log at the rate of calls.
                 if id(observer) not in self._complained:
                     self._complained.add(id(observer))
-                    _log.exception("call observer failed", observer=type(observer).__name__)
+                    _log.exception(
+                        "call observer failed", of=self._service, observer=type(observer).__name__
+                    )
 
 
 class _Call:
@@ -246,23 +165,39 @@ class _Call:
 
     __slots__ = (
         "_context",
+        "_counted",
+        "_kind",
         "_method",
+        "_peer",
         "_request_id",
-        "_response_kind",
         "_started",
         "error",
         "messages_out",
         "requests",
     )
 
-    def __init__(self, method: str, context: Any, requests: Any, response_kind: str) -> None:
+    def __init__(
+        self,
+        method: str,
+        context: Any,
+        requests: Any,
+        response_kind: str,
+        stopping: asyncio.Event | None = None,
+    ) -> None:
         self._started = time.perf_counter()
         self._method = method
         self._context = context
-        self._response_kind = response_kind
+        # Asked now: an abandoned stream is closed after gRPC has freed the call, and then this crashes.
+        self._peer: str = context.peer()
         self.error: BaseException | None = None
         self.messages_out = 0
-        self.requests = _Counted(requests) if hasattr(requests, "__aiter__") else requests
+        self.requests = requests
+        self._counted: Counted | None = None
+        if hasattr(requests, "__aiter__"):
+            if stopping is not None:
+                requests = Until(requests, stopping)
+            self.requests = self._counted = Counted(requests)
+        self._kind = f"{'unary' if self._counted is None else 'stream'}_{response_kind}"
         self._request_id = request_id(context.invocation_metadata())
         # Each call is a task of its own, and so has its own copy of these; nothing needs undoing.
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
@@ -270,17 +205,15 @@ class _Call:
         self._echo()
 
     def end(self) -> CallRecord:
-        streamed = isinstance(self.requests, _Counted)
-        code = self._code()
         self._echo()
         return CallRecord(
             method=self._method,
-            kind=f"{'stream' if streamed else 'unary'}_{self._response_kind}",
-            code=code,
+            kind=self._kind,
+            code=self._code(),
             duration=time.perf_counter() - self._started,
-            peer=self._context.peer(),
+            peer=self._peer,
             request_id=self._request_id,
-            messages_in=self.requests.count if streamed else 1,
+            messages_in=1 if self._counted is None else self._counted.count,
             messages_out=self.messages_out,
         )
 
@@ -302,24 +235,6 @@ class _Call:
 _NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-class _Counted:
-    """Counts the requests of a stream as the handler takes them."""
-
-    __slots__ = ("_requests", "count")
-
-    def __init__(self, requests: Any) -> None:
-        self._requests = requests.__aiter__()
-        self.count = 0
-
-    def __aiter__(self) -> _Counted:
-        return self
-
-    async def __anext__(self) -> Any:
-        request = await self._requests.__anext__()
-        self.count += 1
-        return request
-
-
 def request_id(metadata: Any) -> str:
     """Return the caller's request id, if it is a sane one, or a new one."""
     for key, value in metadata or ():
@@ -331,10 +246,16 @@ def request_id(metadata: Any) -> str:
 
 
 async def _abort(context: Any, error: Exception, method: str) -> None:
+    bound = structlog.contextvars.get_contextvars().get("request_id")
     if not isinstance(error, CorralError):
         _log.error("unexpected error in a handler", method=method, exc_info=error)
+        error = InternalError(
+            status.INTERNAL_TEXT, metadata={"request_id": bound} if bound else None
+        )
     wire = status.to_status(error)
-    kept = [pair for pair in context.trailing_metadata() or () if pair[0] != status.DETAILS_KEY]
+    trailing = [pair for pair in context.trailing_metadata() or () if pair[0] != status.DETAILS_KEY]
+    if bound and all(key != REQUEST_ID_KEY for key, _ in trailing):
+        trailing.append((REQUEST_ID_KEY, bound))
     await context.abort(
-        status.status_code(error), wire.message, (*kept, *status.trailing_metadata(wire))
+        status.status_code(error), wire.message, (*trailing, *status.trailing_metadata(wire))
     )

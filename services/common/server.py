@@ -6,10 +6,8 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-import grpc
 from grpc import aio
 from grpc_channelz.v1 import channelz
 from grpc_reflection.v1alpha import reflection
@@ -23,6 +21,7 @@ from .errors import CorralError
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
 from .interceptors import CallInterceptor, ErrorInterceptor
+from .mounts import AnyMount, GenericMount, Mount, Observe, server_options
 from .stopping import StopSignals, StopWatchdog
 
 __all__ = [
@@ -42,55 +41,10 @@ __all__ = [
 _log = logs.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One gRPC service: its full name (from the descriptor), and the generated function that adds it."""
-
-    service: str
-    add: Callable[[aio.Server], None]
-
-
-@dataclass(frozen=True, slots=True)
-class GenericMount:
-    """Services without generated code: their full names, and the handler that answers for them."""
-
-    names: tuple[str, ...]
-    handler: grpc.GenericRpcHandler
-
-
-@dataclass(frozen=True, slots=True)
-class Observe:
-    """Not a service: somebody who is told of each call that ended."""
-
-    observer: CallObserver
-
-
-AnyMount: TypeAlias = Mount | GenericMount | Observe
 _Settings = TypeVar("_Settings", bound=ServiceSettings)
 Build: TypeAlias = Callable[
     [_Settings, AsyncExitStack, HealthServicer], Awaitable[Sequence[AnyMount]]
 ]
-
-
-def server_options(max_message_size: int) -> list[tuple[str, Any]]:
-    """Return the options that each of our servers has."""
-    return [
-        ("grpc.max_receive_message_length", max_message_size),
-        ("grpc.max_send_message_length", max_message_size),
-        # On by default, and then two servers silently share a port and half the calls go astray.
-        ("grpc.so_reuseport", 0),
-        # A client whose machine vanished holds its lease until TCP notices, after about 15 minutes;
-        # a ping after 60 s of silence, unanswered for 20 s, ends it well within the idle watchdog's
-        # shortest sensible time, and costs nothing that shows.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        # gRPC takes a client's pings for an attack if they come more often than each 5 minutes, and
-        # hangs up with "too_many_pings". Our channels ping each 30 s; meshes use 10 s.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # What the channelz service reports from.
-        ("grpc.enable_channelz", 1),
-    ]
 
 
 class Server:

@@ -1,0 +1,55 @@
+"""Streams of requests with something added on their way to the handler."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+class Counted:
+    """Counts the requests as the handler takes them."""
+
+    __slots__ = ("_requests", "count")
+
+    def __init__(self, requests: Any) -> None:
+        """Read from `requests`."""
+        self._requests = requests.__aiter__()
+        self.count = 0
+
+    def __aiter__(self) -> Counted:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> Any:
+        """Return the next request."""
+        request = await self._requests.__anext__()
+        self.count += 1
+        return request
+
+
+class Until:
+    """Ends when an event is set, as if the client had closed its side."""
+
+    __slots__ = ("_end", "_requests")
+
+    def __init__(self, requests: Any, end: asyncio.Event) -> None:
+        """Read from `requests` until `end`."""
+        self._requests = requests.__aiter__()
+        self._end = end
+
+    def __aiter__(self) -> Until:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> Any:
+        """Return the next request, unless the end comes first."""
+        request = asyncio.ensure_future(self._requests.__anext__())
+        end = asyncio.ensure_future(self._end.wait())
+        try:
+            await asyncio.wait({request, end}, return_when=asyncio.FIRST_COMPLETED)
+            if request.done():
+                return request.result()
+            raise StopAsyncIteration
+        finally:
+            end.cancel()
+            request.cancel()
