@@ -1,0 +1,1 @@
+"""Tells what loaded models do and use, and shuts them down."""

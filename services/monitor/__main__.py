@@ -1,0 +1,57 @@
+"""The process of the monitor: its settings and its wiring."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from corral.monitor.v1 import monitor_pb2_grpc
+from services.common.channels import open_channel
+from services.common.health import HealthServicer
+from services.common.server import AnyMount, Mount, run_service
+
+from .config import MonitorSettings
+from .loader_client import LoaderClient
+from .sampler import Sampler
+from .servicer import SERVICE, MonitorServicer
+from .status import Statuses
+
+
+async def build(
+    settings: MonitorSettings, stack: AsyncExitStack, health: HealthServicer
+) -> Sequence[AnyMount]:
+    """Make the way to the loader, the sampler, and what answers with them."""
+    channel = await stack.enter_async_context(
+        open_channel(settings.loader, max_message_size=settings.max_message_size)
+    )
+    loader = LoaderClient(
+        channel,
+        settings.loader,
+        loader_timeout=settings.loader_timeout,
+        status_timeout=settings.status_timeout,
+        unload_timeout=settings.unload_timeout,
+    )
+    sampler = Sampler(
+        timeout=settings.sample_timeout,
+        interval=settings.sample_interval,
+        start_time_tolerance=settings.start_time_tolerance,
+        remembered=settings.sampled_trees,
+    )
+    stack.callback(sampler.close)
+    servicer = MonitorServicer(Statuses(loader, sampler))
+    return [
+        Mount(
+            SERVICE,
+            lambda server: monitor_pb2_grpc.add_MonitorServiceServicer_to_server(servicer, server),
+        )
+    ]
+
+
+def main() -> int:
+    """Run the service; return its exit code."""
+    return run_service(MonitorSettings, build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

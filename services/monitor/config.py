@@ -1,0 +1,56 @@
+"""The monitor's settings."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, field_validator
+
+from services.common.addresses import validate_address
+from services.common.config import Duration, ServiceSettings
+from services.common.errors import InvalidRequestError
+
+
+class MonitorSettings(ServiceSettings):
+    """Tells what loaded models do and use, and shuts them down."""
+
+    service: ClassVar[str] = "monitor"
+
+    listen: str = "127.0.0.1:50053"
+
+    loader: str = "127.0.0.1:50051"
+    """The address of the loader."""
+
+    metrics: str | None = "127.0.0.1:50054"
+
+    loader_timeout: Duration = 5.0
+    """How long the loader may take to say what it knows of a model."""
+
+    status_timeout: Duration = 2.0
+    """How long a backend may take to answer Status before its process is sampled instead."""
+
+    unload_timeout: Duration = 120.0
+    """How long the loader may take to unload a model: its drain time, and the time to end a process
+    that does not want to."""
+
+    sample_timeout: Duration = 2.0
+    """How long sampling a process tree may take."""
+
+    sample_interval: Duration = 0.25
+    """The shortest time over which processor use is measured; the system counts it in steps of 10 ms,
+    so a shorter one says little. A sample sooner after the last repeats its value."""
+
+    start_time_tolerance: Duration = 5.0
+    """How far the start of a process may lie from the loader's word for it to be the same process; the
+    system counts it from its boot, whose time it knows to a second, and clocks are adjusted."""
+
+    sampled_trees: int = Field(default=1000, ge=1)
+    """How many process trees to remember the last sample of."""
+
+    @field_validator("loader", mode="after")
+    @classmethod
+    def _loader(cls, value: str) -> str:
+        try:
+            return validate_address(value, field="loader")
+        except InvalidRequestError as error:
+            raise ValueError(error.violations[0].description) from None

@@ -1,0 +1,120 @@
+"""Between the protos' messages and the domain's values."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from corral.backend import backend_pb2
+from corral.loader.v1 import loader_pb2
+from corral.monitor.v1 import monitor_pb2 as pb
+from services.common.errors import UnknownRemoteError
+from services.common.names import MODELS, resource_id, resource_name
+
+from .sampler import Sample
+from .status import Answer, Known, Origin, Phase, Running, State, Status
+
+_Loader = loader_pb2.Model
+_PHASES: Final = {
+    _Loader.STATE_STARTING: Phase.LOADING,
+    _Loader.STATE_LOADING: Phase.LOADING,
+    _Loader.STATE_READY: Phase.READY,
+    # A model that is about to go still answers what runs.
+    _Loader.STATE_DRAINING: Phase.READY,
+    _Loader.STATE_STOPPING: Phase.READY,
+}
+LOADED: Final = tuple(_PHASES)
+"""The loader's states in which a process or address holds the model."""
+
+_TOLD: Final = {
+    backend_pb2.StatusResponse.UNINITIALIZED: State.UNINITIALIZED,
+    backend_pb2.StatusResponse.BUSY: State.BUSY,
+    backend_pb2.StatusResponse.READY: State.READY,
+    backend_pb2.StatusResponse.ERROR: State.ERROR,
+}
+_STATES: Final = {
+    State.UNINITIALIZED: pb.ModelStatus.STATE_UNINITIALIZED,
+    State.BUSY: pb.ModelStatus.STATE_BUSY,
+    State.READY: pb.ModelStatus.STATE_READY,
+    State.ERROR: pb.ModelStatus.STATE_ERROR,
+}
+_SOURCES: Final = {
+    Origin.BACKEND: pb.ModelStatus.SOURCE_BACKEND,
+    Origin.PROCESS: pb.ModelStatus.SOURCE_PROCESS,
+}
+
+
+def model_id(name: str, field: str = "model") -> str:
+    """Return the id in `models/{model}` or the bare id; InvalidRequestError if there is none."""
+    return resource_id(MODELS, name, field)
+
+
+def known(model: loader_pb2.Model) -> Known:
+    """Return what the loader told of a model."""
+    running = None
+    if model.HasField("instance"):
+        instance = model.instance
+        started = instance.start_time
+        running = Running(
+            pid=instance.pid,
+            started=started.ToNanoseconds() / 1e9 if instance.HasField("start_time") else None,
+            active_calls=instance.active_calls,
+        )
+    return Known(
+        model=model_id(model.name),
+        phase=_PHASES.get(model.state, Phase.NOT_LOADED),
+        message=model.state_message,
+        running=running,
+    )
+
+
+def answer(response: backend_pb2.StatusResponse) -> Answer:
+    """Return what a backend told, or raise UnknownRemoteError if it makes no sense."""
+    state = _TOLD.get(response.state)
+    if state is None:
+        raise UnknownRemoteError(f"the backend answered with the unknown state {response.state}")
+    return Answer(
+        state=state, memory=response.memory.total, breakdown=dict(response.memory.breakdown)
+    )
+
+
+def status(value: Status) -> pb.ModelStatus:
+    """Return the message for a status."""
+    return pb.ModelStatus(
+        model=resource_name(MODELS, value.model),
+        state=_STATES[value.state],
+        source=_SOURCES[value.origin],
+        memory_bytes=value.memory,
+        memory_breakdown=dict(value.breakdown),
+        active_calls=value.active_calls,
+        process=sample(value.sample) if value.sample else None,
+        backend_error=value.backend_error,
+        time=_timestamp(value.time),
+    )
+
+
+def sample(value: Sample) -> pb.ProcessSample:
+    """Return the message for a sample."""
+    cpu_time = Duration()
+    cpu_time.FromNanoseconds(round(value.cpu_seconds * 1e9))
+    return pb.ProcessSample(
+        pid=value.pid,
+        process_count=value.process_count,
+        thread_count=value.thread_count,
+        rss_bytes=value.rss,
+        pss_bytes=value.pss,
+        vms_bytes=value.vms,
+        cpu_percent=value.cpu_percent,
+        cpu_time=cpu_time,
+        open_file_count=value.open_files,
+        start_time=_timestamp(value.start_time),
+        time=_timestamp(value.time),
+    )
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromNanoseconds(round(seconds * 1e9))
+    return stamp

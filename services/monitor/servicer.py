@@ -1,0 +1,60 @@
+"""The gRPC face of the monitor: check, call the domain, convert."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from corral.monitor.v1 import monitor_pb2 as pb
+from corral.monitor.v1 import monitor_pb2_grpc
+from services.common.errors import NotImplementedYetError
+
+from . import convert
+from .status import Statuses
+
+SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["MonitorService"].full_name
+
+
+class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
+    """Tells what loaded models do and use."""
+
+    def __init__(self, statuses: Statuses) -> None:
+        """Answer from these."""
+        self._statuses = statuses
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        """Return what a loaded model does and uses now."""
+        status = await self._statuses.get(convert.model_id(request.model))
+        return pb.GetStatusResponse(status=convert.status(status))
+
+    async def WatchStatus(
+        self, request: pb.WatchStatusRequest, context: Any
+    ) -> AsyncIterator[pb.WatchStatusResponse]:
+        """Not there yet."""
+        raise NotImplementedYetError.of("WatchStatus")
+        yield pb.WatchStatusResponse()
+
+    async def SampleProcess(
+        self, request: pb.SampleProcessRequest, context: Any
+    ) -> pb.SampleProcessResponse:
+        """Return what a loaded model's process tree uses now."""
+        sample = await self._statuses.sample(convert.model_id(request.model))
+        return pb.SampleProcessResponse(sample=convert.sample(sample))
+
+    async def ShutdownModel(
+        self, request: pb.ShutdownModelRequest, context: Any
+    ) -> pb.ShutdownModelResponse:
+        """Unload a model and wait until its process group is gone."""
+        await self._statuses.shut_down(convert.model_id(request.model), force=request.force)
+        return pb.ShutdownModelResponse()
+
+    async def GetSystem(self, request: pb.GetSystemRequest, context: Any) -> pb.GetSystemResponse:
+        """Not there yet."""
+        raise NotImplementedYetError.of("GetSystem")
+
+    async def WatchSystem(
+        self, request: pb.WatchSystemRequest, context: Any
+    ) -> AsyncIterator[pb.WatchSystemResponse]:
+        """Not there yet."""
+        raise NotImplementedYetError.of("WatchSystem")
+        yield pb.WatchSystemResponse()
