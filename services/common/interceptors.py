@@ -17,7 +17,7 @@ from grpc import aio
 
 from . import status
 from .calls import AccessLog, CallObserver, CallRecord
-from .errors import CorralError, InternalError
+from .errors import CorralError, InternalError, NotImplementedYetError
 from .interception import Behaviour, Interceptor, close, responses
 from .logs import get_logger
 from .request_streams import Counted, Until
@@ -247,6 +247,9 @@ def request_id(metadata: Any) -> str:
 
 async def _abort(context: Any, error: Exception, method: str) -> None:
     bound = structlog.contextvars.get_contextvars().get("request_id")
+    if isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
+        # What generated code does for a method that the servicer lacks.
+        error = NotImplementedYetError.of(method)
     if not isinstance(error, CorralError):
         _log.error("unexpected error in a handler", method=method, exc_info=error)
         error = InternalError(

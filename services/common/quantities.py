@@ -62,7 +62,8 @@ def format_duration(seconds: float) -> str:
         millis = seconds * 1000
         if seconds < 1 and millis == int(millis):
             return f"{int(millis)}ms"
-        return f"{seconds!r}s" if "e" not in repr(seconds) else repr(f"{seconds:f}s")
+        # Never in the notation with an exponent, which nobody writes a duration in.
+        return f"{seconds!r}s" if "e" not in repr(seconds) else f"{seconds:.9f}s"
     rest, text = int(seconds), ""
     for unit, size in (("h", 3600), ("m", 60), ("s", 1)):
         count, rest = divmod(rest, size)

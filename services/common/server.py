@@ -6,10 +6,10 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from grpc import aio
-from grpc_channelz.v1 import channelz
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_reflection.v1alpha import reflection
 
 from . import binding, logs
@@ -38,6 +38,7 @@ __all__ = [
     "serving",
 ]
 
+_CHANNELZ: Final[str] = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 _log = logs.get_logger(__name__)
 
 
@@ -98,7 +99,7 @@ class Server:
         self._health.add_to(server)
         channelz.add_channelz_servicer(server)
         reflection.enable_server_reflection(
-            (*names, HEALTH, channelz.SERVICE_NAME, reflection.SERVICE_NAME), server
+            (*names, HEALTH, _CHANNELZ, reflection.SERVICE_NAME), server
         )
         self._bind(server)
         await server.start()

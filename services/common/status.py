@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import quote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -160,26 +159,27 @@ def from_status(status: status_pb2.Status) -> CorralError:
 
 
 def shorten(text: str, limit: int, encoded_limit: int | None = None) -> str:
-    """Cut a text to `limit` bytes of UTF-8 (and of percent-encoding, as gRPC sends it)."""
-    encoded_limit = encoded_limit or 3 * limit
+    """Cut a text to `limit` bytes of UTF-8 (and of percent-encoding, as gRPC sends messages)."""
     # A lone surrogate (from an undecodable file name) has no UTF-8, and protobuf refuses it.
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    size = encoded = 0
+    data = text.encode("utf-8", "replace")
+    text = data.decode()
+    room = 3 * limit if encoded_limit is None else encoded_limit
+    if len(data) <= limit and sum(map(_encoded, data)) <= room:
+        return text
+    # Less what the ellipsis takes: 3 bytes, each percent-encoded.
+    limit, room = limit - 3, room - 9
     for index, char in enumerate(text):
-        size += len(char.encode())
-        encoded += len(quote(char, safe=_UNQUOTED))
-        if size > limit - 3 or encoded > encoded_limit - 9:
-            rest = len(text) - index
-            return (
-                text
-                if rest == 1 and size <= limit and encoded <= encoded_limit
-                else (text[:index] + "…")
-            )
+        raw = char.encode()
+        limit -= len(raw)
+        room -= sum(map(_encoded, raw))
+        if limit < 0 or room < 0:
+            return text[:index] + "…"
     return text
 
 
-# What gRPC's percent-encoding of a message leaves alone: printable ASCII but for "%".
-_UNQUOTED: Final = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
+def _encoded(byte: int) -> int:
+    """Return how many bytes gRPC sends for one of a message: printable ASCII but "%" stays itself."""
+    return 1 if 0x20 <= byte < 0x7F and byte != 0x25 else 3
 
 
 def _details(error: CorralError) -> Iterator[Any]:
