@@ -13,7 +13,9 @@ class Counted:
 
     def __init__(self, requests: Any) -> None:
         """Read from `requests`."""
-        self._requests = requests.__aiter__()
+        # Not asked for its iterator yet: grpc.aio makes a generator then, and one that a handler
+        # never reads is a "never awaited" warning.
+        self._requests = requests
         self.count = 0
 
     def __aiter__(self) -> Counted:
@@ -34,7 +36,7 @@ class Until:
 
     def __init__(self, requests: Any, end: asyncio.Event) -> None:
         """Read from `requests` until `end`."""
-        self._requests = requests.__aiter__()
+        self._requests = requests
         self._end = end
 
     def __aiter__(self) -> Until:
