@@ -1,0 +1,38 @@
+"""What the process has done and holds: counts, speed and memory."""
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .replies import Usage
+
+_STATM = Path("/proc/self/statm")
+
+
+@dataclass
+class Counters:
+    """Sums since the model was loaded, and the latest request's speed."""
+
+    tokens: int = 0
+    prompt_tokens: int = 0
+    tokens_per_second: float = 0.0
+    slot: int = 0
+
+    def finished(self, slot: int, usage: Usage) -> None:
+        """Count a request, whole or not."""
+        self.tokens += usage.tokens
+        self.prompt_tokens += usage.prompt_tokens
+        self.slot = slot
+        if usage.generation_ms > 0:
+            self.tokens_per_second = usage.tokens * 1000 / usage.generation_ms
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM, mapped model pages included."""
+    try:
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no /proc: the peak is the best there is
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
