@@ -70,8 +70,11 @@ def known(model: loader_pb2.Model) -> Known:
     )
 
 
-def answer(response: backend_pb2.StatusResponse) -> Answer:
+def answer(response: backend_pb2.StatusResponse | None) -> Answer:
     """Return what a backend told, or raise UnknownRemoteError if it makes no sense."""
+    if response is None:
+        # What grpc.aio returns, without an error, for bytes that are no such message.
+        raise UnknownRemoteError("the backend's answer is not a StatusResponse", code="INTERNAL")
     state = _TOLD.get(response.state)
     if state is None:
         raise UnknownRemoteError(f"the backend answered with the unknown state {response.state}")
