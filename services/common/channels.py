@@ -50,6 +50,8 @@ def channel_options(
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 0),
+        # Else the pings end after two on a stream that is silent, which is where they matter.
+        ("grpc.http2.max_pings_without_data", 0),
         # No proxy of the environment: these channels go to our own processes.
         ("grpc.enable_http_proxy", 0),
     ]

@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -161,7 +162,7 @@ class ServiceSettings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _empty(cls, value: Any, info: Any) -> Any:
-        doc = next((doc for doc in describe(cls) if doc.name == info.field_name), None)
+        doc = next((doc for doc in _docs(cls) if doc.name == info.field_name), None)
         if doc is None or not isinstance(value, str) or value.strip():
             return value
         if doc.optional:
@@ -203,10 +204,7 @@ class ServiceSettings(BaseSettings):
 
 def describe(cls: type[ServiceSettings]) -> list[FieldDoc]:
     """Return each setting's flag, variables, type, default and help; the README's table is made of it."""
-    if "_docs" not in cls.__dict__ or cls.__dict__["_docs"][0] is not cls:
-        type.__setattr__(cls, "_docs", (cls, list(fields_of(cls))))
-    docs: list[FieldDoc] = cls.__dict__["_docs"][1]
-    return docs
+    return list(_docs(cls))
 
 
 def help_text(cls: type[ServiceSettings]) -> str:
@@ -241,6 +239,11 @@ def help_text(cls: type[ServiceSettings]) -> str:
         "      Print this, or the version, and exit.",
     ]
     return "\n".join(lines) + "\n"
+
+
+@cache
+def _docs(cls: type[ServiceSettings]) -> tuple[FieldDoc, ...]:
+    return tuple(fields_of(cls))
 
 
 def _address(text: str, *, listen: bool = False) -> str:

@@ -153,8 +153,9 @@ def sibling_fields() -> dict[str, Collection[str]]:
         except ImportError:
             continue
         for item in contents:
-            if isinstance(item, type) and getattr(item, "service", None):
-                found[str(item.service)] = tuple(getattr(item, "model_fields", ()))  # type: ignore[attr-defined]
+            # Not what the module only imports, above all the common base.
+            if getattr(item, "__module__", "") == name and getattr(item, "service", None):
+                found[str(item.service)] = tuple(getattr(item, "model_fields", ()))
     return found
 
 

@@ -40,6 +40,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """What is known now: whether each service serves."""
         return dict(self._serving)
 
+    @property
+    def watched(self) -> Mapping[str, int]:
+        """How many watchers each watched service has."""
+        return {service: len(watchers) for service, watchers in self._watchers.items()}
+
     def add_to(self, server: grpc.aio.Server) -> None:
         """Mount it on a server."""
         health_pb2_grpc.add_HealthServicer_to_server(self, server)
@@ -61,9 +66,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """Say NOT_SERVING for everything and for ever; watchers are told so, and their streams end."""
         if self._stopping.is_set():
             return
+        if self._serving:
+            _log.info("health changed", health_of="*", serving=False, why="shutting down")
         self._serving = dict.fromkeys(self._serving, False)
         self._stopping.set()
-        _log.info("health changed", health_of="*", serving=False, why="shutting down")
         for service in list(self._watchers):
             self._wake(service)
 
@@ -72,12 +78,6 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if request.service not in self._serving:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
         return _Status(status=self._status(request.service))
-
-    async def List(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        """Answer for all services at once."""
-        return health_pb2.HealthListResponse(
-            statuses={name: _Status(status=self._status(name)) for name in self._serving}
-        )
 
     async def Watch(
         self, request: Any, context: grpc.aio.ServicerContext[Any, Any]

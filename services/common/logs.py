@@ -100,19 +100,39 @@ def _json() -> list[Processor]:
 
 
 def _console(out: TextIO) -> list[Processor]:
-    return [_escape, structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=40)]
+    return [
+        structlog.processors.format_exc_info,
+        _escape,
+        structlog.dev.ConsoleRenderer(
+            colors=out.isatty(),
+            pad_event_to=40,
+            # The traceback is text already; the pretty ones also show local variables, and so secrets.
+            exception_formatter=structlog.dev.plain_traceback,
+        ),
+    ]
 
 
 def _escape(logger: Any, method: str, event: EventDict) -> EventDict:
-    """Keep one event on one line: a value from outside must not be able to forge a second one."""
+    """Keep one event on one line: a value from outside must not be able to forge a second one.
+
+    A traceback keeps its lines, each behind a bar: an error's message may come from outside too.
+    """
     for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = "".join(c if c.isprintable() else _escaped(c) for c in value)
+        if key in _MANY_LINES and isinstance(value, str):
+            event[key] = "\n".join(f"  | {_printable(line)}" for line in value.splitlines())
+        elif isinstance(value, str) and not value.isprintable():
+            event[key] = _printable(value)
     return event
 
 
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape", "backslashreplace").decode("ascii")
+_MANY_LINES: Final = ("exception", "stack")
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for c in text
+    )
 
 
 if not structlog.is_configured():

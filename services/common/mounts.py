@@ -52,7 +52,9 @@ def server_options(max_message_size: int) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         # gRPC takes a client's pings for an attack if they come more often than each 5 minutes, and
         # hangs up with "too_many_pings". Our channels ping each 30 s; meshes use 10 s.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # Else our own pings end after two on a stream that is silent, which is where they matter.
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 1),
         # What the channelz service reports from.
         ("grpc.enable_channelz", 1),

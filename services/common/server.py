@@ -170,11 +170,10 @@ async def run_server(
         if ended.done():
             raise StartError("the server stopped by itself")
     finally:
-        if not signals.first.is_set():
-            signals.begin_stop()
+        signals.begin_stop()
         await _drain(server, settings.grace, signals)
         await components.aclose()
-        _log.info("stopped")
+    _log.info("stopped")
 
 
 @asynccontextmanager
@@ -234,7 +233,12 @@ async def _main(settings: _Settings, build: Build[_Settings], watchdog: StopWatc
     health = HealthServicer()
     with _signals(settings, watchdog) as signals:
         async with AsyncExitStack() as components:
-            mounts = await signals.unless_stopped(_awaited(build(settings, components, health)))
+            try:
+                mounts = await signals.unless_stopped(_awaited(build(settings, components, health)))
+            except BaseException:
+                # What was started already has to close, within its time.
+                signals.begin_stop()
+                raise
             if mounts is not None:
                 await run_server(
                     name=settings.service,

@@ -75,7 +75,9 @@ class StopSignals:
             task.cancel()
 
     def begin_stop(self) -> None:
-        """Start the stop's clock, also for one that no signal asked for."""
+        """Start the stop's clock, unless a signal has; some stops no signal asked for."""
+        if self.first.is_set():
+            return
         self._watchdog.arm(self._grace + self._limit, asyncio.get_running_loop())
 
     def __enter__(self) -> Self:
