@@ -181,6 +181,12 @@ class BackendCrashedError(CorralError):
     reason = "BACKEND_CRASHED"
 
 
+class ModelUnloadedError(CorralError):
+    """The model was unloaded, by force, under a running or waiting call."""
+
+    reason = "MODEL_UNLOADED"
+
+
 class LoadBackoffError(CorralError):
     """The last load failed a moment ago; `retry_after` says when the next may start."""
 

@@ -42,6 +42,7 @@ CODES: Final[Mapping[type[CorralError], grpc.StatusCode]] = {
     errors.BackendNotReadyError: _C.UNAVAILABLE,
     errors.ModelLoadError: _C.FAILED_PRECONDITION,
     errors.BackendCrashedError: _C.UNAVAILABLE,
+    errors.ModelUnloadedError: _C.UNAVAILABLE,
     errors.LoadBackoffError: _C.UNAVAILABLE,
     errors.QueueFullError: _C.RESOURCE_EXHAUSTED,
     errors.ControlPlaneOnlyError: _C.FAILED_PRECONDITION,

@@ -1,0 +1,1 @@
+"""The loader: finds, starts, supervises and unloads native model backends."""

@@ -1,0 +1,126 @@
+"""The loader's settings."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field, SecretStr
+
+from services.common.config import (
+    Duration,
+    NameUris,
+    ServiceSettings,
+    UnderHome,
+    localai,
+)
+
+_CHECKOUT = Path(__file__).resolve().parents[2] / "backends"
+
+
+def bundled_backends() -> Path:
+    """Return the folder of the backends that come with Corral: in a checkout, or in the environment."""
+    if (_CHECKOUT / "README.md").is_file():
+        return _CHECKOUT
+    return Path(sysconfig.get_path("data")) / "share" / "corral" / "backends"
+
+
+class _BackendFolders(UnderHome):
+    # A setting with several folders needs a list where its parent gives one.
+    def __call__(self) -> list[Path]:  # type: ignore[override]
+        return [super().__call__(), bundled_backends()]
+
+    def __str__(self) -> str:
+        return "<home>/backends and the bundled backends"
+
+
+class LoaderSettings(ServiceSettings):
+    """Finds, starts, supervises and unloads native model backends."""
+
+    service: ClassVar[str] = "loader"
+
+    listen: str = "127.0.0.1:50051"
+    """The address to serve on: host:port (port 0 takes a free one), [::1]:port, or unix:/path."""
+
+    metrics: str | None = "127.0.0.1:50054"
+    """The address of the metrics service to report calls to; empty for none."""
+
+    stop_timeout: Duration = 30.0
+    """How long ending the backends may take in a stop before the loader exits and its guard kills them."""
+
+    models_path: Annotated[Path, localai("LOCALAI_MODELS_PATH", "MODELS_PATH")] = Field(
+        default_factory=UnderHome("models")
+    )
+    """The folder of model configurations and model files."""
+
+    backends_path: Annotated[list[Path], localai("LOCALAI_BACKENDS_PATH", "BACKENDS_PATH")] = Field(
+        default_factory=_BackendFolders("backends")
+    )
+    """Folders of installed backends, searched in this order."""
+
+    external_backend: Annotated[
+        NameUris, localai("LOCALAI_EXTERNAL_GRPC_BACKENDS", "EXTERNAL_GRPC_BACKENDS")
+    ] = Field(default_factory=dict)
+    """Backends that are not installed: a program's path, or the address of one that runs already."""
+
+    external_token: Annotated[SecretStr, localai("LOCALAI_GRPC_AUTH_TOKEN")] = SecretStr("")
+    """The bearer token for external backends at an address; empty for none."""
+
+    threads: Annotated[int, localai("LOCALAI_THREADS", "THREADS")] = Field(default=0, ge=0)
+    """Threads for models that do not say; 0 leaves the choice to the backend."""
+
+    context_size: Annotated[int, localai("LOCALAI_CONTEXT_SIZE", "CONTEXT_SIZE")] = Field(
+        default=4096, ge=0
+    )
+    """Context for models that do not say, in tokens."""
+
+    f16: Annotated[bool, localai("LOCALAI_F16", "F16")] = False
+    """Use half precision for the models' working memory even where their configuration does not ask."""
+
+    start_attempts: int = Field(default=20, ge=1)
+    """With start_interval, how long a backend may take to answer; LocalAI's `grpc.attempts` overrides."""
+
+    start_interval: Duration = 2.0
+    """See start_attempts; LocalAI's `grpc.attempts_sleep_time` overrides."""
+
+    health_timeout: Duration = 10.0
+    """How long one Health call to a starting backend may take."""
+
+    load_timeout: Duration = 300.0
+    """How long a backend may take to read a model, apart from load_timeout_per_gib."""
+
+    load_timeout_per_gib: Duration = 20.0
+    """What load_timeout grows by for each GiB of the model's file."""
+
+    drain_timeout: Duration = 30.0
+    """How long running calls may go on when their model is to be unloaded."""
+
+    free_timeout: Duration = 5.0
+    """How long a backend may take to let go of its model before it is ended."""
+
+    terminate_timeout: Duration = 10.0
+    """How long a backend may take from SIGTERM to its end before it is killed."""
+
+    kill_timeout: Duration = 5.0
+    """How long the system may take from SIGKILL until a process group is gone."""
+
+    exit_cause_timeout: Duration = 0.5
+    """How long a call that was cut waits to learn how the backend ended."""
+
+    load_backoff: Annotated[
+        Duration, localai("LOCALAI_MODEL_LOAD_FAILURE_COOLDOWN", "MODEL_LOAD_FAILURE_COOLDOWN")
+    ] = 10.0
+    """After a failed load, how long new loads of the model are refused; it doubles with each failure."""
+
+    load_backoff_maximum: Duration = 300.0
+    """The longest such time."""
+
+    stable_time: Duration = 10.0
+    """How long a model must have been ready for earlier crashes and failures to be forgotten."""
+
+    log_lines: int = Field(default=1000, ge=1)
+    """Lines of backend output to keep for each model."""
+
+    watch_history: int = Field(default=4096, ge=1)
+    """Changes of models to keep for clients that resume a watch."""

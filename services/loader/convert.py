@@ -1,0 +1,229 @@
+"""Between the loader's own types and the messages on the wire."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from corral.backend import backend_pb2
+from corral.loader.v1 import loader_pb2 as pb
+from services.common.errors import InvalidRequestError
+from services.common.names import BACKENDS, MODELS, resource_name
+
+from .backend_catalog import TYPE_ALIASES, Backend
+from .loader import ModelFilter
+from .logs import LogLine, Stream
+from .model_catalog import ModelEntry
+from .model_config import ModelConfig
+from .model_view import InstanceView, ModelView
+
+_STREAMS = {
+    Stream.STDOUT: pb.LogLine.STREAM_STDOUT,
+    Stream.STDERR: pb.LogLine.STREAM_STDERR,
+    Stream.LOADER: pb.LogLine.STREAM_LOADER,
+}
+
+# LocalAI's values for what the configuration leaves open (reference: localai-loader, 5.3).
+_ALL_GPU_LAYERS = 99_999_999
+_BATCH = 512
+_NO_MMAP = ("intel", "sycl")
+
+
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """Return a Timestamp for seconds since the epoch."""
+    if seconds is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp
+
+
+def duration(seconds: float | None) -> Duration | None:
+    """Return a Duration for seconds."""
+    if seconds is None:
+        return None
+    length = Duration()
+    length.FromNanoseconds(int(seconds * 1e9))
+    return length
+
+
+def model(view: ModelView) -> pb.Model:
+    """Return the message for a model."""
+    return pb.Model(
+        name=resource_name(MODELS, view.name),
+        state=pb.Model.State.Value(f"STATE_{view.state}"),
+        state_message=view.message,
+        state_time=timestamp(view.state_time),
+        backend=view.backend,
+        model_file=view.model_file,
+        config_file=view.config_file,
+        usecases=view.usecases,
+        pinned=view.pinned,
+        instance=instance(view.instance) if view.instance else None,
+        config_error=view.config_error,
+        retry_time=timestamp(view.retry_time),
+        etag=view.etag,
+    )
+
+
+def instance(view: InstanceView) -> pb.Instance:
+    """Return the message for an instance."""
+    return pb.Instance(
+        uid=view.uid,
+        generation=view.generation,
+        backend=view.backend,
+        address=view.address,
+        pid=view.pid,
+        start_time=timestamp(view.started),
+        ready_time=timestamp(view.ready),
+        load_duration=duration(view.ready - view.started if view.ready else None),
+        active_calls=view.active,
+        total_calls=view.total,
+        last_used_time=timestamp(view.last_used),
+        load_message=view.load_message,
+    )
+
+
+def backend(item: Backend) -> pb.Backend:
+    """Return the message for an installed backend."""
+    return pb.Backend(
+        name=resource_name(BACKENDS, item.name),
+        aliases=item.aliases,
+        run_file=str(item.run_file or ""),
+        address=item.address,
+        version=item.version,
+        system=item.system,
+        error=item.error,
+    )
+
+
+def log_line(line: LogLine) -> pb.LogLine:
+    """Return the message for a line."""
+    return pb.LogLine(
+        sequence=line.sequence,
+        time=timestamp(line.time),
+        stream=_STREAMS[line.stream],
+        text=line.text,
+        generation=line.generation,
+    )
+
+
+def model_filter(message: pb.ModelFilter) -> ModelFilter:
+    """Return the filter; raises InvalidRequestError for a state that does not exist."""
+    states = set()
+    for number in message.states:
+        if number not in pb.Model.State.values() or not number:
+            raise InvalidRequestError.of("filter.states", f"{number} is not a state of a model")
+        states.add(pb.Model.State.Name(number).removeprefix("STATE_"))
+    return ModelFilter(frozenset(states), message.backend, message.usecase, message.name_contains)
+
+
+def not_negative(field: str, value: int) -> int:
+    """Return the number; raises InvalidRequestError that names the field if it is negative."""
+    if value < 0:
+        raise InvalidRequestError.of(field, f"{value} is negative; give 0 for no limit")
+    return value
+
+
+def model_options(
+    models_path: Path, *, threads: int, context_size: int, f16: bool
+) -> Callable[[ModelEntry, str], backend_pb2.ModelOptions]:
+    """Return the function that makes LoadModel's request; the arguments fill what a model leaves open."""
+
+    def options(entry: ModelEntry, backend_name: str) -> backend_pb2.ModelOptions:
+        config = entry.config
+        diffusers = config.diffusers
+        seed = config.parameters.seed
+        message = backend_pb2.ModelOptions(
+            Model=config.model,
+            ModelFile=str(models_path / config.model) if config.model else "",
+            ModelPath=str(models_path),
+            ContextSize=config.context_size if config.context_size is not None else context_size,
+            Seed=random.randint(0, 2**31 - 1) if seed is None or seed < 0 else seed,
+            NBatch=config.parameters.batch or _BATCH,
+            F16Memory=config.f16 or f16,
+            MLock=config.mmlock,
+            MMap=_mmap(config, backend_name),
+            LowVRAM=config.low_vram,
+            Embeddings=config.embeddings or "embeddings" in config.known_usecases,
+            Reranking=config.reranking or "rerank" in config.known_usecases,
+            EnableScore="score" in config.known_usecases,
+            NUMA=config.numa,
+            NGPULayers=_ALL_GPU_LAYERS if config.gpu_layers is None else config.gpu_layers,
+            MainGPU=config.main_gpu,
+            TensorSplit=config.tensor_split,
+            Threads=config.threads or threads,
+            RopeFreqBase=config.parameters.rope_freq_base,
+            RopeFreqScale=config.parameters.rope_freq_scale,
+            RopeScaling=config.rope_scaling,
+            YarnExtFactor=config.yarn_ext_factor,
+            YarnAttnFactor=config.yarn_attn_factor,
+            YarnBetaFast=config.yarn_beta_fast,
+            YarnBetaSlow=config.yarn_beta_slow,
+            RMSNormEps=config.rms_norm_eps,
+            NGQA=config.ngqa,
+            NoMulMatQ=config.no_mulmatq,
+            Tokenizer=config.parameters.tokenizer,
+            Type=config.type or TYPE_ALIASES.get(config.backend.lower(), ""),
+            LoraAdapter=config.lora_adapter,
+            LoraBase=config.lora_base,
+            LoraScale=config.lora_scale,
+            LoraAdapters=config.lora_adapters,
+            LoraScales=config.lora_scales,
+            DraftModel=_below(models_path, config.draft_model),
+            MMProj=_below(models_path, config.mmproj),
+            FlashAttention=config.flash_attention or "auto",
+            NoKVOffload=config.no_kv_offloading,
+            CacheTypeKey=config.cache_type_k,
+            CacheTypeValue=config.cache_type_v,
+            Quantization=config.quantization,
+            LoadFormat=config.load_format,
+            GPUMemoryUtilization=config.gpu_memory_utilization,
+            TrustRemoteCode=config.trust_remote_code,
+            EnforceEager=config.enforce_eager,
+            SwapSpace=config.swap_space,
+            MaxModelLen=config.max_model_len,
+            TensorParallelSize=config.tensor_parallel_size,
+            DisableLogStatus=config.disable_log_stats,
+            DType=config.dtype,
+            LimitImagePerPrompt=config.limit_mm_per_prompt.get("image", 0),
+            LimitVideoPerPrompt=config.limit_mm_per_prompt.get("video", 0),
+            LimitAudioPerPrompt=config.limit_mm_per_prompt.get("audio", 0),
+            PipelineType=diffusers.pipeline_type,
+            SchedulerType=diffusers.scheduler_type,
+            CUDA=config.cuda or diffusers.cuda,
+            CFGScale=diffusers.cfg_scale,
+            IMG2IMG=diffusers.img2img,
+            CLIPModel=diffusers.clip_model,
+            CLIPSubfolder=diffusers.clip_subfolder,
+            CLIPSkip=diffusers.clip_skip,
+            ControlNet=diffusers.control_net,
+            AudioPath=config.tts.audio_path,
+            Options=config.options,
+            Overrides=config.overrides,
+            EngineArgs=json.dumps(config.engine_args) if config.engine_args else "",
+            GrammarTriggers=[
+                backend_pb2.GrammarTrigger(word=trigger.word)
+                for trigger in config.function.grammar.triggers
+            ],
+        )
+        if config.proxy is not None:
+            message.Proxy.CopyFrom(backend_pb2.ProxyOptions(**config.proxy.model_dump()))
+        return message
+
+    return options
+
+
+def _mmap(config: ModelConfig, backend_name: str) -> bool:
+    if any(word in backend_name.lower() for word in _NO_MMAP):
+        return False
+    return True if config.mmap is None else config.mmap
+
+
+def _below(models_path: Path, name: str) -> str:
+    return str(models_path / name) if name else ""

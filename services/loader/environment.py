@@ -1,0 +1,23 @@
+"""What a backend process finds in its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_OURS = "CORRAL_"
+PYTHON_VARIABLE = "CORRAL_PYTHON"
+
+
+def backend_environment(inherited: Mapping[str, str], marker: str, python: str) -> dict[str, str]:
+    """Return the environment that all backends of this loader share.
+
+    It is the loader's own without its settings, plus the marker by which the guard finds every
+    descendant, and the interpreter that a backend written in Python may run in (`CORRAL_PYTHON`).
+    """
+    environment = {name: value for name, value in inherited.items() if not name.startswith(_OURS)}
+    name, _, value = marker.partition("=")
+    environment[name] = value
+    environment[PYTHON_VARIABLE] = python
+    # A Python backend that prints would else hold its lines back until 8 KiB have come together.
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    return environment

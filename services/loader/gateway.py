@@ -1,0 +1,241 @@
+"""The data plane: passes each call of `backend.Backend` to the backend that holds its model.
+
+Nothing is parsed or changed on the way: bytes in, bytes out, for all four kinds of RPC, with metadata,
+deadline, cancellation, trailers and status details both ways. What is added: the model is loaded when
+it is not, the call holds a lease to its end, and a backend's death has a cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from corral.backend import backend_pb2
+from services.common.errors import (
+    ControlPlaneOnlyError,
+    InvalidRequestError,
+    ServiceUnreachableError,
+)
+from services.common.mounts import GenericMount
+from services.common.status import from_rpc_error
+
+from .connection import GrpcConnection
+from .instance import Instance, Lease
+from .loader import Loader
+from .wire import string_field, with_empty_string
+
+SERVICE = backend_pb2.DESCRIPTOR.services_by_name["Backend"]
+MODEL_KEY = "corral-model"
+
+CONTROL_ONLY = frozenset({"LoadModel", "Free"})
+"""The control plane owns them: a client that frees a shared model takes it from all others."""
+
+PROBES = frozenset({"Health", "Status", "GetMetrics"})
+"""Never load a model and never count as its use."""
+
+_NOT_PASSED_ON = frozenset(
+    {MODEL_KEY, "authorization", "user-agent", "content-type", "te", "host", "connection"}
+)
+"""Metadata of this hop. `authorization` is the client's word to us; the backend gets its own token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC of the contract, or one it does not have yet."""
+
+    path: str
+    name: str
+    kind: str
+    identity_field: int = 0
+    """The number of the request's ModelIdentity; 0 if it has none."""
+
+
+def methods() -> dict[str, Method]:
+    """Return the contract's RPCs by path."""
+    found = {}
+    for rpc in SERVICE.methods:
+        path = f"/{SERVICE.full_name}/{rpc.name}"
+        kind = (
+            f"{'stream' if rpc.client_streaming else 'unary'}"
+            f"_{'stream' if rpc.server_streaming else 'unary'}"
+        )
+        identity = rpc.input_type.fields_by_name.get("ModelIdentity")
+        found[path] = Method(path, rpc.name, kind, identity.number if identity else 0)
+    return found
+
+
+class Gateway(grpc.GenericRpcHandler):
+    """Answers for `backend.Backend` on the loader's port."""
+
+    def __init__(self, loader: Loader, *, cause_timeout: float) -> None:
+        """`cause_timeout`: seconds that a call which was cut waits to learn why."""
+        self._loader = loader
+        self._cause_timeout = cause_timeout
+        self._prefix = f"/{SERVICE.full_name}/"
+        self._handlers = {path: self._handler(method) for path, method in methods().items()}
+
+    def mount(self) -> GenericMount:
+        """Return what the server builder mounts."""
+        return GenericMount((SERVICE.full_name,), self)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler for a call, None if it is not for this service."""
+        path = handler_call_details.method
+        if handler := self._handlers.get(path):
+            return handler
+        if path.startswith(self._prefix):
+            # A newer backend's RPC: on the wire, a stream of one message is a unary call.
+            return self._handler(Method(path, path.removeprefix(self._prefix), "stream_stream"))
+        return None
+
+    def _handler(self, method: Method) -> Any:
+        behaviours: Mapping[str, Callable[[Method], Any]] = {
+            "unary_unary": self._unary,
+            "stream_unary": self._unary,
+            "unary_stream": self._stream,
+            "stream_stream": self._stream,
+        }
+        factory = getattr(grpc, f"{method.kind}_rpc_method_handler")
+        return factory(behaviours[method.kind](method))
+
+    def _unary(self, method: Method) -> Callable[[Any, Any], Awaitable[bytes]]:
+        async def behaviour(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
+            async with self._passage(method, request, context) as (call, failed):
+                try:
+                    if initial := await call.initial_metadata():
+                        await context.send_initial_metadata(_passed_back(initial))
+                    response: bytes = await call
+                except (grpc.RpcError, asyncio.CancelledError) as error:
+                    await failed(error)
+                await _finish(call, context)
+            return response
+
+        return behaviour
+
+    def _stream(self, method: Method) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+        async def behaviour(
+            request: Any, context: aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[bytes]:
+            async with self._passage(method, request, context) as (call, failed):
+                try:
+                    if initial := await call.initial_metadata():
+                        await context.send_initial_metadata(_passed_back(initial))
+                    async for response in call:
+                        yield response
+                except (grpc.RpcError, asyncio.CancelledError) as error:
+                    await failed(error)
+                await _finish(call, context)
+
+        return behaviour
+
+    @asynccontextmanager
+    async def _passage(
+        self, method: Method, request: Any, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[tuple[Any, Callable[[BaseException], Awaitable[None]]]]:
+        """Lease the model, start the call on its backend, and end it when the client's call ends."""
+        if method.name in CONTROL_ONLY:
+            raise ControlPlaneOnlyError(
+                f"{method.name} is not passed on: load and unload models with"
+                " corral.loader.v1.LoaderService"
+            )
+        metadata = context.invocation_metadata() or ()
+        lease, request = await self._lease(method, request, metadata)
+        call: Any = None
+        try:
+            connection = lease.instance.connection
+            assert isinstance(connection, GrpcConnection)
+            call = connection.method(method.kind, method.path)(
+                request,
+                timeout=context.time_remaining(),
+                metadata=aio.Metadata(*_passed_on(metadata), *connection.metadata),
+            )
+            lease.on_cut(call.cancel)
+
+            async def failed(error: BaseException) -> None:
+                await self._failed(error, lease.instance, context)
+
+            yield call, failed
+        finally:
+            if call is not None:
+                call.cancel()  # no-op for one that has ended
+            lease.release()
+
+    async def _lease(self, method: Method, request: Any, metadata: Any) -> tuple[Lease, Any]:
+        named = next((value for key, value in metadata if key == MODEL_KEY), None)
+        if named is not None and not (isinstance(named, str) and named.strip()):
+            raise InvalidRequestError.of(
+                MODEL_KEY, "is empty; send a model's name, or leave it out"
+            )
+        identity = string_field(request, method.identity_field) if method.identity_field else ""
+        name = self._loader.route(named, identity)
+        if method.name in PROBES:
+            lease = self._loader.probe(name)
+            if lease is None:
+                raise self._loader.not_loaded(name)
+        else:
+            lease = await self._loader.acquire(name)
+            lease.use()
+        if identity and identity == lease.instance.model:
+            # The backend knows the model by its file. Whoever wrote the name it has here means the
+            # same; empty is what every backend accepts.
+            request = with_empty_string(request, method.identity_field)
+        return lease, request
+
+    async def _failed(
+        self, error: BaseException, instance: Instance, context: aio.ServicerContext[Any, Any]
+    ) -> None:
+        """Raise what the client is to see: the backend's own status, or the cause of its end."""
+        lost = isinstance(error, grpc.RpcError) and _code(error) in _LOST
+        if isinstance(error, asyncio.CancelledError) and not instance.ended.done():
+            raise error  # the client went away
+        ended = instance.ended.done() or (lost and instance.process is not None)
+        if ended and (cause := await instance.cause(self._cause_timeout)):
+            raise cause from error
+        if not isinstance(error, aio.AioRpcError):
+            raise error
+        if lost and instance.backend.external:
+            known = from_rpc_error(error)
+            if isinstance(known, ServiceUnreachableError):
+                self._loader.report_lost(instance, known)
+                raise known from error
+        trailing = _passed_back(error.trailing_metadata() or ())
+        await context.abort(error.code(), error.details() or "", trailing)
+
+
+_LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+"""What gRPC answers with when the connection breaks, or when the call was cut from this side."""
+
+
+async def _finish(call: Any, context: aio.ServicerContext[Any, Any]) -> None:
+    if trailing := await call.trailing_metadata():
+        own = context.trailing_metadata() or ()
+        context.set_trailing_metadata((*own, *_passed_back(trailing)))
+
+
+def _code(error: grpc.RpcError) -> grpc.StatusCode | None:
+    return error.code() if isinstance(error, aio.AioRpcError) else None
+
+
+def _passed_on(metadata: Any) -> list[tuple[str, str | bytes]]:
+    return [
+        (key, value)
+        for key, value in metadata
+        if key not in _NOT_PASSED_ON and (not key.startswith("grpc-") or key in _TRACING)
+    ]
+
+
+_TRACING = frozenset({"grpc-trace-bin", "grpc-tags-bin"})
+
+
+def _passed_back(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:
+    return tuple(
+        (key, value)
+        for key, value in metadata
+        if not key.startswith("grpc-") or key == "grpc-status-details-bin"
+    )

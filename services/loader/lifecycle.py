@@ -1,0 +1,435 @@
+"""The life of a model as a pure function: `next(state, event) -> (state, effects)`. No I/O, no clock.
+
+One `Lifecycle` stands for one model over all its instances. Everything that happens is an event;
+whatever must be done about it is an effect, performed by the supervisor, which reports back with
+further events. Events about an instance carry its generation, and those of an earlier one are
+dropped: a slow answer of a dead process can never touch its successor.
+
+    STOPPED ─LoadRequested→ STARTING ─Answered→ LOADING ─Loaded→ READY ─StopRequested→ DRAINING
+       ↑                        │                  │               │                      │
+       │                        └─AttemptFailed────┴───────────────┴─Exited               │
+       │                                  ↓                                  Drained, cut ↓
+       ├──GroupGone── (asked for) ────────────────── STOPPING ────────────────────────────┘
+       └─BackoffEnded─ BACKOFF/FAILED ←─GroupGone── (failed)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+
+class Phase(Enum):
+    """Where a model stands."""
+
+    STOPPED = auto()
+    STARTING = auto()
+    LOADING = auto()
+    READY = auto()
+    DRAINING = auto()
+    STOPPING = auto()
+    BACKOFF = auto()
+    FAILED = auto()
+
+
+RUNNING = frozenset({Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING, Phase.STOPPING})
+"""Phases in which a process (or a connection) of the current generation may exist."""
+
+RESTING = frozenset({Phase.STOPPED, Phase.BACKOFF, Phase.FAILED})
+"""Phases in which nothing runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed, or an instance ended by itself.
+
+    `permanent` failures (a missing file, an unknown backend) do not get better by waiting.
+    """
+
+    candidate: str
+    error: Exception
+    permanent: bool = False
+
+
+class After(Enum):
+    """What follows when a stopping process group is gone."""
+
+    REST = auto()
+    """Someone asked for the stop."""
+    NEXT_CANDIDATE = auto()
+    """The attempt failed; the next candidate is tried, if there is one."""
+    CRASHED = auto()
+    """The instance ended by itself after it had been ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """The state of one model."""
+
+    phase: Phase = Phase.STOPPED
+    generation: int = 0
+    candidates: tuple[str, ...] = ()
+    """Backends still to try; the first is the current one."""
+    failures: tuple[Failure, ...] = ()
+    """What failed in this round."""
+    failed_rounds: int = 0
+    """Rounds in a row in which every candidate failed, and crashes without a stable time between."""
+    after: After = After.REST
+    reload: tuple[str, ...] = ()
+    """Candidates of a load that was asked for while the last instance is still going away."""
+    message: str = ""
+    """Why it stands where it stands, for people."""
+
+    @property
+    def candidate(self) -> str:
+        """The backend being tried or running; empty if none."""
+        return self.candidates[0] if self.candidates else ""
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequested:
+    """A call needs the model; these backends may hold it, in this order."""
+
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The backend process answers Health."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The backend has read the model."""
+
+    generation: int
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """Start or load failed; the process may still be there."""
+
+    generation: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process ended by itself, or the external backend is gone."""
+
+    generation: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """Someone wants the model gone."""
+
+    reason: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """The last lease has ended."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainTimedOut:
+    """Leases were still held when the drain time ended."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupGone:
+    """The whole process group has ended and its resources are back."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stable:
+    """The instance has been ready for so long that what failed before no longer counts."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackoffEnded:
+    """The time to wait after a failure is over."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The model's configuration, its files or the backend changed: old failures say nothing now."""
+
+
+Event = (
+    LoadRequested
+    | Answered
+    | Loaded
+    | AttemptFailed
+    | Exited
+    | StopRequested
+    | Drained
+    | DrainTimedOut
+    | GroupGone
+    | Stable
+    | BackoffEnded
+    | Changed
+)
+
+
+# Effects
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Spawn or connect to the backend, and wait until it answers."""
+
+    generation: int
+    candidate: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendLoad:
+    """Tell the backend to read the model."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdmitWaiters:
+    """Give a lease to every call that waits for the model."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailWaiters:
+    """Tell every call that waits that the load failed, and why."""
+
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Report `Drained` when the last lease has ended, or `DrainTimedOut`."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutCalls:
+    """End the calls in progress with UNAVAILABLE."""
+
+    generation: int
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class StopGroup:
+    """Ask, then terminate, then kill the process group; report `GroupGone` when it is gone."""
+
+    generation: int
+    graceful: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ArmBackoff:
+    """Report `BackoffEnded` after the delay that belongs to so many failed rounds."""
+
+    generation: int
+    failed_rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseStop:
+    """Tell those who asked for the stop that calls were still running."""
+
+    generation: int
+
+
+Effect = (
+    Start
+    | SendLoad
+    | AdmitWaiters
+    | FailWaiters
+    | Drain
+    | CutCalls
+    | StopGroup
+    | ArmBackoff
+    | RefuseStop
+)
+
+Step = tuple[Lifecycle, tuple[Effect, ...]]
+
+
+def next(state: Lifecycle, event: Event) -> Step:
+    """Return the state after `event` and what must be done. An event that does not fit is dropped."""
+    generation = getattr(event, "generation", state.generation)
+    if generation != state.generation:
+        return state, ()
+    match event:
+        case LoadRequested(candidates):
+            return _load_requested(state, candidates)
+        case Answered() if state.phase is Phase.STARTING:
+            return replace(state, phase=Phase.LOADING), (SendLoad(state.generation),)
+        case Loaded(message=message) if state.phase is Phase.LOADING:
+            ready = replace(state, phase=Phase.READY, message=message, failures=())
+            return ready, (AdmitWaiters(state.generation),)
+        case AttemptFailed(failure=failure) if state.phase in (Phase.STARTING, Phase.LOADING):
+            return _attempt_failed(state, failure)
+        case Exited(failure=failure):
+            return _exited(state, failure)
+        case StopRequested(reason, force):
+            return _stop_requested(state, reason, force)
+        case Drained() if state.phase is Phase.DRAINING:
+            return replace(state, phase=Phase.STOPPING), (StopGroup(state.generation, True),)
+        case DrainTimedOut() if state.phase is Phase.DRAINING:
+            kept = replace(state, phase=Phase.READY, message="", reload=())
+            return kept, (RefuseStop(state.generation), AdmitWaiters(state.generation))
+        case GroupGone() if state.phase is Phase.STOPPING:
+            return _group_gone(state)
+        case Stable() if state.phase is Phase.READY:
+            return replace(state, failed_rounds=0), ()
+        case BackoffEnded() if state.phase is Phase.BACKOFF:
+            return replace(state, phase=Phase.STOPPED), ()
+        case Changed():
+            return _changed(state)
+    return state, ()
+
+
+def _start(state: Lifecycle, candidates: tuple[str, ...], failures: tuple[Failure, ...]) -> Step:
+    generation = state.generation + 1
+    started = replace(
+        state,
+        phase=Phase.STARTING,
+        generation=generation,
+        candidates=candidates,
+        failures=failures,
+        reload=(),
+        message="",
+    )
+    return started, (Start(generation, candidates[0]),)
+
+
+def _load_requested(state: Lifecycle, candidates: tuple[str, ...]) -> Step:
+    if state.phase in (Phase.STOPPED, Phase.FAILED) and candidates:
+        return _start(state, candidates, ())
+    if state.phase in (Phase.DRAINING, Phase.STOPPING) and candidates:
+        # The next instance starts when this one is gone: never two of one model side by side.
+        return replace(state, reload=candidates), ()
+    return state, ()
+
+
+def _attempt_failed(state: Lifecycle, failure: Failure) -> Step:
+    stopping = replace(
+        state,
+        phase=Phase.STOPPING,
+        after=After.NEXT_CANDIDATE,
+        failures=(*state.failures, failure),
+        message=str(failure.error),
+    )
+    return stopping, (StopGroup(state.generation, False),)
+
+
+def _exited(state: Lifecycle, failure: Failure) -> Step:
+    if state.phase in (Phase.STARTING, Phase.LOADING):
+        return _attempt_failed(state, failure)
+    if state.phase in (Phase.READY, Phase.DRAINING):
+        crashed = state.phase is Phase.READY
+        stopping = replace(
+            state,
+            phase=Phase.STOPPING,
+            after=After.CRASHED if crashed else After.REST,
+            failures=(failure,),
+            message=str(failure.error),
+        )
+        # The main process is gone, but helpers it left behind are not.
+        return stopping, (
+            CutCalls(state.generation, failure),
+            StopGroup(state.generation, False),
+        )
+    return state, ()
+
+
+def _stop_requested(state: Lifecycle, reason: str, force: bool) -> Step:
+    generation = state.generation
+    if state.phase is Phase.READY and not force:
+        draining = replace(state, phase=Phase.DRAINING, message=reason, after=After.REST)
+        return draining, (Drain(generation),)
+    if state.phase in (Phase.READY, Phase.DRAINING):
+        stopping = replace(state, phase=Phase.STOPPING, message=reason, after=After.REST)
+        return stopping, (CutCalls(generation, None), StopGroup(generation, True))
+    if state.phase in (Phase.STARTING, Phase.LOADING):
+        failure = Failure(state.candidate, StoppedError(reason))
+        stopping = replace(
+            state, phase=Phase.STOPPING, message=reason, after=After.REST, candidates=()
+        )
+        return stopping, (FailWaiters((failure,)), StopGroup(generation, False))
+    if state.phase is Phase.STOPPING:
+        # Whatever was to follow the stop (another candidate, a reload) is called off.
+        called_off = replace(state, after=After.REST, reload=(), message=reason)
+        failure = Failure(state.candidate, StoppedError(reason))
+        return called_off, (FailWaiters((failure,)),)
+    return state, ()
+
+
+def _group_gone(state: Lifecycle) -> Step:
+    if state.after is After.NEXT_CANDIDATE:
+        rest = state.candidates[1:]
+        if rest:
+            return _start(state, rest, state.failures)
+        return _round_failed(state)
+    if state.after is After.CRASHED:
+        return _crashed(state)
+    stopped = replace(state, phase=Phase.STOPPED, candidates=(), failures=())
+    if state.reload:
+        return _start(stopped, state.reload, ())
+    return stopped, ()
+
+
+def _round_failed(state: Lifecycle) -> Step:
+    failures = state.failures
+    if all(failure.permanent for failure in failures):
+        failed = replace(state, phase=Phase.FAILED, candidates=(), reload=())
+        return failed, (FailWaiters(failures),)
+    rounds = state.failed_rounds + 1
+    waiting = replace(state, phase=Phase.BACKOFF, candidates=(), reload=(), failed_rounds=rounds)
+    return waiting, (ArmBackoff(state.generation, rounds), FailWaiters(failures))
+
+
+def _crashed(state: Lifecycle) -> Step:
+    rounds = state.failed_rounds + 1
+    if rounds == 1:
+        # The first crash after a stable time costs no wait: the next call reloads at once.
+        stopped = replace(state, phase=Phase.STOPPED, candidates=(), failed_rounds=rounds)
+        if state.reload:
+            return _start(stopped, state.reload, ())
+        return stopped, ()
+    waiting = replace(state, phase=Phase.BACKOFF, candidates=(), reload=(), failed_rounds=rounds)
+    # Not a failed load: waiters get the crash as the reason why they must wait.
+    return waiting, (ArmBackoff(state.generation, rounds - 1), FailWaiters(state.failures))
+
+
+def _changed(state: Lifecycle) -> Step:
+    cleared = replace(state, failed_rounds=0)
+    if state.phase in (Phase.BACKOFF, Phase.FAILED):
+        cleared = replace(cleared, phase=Phase.STOPPED, failures=(), message="")
+    return cleared, ()
+
+
+class StoppedError(Exception):
+    """The model was stopped on request while calls waited for it."""

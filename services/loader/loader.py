@@ -1,0 +1,219 @@
+"""The loader: what the control plane and the gateway ask for, over all models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from services.common.errors import (
+    BackendNotFoundError,
+    CorralError,
+    ModelNotFoundError,
+    ModelNotLoadedError,
+    ModelNotNamedError,
+    Resource,
+    ShuttingDownError,
+)
+from services.common.tasks import Background
+
+from .backend_catalog import Backend, BackendCatalog
+from .events import ChangeLog
+from .instance import Instance, Lease
+from .lifecycle import RESTING
+from .logs import LogLine
+from .model_catalog import ModelCatalog, ModelEntry
+from .model_view import ModelView, view
+from .selection import candidates
+from .supervisor import Supervisor
+
+MakeSupervisor = Callable[[str, Callable[[Supervisor], None], Background], Supervisor]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFilter:
+    """Which models; every condition that is set must hold."""
+
+    states: frozenset[str] = frozenset()
+    backend: str = ""
+    usecase: str = ""
+    name_contains: str = ""
+
+    def matches(self, model: ModelView) -> bool:
+        """Whether the model is meant."""
+        return (
+            (not self.states or model.state in self.states)
+            and (not self.backend or model.backend == self.backend)
+            and (not self.usecase or self.usecase.lower() in map(str.lower, model.usecases))
+            and self.name_contains.lower() in model.name.lower()
+        )
+
+
+class Loader:
+    """All models: one supervisor for each that was ever asked for."""
+
+    def __init__(
+        self,
+        *,
+        models: ModelCatalog,
+        backends: BackendCatalog,
+        make_supervisor: MakeSupervisor,
+        changes: ChangeLog[ModelView],
+        tasks: Background,
+    ) -> None:
+        """Take the catalogs; nothing is started before the first call that needs it."""
+        self.changes = changes
+        self._models = models
+        self._backends = backends
+        self._make_supervisor = make_supervisor
+        self._tasks = tasks
+        self._supervisors: dict[str, Supervisor] = {}
+        self._closing = False
+        self._listeners: list[Callable[[ModelView], None]] = []
+
+    def listen(self, listener: Callable[[ModelView], None]) -> None:
+        """Call `listener` after every change of a model's state."""
+        self._listeners.append(listener)
+
+    # Loading and unloading
+
+    async def acquire(self, name: str) -> Lease:
+        """Return a lease on the model, loading it first if it must be."""
+        supervisor = self._supervisors.get(name)
+        if supervisor is not None and (lease := supervisor.try_acquire()):
+            return lease
+        entry, supervisor = self._prepare(name)
+        return await supervisor.acquire(entry, self._candidates(entry))
+
+    def probe(self, name: str) -> Lease | None:
+        """Return the lease of a model that is ready now, or None; never loads."""
+        supervisor = self._supervisors.get(name) or self._supervisors.get(self._resolve(name).name)
+        return supervisor.try_acquire() if supervisor else None
+
+    async def load(self, name: str) -> ModelView:
+        """Load the model and wait until it is ready."""
+        entry, supervisor = self._prepare(name)
+        with await supervisor.acquire(entry, self._candidates(entry)):
+            return view(entry, supervisor)
+
+    def begin_load(self, name: str) -> ModelView:
+        """Begin to load the model."""
+        entry, supervisor = self._prepare(name)
+        supervisor.begin_load(entry, self._candidates(entry))
+        return view(entry, supervisor)
+
+    async def unload(
+        self, name: str, *, force: bool, reason: str = "unloaded on request"
+    ) -> ModelView:
+        """Unload the model; returns when its process group is gone."""
+        supervisor = self._supervisors.get(name)
+        if supervisor is None:
+            entry = self._resolve(name)
+            supervisor = self._supervisors.get(entry.name)
+        if supervisor is not None:
+            await supervisor.stop(reason, force=force)
+            name = supervisor.name
+        return self.get(name)
+
+    def report_lost(self, instance: Instance, error: CorralError) -> None:
+        """An external backend does not answer any more; the next call connects anew."""
+        self._supervisors[instance.model].report_lost(instance, error)
+
+    async def close(self) -> None:
+        """Refuse new work and end every backend, whatever it is doing."""
+        self._closing = True
+        stops = [
+            supervisor.stop("the loader stops", force=True)
+            for supervisor in self._supervisors.values()
+        ]
+        await asyncio.gather(*stops, return_exceptions=True)
+
+    # Looking
+
+    def get(self, name: str) -> ModelView:
+        """Return one model, also one that runs though its file is gone. Raises ModelNotFoundError."""
+        supervisor = self._supervisors.get(name)
+        try:
+            entry = self._models.find(name)
+        except ModelNotFoundError:
+            if supervisor is None or supervisor.state.phase in RESTING:
+                raise
+            entry = supervisor.entry or ModelEntry(name)
+        return view(entry, self._supervisors.get(entry.name))
+
+    def select(self, condition: ModelFilter) -> list[ModelView]:
+        """Return the models that match, sorted by name; those that run though their file is gone too."""
+        entries = self._models.models()
+        for name, supervisor in self._supervisors.items():
+            if name not in entries and supervisor.state.phase not in RESTING:
+                entries[name] = supervisor.entry or ModelEntry(name)
+        views = [view(entry, self._supervisors.get(name)) for name, entry in entries.items()]
+        return sorted(filter(condition.matches, views), key=lambda model: model.name)
+
+    def backends(self) -> list[Backend]:
+        """Return the installed backends."""
+        return list(self._backends.backends().values())
+
+    def logs(self, name: str, *, after: int, tail: int, follow: bool) -> AsyncIterator[LogLine]:
+        """Return what the model's backends wrote. Raises ModelNotFoundError."""
+        supervisor = self._supervisors.get(name)
+        if supervisor is None:
+            supervisor = self._supervisor(self._models.find(name).name)
+        return supervisor.logs.read(after=after, tail=tail, follow=follow)
+
+    # Routing
+
+    def route(self, named: str | None, identity: str | None) -> str:
+        """Return the model that a call is for. Raises ModelNotNamedError."""
+        if named:
+            return named
+        if identity:
+            return identity
+        if only := self._models.only_model():
+            return only
+        raise ModelNotNamedError(
+            "the call names no model, and there is not exactly one: send its name as metadata"
+            " `corral-model`, or as the request's ModelIdentity where it has one"
+        )
+
+    def not_loaded(self, name: str) -> ModelNotLoadedError:
+        """Return the error for a call that needs a loaded model and must not load it."""
+        return ModelNotLoadedError(
+            f"model {name!r} is not loaded; this call never loads one: use LoadModel first",
+            resource=Resource("model", name),
+        )
+
+    # Helpers
+
+    def _prepare(self, name: str) -> tuple[ModelEntry, Supervisor]:
+        if self._closing:
+            raise ShuttingDownError("the loader stops and loads no more models")
+        entry = self._resolve(name)
+        return entry, self._supervisor(entry.name)
+
+    def _resolve(self, name: str) -> ModelEntry:
+        return self._models.resolve(name)
+
+    def _supervisor(self, name: str) -> Supervisor:
+        supervisor = self._supervisors.get(name)
+        if supervisor is None:
+            supervisor = self._make_supervisor(name, self._changed, self._tasks)
+            self._supervisors[name] = supervisor
+        return supervisor
+
+    def _candidates(self, entry: ModelEntry) -> tuple[str, ...]:
+        if entry.config.backend:
+            return (entry.config.backend,)
+        return candidates(
+            entry.config, self._models.folder / entry.config.model, self._backends.backends()
+        )
+
+    def _changed(self, supervisor: Supervisor) -> None:
+        try:
+            model = self.get(supervisor.name)
+        except (ModelNotFoundError, BackendNotFoundError):
+            self.changes.append(supervisor.name, None)
+            return
+        self.changes.append(model.name, model)
+        for listener in self._listeners:
+            listener(model)

@@ -1,0 +1,131 @@
+"""The gRPC face of the loader: check, call the domain, convert."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from corral.loader.v1 import loader_pb2 as pb
+from corral.loader.v1 import loader_pb2_grpc
+from services.common.errors import NotImplementedYetError
+from services.common.names import MODELS, resource_id, resource_name
+from services.common.paging import paginate
+
+from . import convert
+from .loader import Loader
+from .watching import Said, watch
+
+_CHANGES = {
+    Said.SNAPSHOT: pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT,
+    Said.SNAPSHOT_END: pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT_END,
+    Said.CHANGED: pb.WatchModelsResponse.CHANGE_TYPE_CHANGED,
+    Said.REMOVED: pb.WatchModelsResponse.CHANGE_TYPE_REMOVED,
+}
+
+
+class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
+    """Serves `corral.loader.v1.LoaderService`."""
+
+    def __init__(self, loader: Loader) -> None:
+        """Take the domain object."""
+        self._loader = loader
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
+        """Load a model."""
+        name = resource_id(MODELS, request.name)
+        if request.return_immediately:
+            return pb.LoadModelResponse(model=convert.model(self._loader.begin_load(name)))
+        return pb.LoadModelResponse(model=convert.model(await self._loader.load(name)))
+
+    async def UnloadModel(
+        self, request: pb.UnloadModelRequest, context: Any
+    ) -> pb.UnloadModelResponse:
+        """Unload a model."""
+        name = resource_id(MODELS, request.name)
+        view = await self._loader.unload(name, force=request.force)
+        return pb.UnloadModelResponse(model=convert.model(view))
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        """Return one model."""
+        view = self._loader.get(resource_id(MODELS, request.name))
+        return pb.GetModelResponse(model=convert.model(view))
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Any
+    ) -> pb.ListModelsResponse:
+        """List models."""
+        condition = convert.model_filter(request.filter)
+        page = paginate(
+            self._loader.select(condition),
+            size=request.page_size,
+            token=request.page_token,
+            key=lambda view: view.name,
+            scope=condition,
+        )
+        return pb.ListModelsResponse(
+            models=[convert.model(view) for view in page.items],
+            next_page_token=page.next_token,
+            total_size=page.total,
+        )
+
+    async def WatchModels(
+        self, request: pb.WatchModelsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchModelsResponse]:
+        """Stream the state of models."""
+        condition = convert.model_filter(request.filter)
+        async for news in watch(self._loader, condition, request.resume_token):
+            yield pb.WatchModelsResponse(
+                change_type=_CHANGES[news.said],
+                model=convert.model(news.model)
+                if news.model
+                else pb.Model(name=resource_name(MODELS, news.name))
+                if news.name
+                else None,
+                resume_token=news.token,
+            )
+
+    async def ListBackends(
+        self, request: pb.ListBackendsRequest, context: Any
+    ) -> pb.ListBackendsResponse:
+        """List backends."""
+        backends = self._loader.backends()
+        # In the order of the folders, which the names do not follow: the position is the sort key.
+        keyed = [(f"{place:08}", item) for place, item in enumerate(backends)]
+        page = paginate(
+            keyed, size=request.page_size, token=request.page_token, key=lambda pair: pair[0]
+        )
+        return pb.ListBackendsResponse(
+            backends=[convert.backend(item) for _, item in page.items],
+            next_page_token=page.next_token,
+        )
+
+    async def PlanEviction(
+        self, request: pb.PlanEvictionRequest, context: Any
+    ) -> pb.PlanEvictionResponse:
+        """Explain an eviction."""
+        raise NotImplementedYetError.of("PlanEviction")
+
+    async def ResolveModel(
+        self, request: pb.ResolveModelRequest, context: Any
+    ) -> pb.ResolveModelResponse:
+        """Lease an instance's address."""
+        raise NotImplementedYetError.of("ResolveModel")
+
+    async def StreamLogs(
+        self, request: pb.StreamLogsRequest, context: Any
+    ) -> AsyncIterator[pb.StreamLogsResponse]:
+        """Stream what backends wrote."""
+        name = resource_id(MODELS, request.name)
+        after = convert.not_negative("after_sequence", request.after_sequence)
+        tail = convert.not_negative("tail_lines", request.tail_lines)
+        lines = self._loader.logs(name, after=after, tail=tail, follow=request.follow)
+        async for line in lines:
+            yield pb.StreamLogsResponse(line=convert.log_line(line))
+
+    async def PinModel(self, request: pb.PinModelRequest, context: Any) -> pb.PinModelResponse:
+        """Pin or unpin a model."""
+        raise NotImplementedYetError.of("PinModel")
+
+    async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:
+        """Drain the loader."""
+        raise NotImplementedYetError.of("Drain")

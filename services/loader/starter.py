@@ -1,0 +1,170 @@
+"""From an installed backend to one that answers: address, token, environment, process, readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.common.errors import BackendNotReadyError, CorralError
+from services.common.logs import get_logger
+
+from .instance import Connection, Instance
+from .logs import LineSplitter, LogBook, Stream
+from .model_catalog import ModelEntry
+from .process import Exit, Launcher, LineSink, ProcessSpec
+from .readiness import PortTakenError, Readiness, free_port, start_error
+from .supervisor import STDERR_LINES
+
+_log = get_logger(__name__)
+
+_PORT_ATTEMPTS = 3
+"""Free ports to try: that one is taken in the moment before the backend binds it is rare already."""
+
+_LONGEST_SOCKET_FOLDER = 70
+"""Bytes: leaves room for a socket's name below the system's 107."""
+
+TOKEN_VARIABLE = "LOCALAI_GRPC_AUTH_TOKEN"
+_HUB_VARIABLES = ("HF_HOME", "TRANSFORMERS_CACHE", "HUGGINGFACE_HUB_CACHE")
+
+Connect = Callable[[str, str], Connection]
+"""Opens a fresh connection to an address, with a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartLimits:
+    """The named waits of a start, in seconds, unless the model's configuration has its own."""
+
+    attempts: int
+    interval: float
+    health: float
+
+    def total(self, entry: ModelEntry) -> float:
+        """Return how long this model's backend may take to answer."""
+        grpc = entry.config.grpc
+        return (grpc.attempts or self.attempts) * (grpc.attempts_sleep_time or self.interval)
+
+
+class BackendStarter:
+    """Starts local backends through a launcher, and connects to external ones."""
+
+    def __init__(
+        self,
+        *,
+        launcher: Launcher,
+        connect: Connect,
+        limits: StartLimits,
+        environment: Mapping[str, str],
+        models_path: Path,
+        sockets: Path,
+        external_token: str = "",
+    ) -> None:
+        """`environment` is what every backend gets; `sockets` a folder nobody else can enter."""
+        self._launcher = launcher
+        self._connect = connect
+        self._limits = limits
+        self._environment = dict(environment)
+        self._models_path = models_path
+        self._sockets = sockets
+        self._external_token = external_token
+
+    async def start(self, instance: Instance, entry: ModelEntry, logs: LogBook) -> Connection:
+        """Return the connection to a backend that answers Health. Raises CorralError."""
+        if instance.backend.external:
+            instance.address = instance.backend.address
+            instance.token = self._external_token
+            return await self._readiness(instance, entry, logs).wait(None)
+        for _ in range(_PORT_ATTEMPTS):
+            try:
+                return await self._launch(instance, entry, logs)
+            except PortTakenError:
+                _log.warning("somebody took the backend's port", address=instance.address)
+                assert instance.process is not None
+                await instance.process.stop(graceful=False)
+        raise BackendNotReadyError(
+            f"grpc service not ready: backend {instance.backend.name} does not listen on the port it"
+            " was told; is it a program that ignores --addr?"
+        )
+
+    async def stop(self, instance: Instance, *, graceful: bool) -> bool:
+        """End the process group, if there is one; True when nothing is left."""
+        if instance.process is None:
+            return True
+        gone = await instance.process.stop(graceful=graceful)
+        if instance.address.startswith("unix:"):
+            with suppress(OSError):
+                os.unlink(instance.address.removeprefix("unix:"))
+        return gone
+
+    async def _launch(self, instance: Instance, entry: ModelEntry, logs: LogBook) -> Connection:
+        backend = instance.backend
+        assert backend.run_file is not None
+        instance.token = secrets.token_urlsafe(32)
+        if backend.takes_unix:
+            instance.address = f"unix:{self._sockets / instance.uid[:12]}.sock"
+        else:
+            instance.address = f"127.0.0.1:{free_port()}"
+        readiness = self._readiness(instance, entry, logs)
+        sink = _sink(logs, instance.generation, readiness.announced)
+        environment = {**self._environment, TOKEN_VARIABLE: instance.token}
+        for name in _HUB_VARIABLES:
+            # Without one of their own, libraries keep what they fetch beside the models.
+            environment.setdefault(name, str(self._models_path))
+        spec = ProcessSpec(
+            uid=instance.uid,
+            run_file=backend.run_file,
+            arguments=("--addr", instance.address),
+            environment=environment,
+        )
+        logs.append(
+            Stream.LOADER,
+            f"starting {backend.name} ({backend.run_file}) on {instance.address}",
+            instance.generation,
+        )
+        instance.process = await self._launcher.launch(spec, sink)
+        return await readiness.wait(instance.process)
+
+    def _readiness(self, instance: Instance, entry: ModelEntry, logs: LogBook) -> Readiness:
+        def connect() -> Connection:
+            return self._connect(instance.address, instance.token)
+
+        def describe_exit(how: Exit) -> CorralError:
+            lines = logs.tail(
+                STDERR_LINES, generation=instance.generation, stream=Stream.STDERR
+            ) or logs.tail(STDERR_LINES, generation=instance.generation, stream=Stream.STDOUT)
+            return start_error(instance.backend.name, how, lines)
+
+        return Readiness(
+            instance.address,
+            timeout=self._limits.total(entry),
+            health_timeout=self._limits.health,
+            connect=connect,
+            describe_exit=describe_exit,
+        )
+
+
+def socket_folder(state: Path) -> Path:
+    """Return a folder for sockets that only this user can enter: below `state`, unless that is too long."""
+    folder = state / "sockets"
+    if len(str(folder).encode()) <= _LONGEST_SOCKET_FOLDER:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        return folder
+    return Path(tempfile.mkdtemp(prefix="corral-"))
+
+
+def _sink(logs: LogBook, generation: int, announced: asyncio.Event) -> LineSink:
+    splitters = {"stdout": LineSplitter(), "stderr": LineSplitter()}
+
+    def sink(pipe: str, chunk: bytes) -> None:
+        for line in splitters[pipe].feed(chunk):
+            logs.append(Stream(pipe), line, generation)
+            if pipe == "stdout" and line.startswith("ready "):
+                announced.set()
+
+    return sink
