@@ -47,7 +47,8 @@ class AccessLog:
 
     def __init__(self) -> None:
         """Log under the name `access`."""
-        self._log: Any = get_logger("corral.access")
+        # Bound once: to find the logger anew for each call costs more than a line that is not wanted.
+        self._log: Any = get_logger("corral.access").bind()
 
     def call_ended(self, record: CallRecord) -> None:
         """Write the line."""

@@ -84,7 +84,7 @@ async def call(
     method: aio.UnaryUnaryMultiCallable[Any, _Response],
     request: Any,
     *,
-    timeout: float,  # noqa: ASYNC109 - it travels to the server as the call's deadline
+    timeout: float,
     metadata: Mapping[str, str] | Sequence[tuple[str, str | bytes]] = (),
     wait_for_ready: bool = False,
 ) -> _Response:

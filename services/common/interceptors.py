@@ -6,8 +6,8 @@ Two interceptors and no more: each costs 20-30 us a call.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
@@ -242,7 +242,8 @@ def request_id(metadata: Any) -> str:
             if 0 < len(value) <= _REQUEST_ID_LENGTH and value.isascii() and value.isprintable():
                 return value
             break
-    return uuid.uuid4().hex
+    # As good as a UUID for this, and four times as quick.
+    return os.urandom(16).hex()
 
 
 async def _abort(context: Any, error: Exception, method: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Literal, TextIO, TypeAlias
 
 import structlog
@@ -41,16 +43,13 @@ def configure(
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _Stamp(service),
     ]
+    render = _json() if format == "json" else _console(out)
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[structlog.stdlib.PositionalArgumentsFormatter(), *shared],
-        processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            *(_json() if format == "json" else _console(out)),
-        ],
+        foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
     )
     handler = logging.StreamHandler(out)
     handler.setFormatter(formatter)
@@ -61,14 +60,10 @@ def configure(
         logging.getLogger(name).setLevel(number if level == "trace" else logging.WARNING)
     logging.captureWarnings(True)
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared[:3],
-            *shared[4:],
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
+        processors=[*shared, *render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        # Not through the standard library: its records double the cost of the access log's lines.
+        logger_factory=partial(_Lines, out),
         # Not cached: modules make their loggers at import, before this function is called.
         cache_logger_on_first_use=False,
     )
@@ -77,6 +72,24 @@ def configure(
 def get_logger(name: str) -> Any:
     """Return a structlog logger; take `__name__`. Safe to call before `configure`."""
     return structlog.stdlib.get_logger(name)
+
+
+class _Lines:
+    """What structlog hands its finished lines to; has a method for each level, as it wants."""
+
+    __slots__ = ("_out", "name")
+
+    def __init__(self, out: TextIO, name: str = "") -> None:
+        self._out = out
+        self.name = name
+
+    def msg(self, line: str) -> None:
+        # A log that cannot be written (a full disk, a closed pipe) must not fail what it tells of.
+        with suppress(OSError, ValueError):
+            self._out.write(line + "\n")
+            self._out.flush()
+
+    debug = info = warning = error = critical = exception = msg
 
 
 class _Stamp:

@@ -71,7 +71,7 @@ class Background:
 async def wait_until(
     condition: Callable[[], bool | Awaitable[bool]],
     *,
-    timeout: float,  # noqa: ASYNC109 - the error has to name what was waited for
+    timeout: float,
     what: str,
     interval: float = 0.01,
 ) -> None:
