@@ -117,13 +117,15 @@ def from_file(docs: Sequence[FieldDoc], service: str, path: Path) -> Layer:
         return found
     names = {doc.name for doc in docs}
     top = {_field_name(key): value for key, value in data.items()}
-    section = top.pop(service, None) or {}
+    # "metrics" is a service and a setting of all of them: with keys below it, it is the section.
+    is_section = service not in names or not isinstance(top.get(service, {}), str)
+    section = (top.pop(service, None) if is_section else None) or {}
     if not isinstance(section, dict):
         found.problems.append(f"--config {path}: {service}: must hold keys and values")
         section = {}
     others: Mapping[str, Collection[str]] | None = None
     for key, value in top.items():
-        if key in names:
+        if key in names and not (isinstance(value, dict) and key in sibling_names()):
             found.put(key, value, f"{path}: {key}")
             continue
         # Looked up only now: a file for one service alone costs no import of the others.
@@ -143,12 +145,8 @@ def from_file(docs: Sequence[FieldDoc], service: str, path: Path) -> Layer:
 def sibling_fields() -> dict[str, Collection[str]]:
     """Return the settings' names of each service in this distribution, found and not listed here."""
     found: dict[str, Collection[str]] = {}
-    package = importlib.import_module(__package__.rpartition(".")[0])
-    for module in pkgutil.iter_modules(package.__path__):
-        name = f"{package.__name__}.{module.name}.config"
+    for name in sibling_names().values():
         try:
-            if not module.ispkg or importlib.util.find_spec(name) is None:
-                continue
             contents = vars(importlib.import_module(name)).values()
         except ImportError:
             continue
@@ -157,6 +155,18 @@ def sibling_fields() -> dict[str, Collection[str]]:
             if getattr(item, "__module__", "") == name and getattr(item, "service", None):
                 found[str(item.service)] = tuple(getattr(item, "model_fields", ()))
     return found
+
+
+def sibling_names() -> dict[str, str]:
+    """Return the services in this distribution and the modules with their settings."""
+    here = __package__
+    package = importlib.import_module(here.rpartition(".")[0])
+    modules = {
+        module.name: f"{package.__name__}.{module.name}.config"
+        for module in pkgutil.iter_modules(package.__path__)
+        if module.ispkg and f"{package.__name__}.{module.name}" != here
+    }
+    return {name: config for name, config in modules.items() if importlib.util.find_spec(config)}
 
 
 def nearest(word: str, known: Collection[str]) -> str:

@@ -312,6 +312,32 @@ async def test_a_client_that_cancels(world: World, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_a_handler_that_answers_a_cancel_with_an_error(
+    world: World, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = asyncio.Event()
+
+    async def act(context: Any) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise QueueFullError("left the queue") from None
+
+    world.raw.act = act
+    running = world.start(kind, timeout=60)
+    async with asyncio.timeout(DEADLINE):
+        await started.wait()
+        running.cancel()
+        await world.raw.closed.wait()
+    assert (await world.recorder.next()).code == "RESOURCE_EXHAUSTED"
+    # And the server is none the worse for it.
+    world.raw.act = world.raw.echo
+    await world.finish(kind)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_deadline(world: World, kind: str) -> None:
     async def act(context: Any) -> None:
         await asyncio.Event().wait()

@@ -194,6 +194,29 @@ def test_another_services_settings_are_not_our_mistake(
     assert ToySettings.load(["--config", file]).log_level == "debug"
 
 
+def test_metrics_is_a_setting_and_a_section(tmp_path: Path) -> None:
+    file = write(tmp_path, "metrics: 127.0.0.1:50054\n")
+    assert ToySettings.load(["--config", file]).metrics == "127.0.0.1:50054"
+    file = write(tmp_path, "metrics:\n  http_listen: 127.0.0.1:9464\ntoy:\n  metrics: a:1\n")
+    assert ToySettings.load(["--config", file]).metrics == "a:1"
+
+    class MetricsSettings(ServiceSettings):
+        service: ClassVar[str] = "metrics"
+
+    file = write(tmp_path, "metrics:\n  log_level: debug\n")
+    assert MetricsSettings.load(["--config", file]).log_level == "debug"
+    file = write(tmp_path, "metrics: 127.0.0.1:50054\n")
+    assert MetricsSettings.load(["--config", file]).metrics == "127.0.0.1:50054"
+
+
+def test_the_services_of_this_distribution_are_found() -> None:
+    found = config_sources.sibling_fields()
+    assert "common" not in found
+    assert "service" not in found
+    assert all("listen" in fields for fields in found.values())
+    assert set(found) <= set(config_sources.sibling_names())
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
