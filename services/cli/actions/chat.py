@@ -1,0 +1,125 @@
+"""A conversation: typed at a prompt on a terminal, or piped in, one message a line."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+from corral.backend import backend_pb2
+from services.cli import launch
+from services.cli.clients import Clients
+from services.cli.endpoints import resolve
+from services.cli.failures import Failure, explain
+from services.cli.output import Output
+from services.common.config_fields import corral_home
+from services.common.errors import CorralError
+
+from . import generate
+from .generate import Settings
+
+_HELP: Final = "/reset forgets the conversation, /system TEXT sets the system message, /exit ends"
+_PROMPT: Final = ">>> "
+
+
+def talk(settings: Settings, *, first: str | None, as_json: bool, loader: str | None) -> None:
+    """Keep a conversation until its end; `first` is said before anything is read."""
+    out = Output(as_json=as_json)
+
+    def work() -> None:
+        # The loop stands still while a line is typed, so that input() has the terminal's signals
+        # and line editing to itself; the channel lives through that.
+        with asyncio.Runner() as runner:
+            clients = Clients(resolve({"loader": loader}, corral_home()))
+            runner.run(clients.__aenter__())
+            try:
+                _Conversation(runner, clients, out, settings).hold(first)
+            finally:
+                runner.run(clients.__aexit__(None, None, None))
+
+    launch.guarded(work, out, model=settings.model)
+
+
+class _Conversation:
+    def __init__(
+        self, runner: asyncio.Runner, clients: Clients, out: Output, settings: Settings
+    ) -> None:
+        self._runner = runner
+        self._clients = clients
+        self._out = out
+        self._settings = settings
+        self._typed = sys.stdin.isatty() and sys.stdout.isatty() and not out.as_json
+        self._messages: list[backend_pb2.Message] = []
+        self._reset(settings.system)
+
+    def hold(self, first: str | None) -> None:
+        self._runner.run(generate.prepare(self._clients, self._out, self._settings))
+        if self._typed:
+            self._out.note(f"{self._settings.model} listens. {_HELP} (or Ctrl-D).", "dim")
+        if first:
+            self._say(sys.stdin.read() if first == "-" else first)
+        for line in _typed_lines() if self._typed else sys.stdin:
+            if not self._obey(line.strip()):
+                return
+
+    def _obey(self, line: str) -> bool:
+        """Act on one line; return whether to go on."""
+        command, _, rest = line.partition(" ")
+        if command in ("/exit", "/quit", "/bye"):
+            return False
+        if command == "/reset":
+            self._reset(self._settings.system)
+            self._out.note("forgotten", "dim")
+        elif command == "/system":
+            self._reset(rest.strip())
+            self._out.note("forgotten; the system message is set", "dim")
+        elif command == "/help" or (self._typed and command.startswith("/")):
+            self._out.note(_HELP, "dim")
+        elif line:
+            self._say(line)
+        return True
+
+    def _say(self, line: str) -> None:
+        """Send a message and write the answer. At a prompt a failure ends only this turn."""
+        said = backend_pb2.Message(role="user", content=line)
+        request = generate.request_for(self._settings, [*self._messages, said], line)
+        try:
+            answer = self._runner.run(
+                generate.respond(self._clients, self._out, self._settings, request)
+            )
+        except KeyboardInterrupt:
+            if not self._typed:
+                raise
+            self._out.note("(stopped; that turn is forgotten)", "dim")
+            return
+        except CorralError as error:
+            self._tell(explain(error, model=self._settings.model))
+            return
+        except Failure as failure:
+            self._tell(failure)
+            return
+        self._messages += [said, backend_pb2.Message(role="assistant", content=answer.text)]
+
+    def _tell(self, failure: Failure) -> None:
+        if not self._typed:
+            raise failure
+        self._out.failure(failure)
+
+    def _reset(self, system: str) -> None:
+        self._messages = [backend_pb2.Message(role="system", content=system)] if system else []
+
+
+def _typed_lines() -> Iterator[str]:
+    """Yield what is typed, until Ctrl-D; Ctrl-C drops the line."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 - gives input() editing keys and a history
+    while True:
+        try:
+            yield input(_PROMPT)
+        except EOFError:
+            sys.stdout.write("\n")
+            return
+        except KeyboardInterrupt:
+            sys.stdout.write("\n(Ctrl-D or /exit ends)\n")

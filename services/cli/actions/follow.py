@@ -1,0 +1,100 @@
+"""Following an operation of the gallery to its end, over restarts of the gallery."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Final, TypeVar
+
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
+
+from corral.gallery.v1 import gallery_pb2
+from services.cli import views
+from services.cli.clients import RECONNECT_TIMEOUT, Clients
+from services.cli.failures import Failure, Lost, Unreachable, explain
+from services.cli.output import Output
+from services.cli.progress import transfer
+from services.common.backoff import Backoff
+from services.common.errors import ShuttingDownError
+from services.common.status import from_status
+
+_Result = TypeVar("_Result", bound=Message)
+_BACKOFF: Final = Backoff(initial=0.1, factor=2, maximum=2, jitter=0.2)
+# How long a cancelled operation may take to stop before the command no longer waits for it.
+CANCEL_TIMEOUT: Final = 10.0
+
+
+async def to_the_end(
+    clients: Clients, out: Output, operation: operations_pb2.Operation, title: str
+) -> operations_pb2.Operation:
+    """Show an operation's progress and return it when it has ended, well or not."""
+    last = operation
+    with transfer(out, title) as progress:
+        progress.update(views.operation(last))
+        if not last.done:
+            async for last in _changes(clients, out, operation.name):
+                progress.update(views.operation(last))
+    return last
+
+
+async def cancel(clients: Clients, name: str) -> operations_pb2.Operation:
+    """Ask an operation to stop and return it as it is when it has, or when the time is up."""
+    async with asyncio.timeout(CANCEL_TIMEOUT):
+        await clients.call(
+            "gallery",
+            clients.operations.CancelOperation,
+            operations_pb2.CancelOperationRequest(name=name),
+            timeout=CANCEL_TIMEOUT,
+        )
+        request = gallery_pb2.WatchOperationRequest(name=name)
+        async with aclosing(
+            clients.stream("gallery", clients.gallery.WatchOperation, request)
+        ) as messages:
+            async for message in messages:
+                if message.operation.done:
+                    return message.operation
+    raise Failure("the operation's stream ended before the operation did")
+
+
+def check(operation: operations_pb2.Operation) -> None:
+    """Raise why an ended operation failed, if it did."""
+    if operation.HasField("error"):
+        # The same details as a failed call has, so the same hints.
+        raise explain(from_status(operation.error))
+
+
+def outcome(operation: operations_pb2.Operation, result: _Result) -> _Result:
+    """Fill `result` with what an ended operation answered, or raise why it failed."""
+    check(operation)
+    operation.response.Unpack(result)
+    return result
+
+
+async def _changes(
+    clients: Clients, out: Output, name: str
+) -> AsyncIterator[operations_pb2.Operation]:
+    """Yield an operation's states to the last; a gallery that comes back in time is no failure."""
+    request = gallery_pb2.WatchOperationRequest(name=name)
+    failures, heard = 0, time.monotonic()
+    while True:
+        try:
+            async for message in clients.stream("gallery", clients.gallery.WatchOperation, request):
+                failures, heard = 0, time.monotonic()
+                yield message.operation
+                if message.operation.done:
+                    return
+        except (Lost, Unreachable, ShuttingDownError) as error:
+            if time.monotonic() - heard > RECONNECT_TIMEOUT:
+                raise Failure(
+                    error.message,
+                    f"the operation goes on when the gallery is back: `corral operations watch"
+                    f" {views.bare(name)}`",
+                    reason=error.reason,
+                ) from error
+            if failures == 0:
+                out.note("the gallery does not answer; waiting for it to come back", "yellow")
+        failures += 1
+        await asyncio.sleep(_BACKOFF.delay(failures))

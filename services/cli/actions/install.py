@@ -1,0 +1,106 @@
+"""Installing a model and following the work."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from google.longrunning import operations_pb2
+
+from corral.gallery.v1 import gallery_pb2
+from services.cli import text, views
+from services.cli.clients import Clients
+from services.cli.failures import Failure, Lost
+from services.cli.output import Output
+from services.common.errors import CorralError
+
+from . import follow
+
+# Starting the operation writes to the gallery's journal and may read a gallery's index first.
+_START_TIMEOUT: Final = 60.0
+_START_TRIES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to install, and how."""
+
+    entry: str
+    name: str = ""
+    variant: str = ""
+    force: bool = False
+    wait: bool = True
+
+
+async def install(clients: Clients, out: Output, order: Order) -> None:
+    """Install a model; when interrupted, cancel the installation."""
+    operation = await _start(clients, order)
+    name = views.bare(operation.name)
+    if not order.wait:
+        if out.as_json:
+            out.emit({"type": "started", "operation": views.operation(operation)})
+        else:
+            out.line(name)
+            out.note(f"Follow it with `corral operations watch {name}`.", "dim")
+        return
+    try:
+        ended = await follow.to_the_end(clients, out, operation, order.entry)
+    except asyncio.CancelledError:
+        await _cancel(clients, out, operation.name)
+        raise
+    result = follow.outcome(ended, gallery_pb2.InstallModelResult())
+    model = views.bare(result.model.name)
+    if out.as_json:
+        out.emit(
+            {
+                "type": "installed",
+                "model": views.installed(result.model),
+                "bytes_fetched": result.bytes_fetched,
+                "operation": views.operation(ended),
+            }
+        )
+        return
+    fetched = f"{text.size(result.bytes_fetched)} fetched" if result.bytes_fetched else "was whole"
+    out.line(f"installed {model} ({text.size(result.model.size_bytes)}, {fetched})")
+    out.note(f'Try it: corral run {model} "Hello!"', "dim")
+
+
+async def _start(clients: Clients, order: Order) -> operations_pb2.Operation:
+    request = gallery_pb2.InstallModelRequest(
+        entry=order.entry,
+        model_id=order.name,
+        variant=order.variant,
+        force=order.force,
+        # With it a second try gets the first one's operation, if that one arrived after all.
+        request_id=str(uuid.uuid4()),
+    )
+    for remaining in reversed(range(_START_TRIES)):
+        try:
+            return await clients.call(
+                "gallery", clients.gallery.InstallModel, request, timeout=_START_TIMEOUT
+            )
+        except Lost:
+            if not remaining:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
+async def _cancel(clients: Clients, out: Output, name: str) -> None:
+    out.note("\ncancelling the installation ...")
+    try:
+        ended = await follow.cancel(clients, name)
+    except (CorralError, Failure, TimeoutError) as error:
+        why = str(error) or "no answer in time"
+        out.note(f"could not cancel it: {why}", "yellow")
+        out.note(f"It may go on: see `corral operations watch {views.bare(name)}`.")
+        return
+    if out.as_json:
+        with suppress(BrokenPipeError):
+            out.emit({"type": "cancelled", "operation": views.operation(ended)})
+    if ended.HasField("error"):
+        out.note("cancelled; what was fetched is kept for the next try")
+    else:
+        out.note("it had ended before the cancel arrived: the model is installed")

@@ -1,0 +1,129 @@
+"""Loading and unloading models, and watching them do it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
+from typing import Final, TypeVar
+
+from corral.loader.v1 import loader_pb2
+from services.cli import text, views
+from services.cli.clients import Clients
+from services.cli.failures import Failure
+from services.cli.output import Output
+from services.cli.progress import Waiting, spinner
+from services.common.errors import CorralError, DeadlineError
+
+_T = TypeVar("_T")
+_STATE = loader_pb2.Model.State
+_WORDS: Final = {
+    _STATE.STATE_UNLOADED: "is not loaded",
+    _STATE.STATE_STARTING: "starting its backend",
+    _STATE.STATE_LOADING: "loading",
+    _STATE.STATE_READY: "ready",
+    _STATE.STATE_DRAINING: "waiting for running calls",
+    _STATE.STATE_STOPPING: "stopping",
+    _STATE.STATE_BACKOFF: "failed a moment ago",
+    _STATE.STATE_FAILED: "failed",
+}
+
+
+async def load(clients: Clients, out: Output, name: str, *, limit: float) -> None:
+    """Load a model and tell its state and how long it took."""
+    before = await get(clients, name)
+    began = time.monotonic()
+    if before.state != _STATE.STATE_READY:
+        after = await ensure_loaded(clients, out, name, limit=limit)
+    else:
+        after = before
+    if out.as_json:
+        out.emit({**views.model(after), "seconds": round(time.monotonic() - began, 3)})
+        return
+    backend = f" on {after.backend}" if after.backend else ""
+    if before.state == _STATE.STATE_READY:
+        out.line(f"{views.bare(after.name)} is {views.state_of(after)}{backend} already")
+    else:
+        took = text.duration(time.monotonic() - began)
+        out.line(f"{views.bare(after.name)} is {views.state_of(after)}{backend}, after {took}")
+    if after.instance.load_message:
+        out.note(after.instance.load_message)
+
+
+async def unload(clients: Clients, out: Output, name: str, *, force: bool, limit: float) -> None:
+    """Unload a model and tell how long it took."""
+    before = await get(clients, name)
+    began = time.monotonic()
+    request = loader_pb2.UnloadModelRequest(name=name, force=force)
+    async with _watching(clients, out, name, f"unloading {name}"):
+        answer = await _within(
+            clients.call("loader", clients.loader.UnloadModel, request, timeout=limit),
+            f"{name} was not unloaded within {text.duration(limit)}",
+            f"it goes on: see `corral status {name}`, or cut running calls with --force",
+        )
+    took = time.monotonic() - began
+    if out.as_json:
+        out.emit({**views.model(answer.model), "seconds": round(took, 3)})
+    elif before.state == _STATE.STATE_UNLOADED:
+        out.line(f"{views.bare(answer.model.name)} was not loaded")
+    else:
+        out.line(f"{views.bare(answer.model.name)} is unloaded, after {text.duration(took)}")
+
+
+async def ensure_loaded(
+    clients: Clients, out: Output, name: str, *, limit: float
+) -> loader_pb2.Model:
+    """Load a model, showing what it does meanwhile, and return it when it is ready."""
+    request = loader_pb2.LoadModelRequest(name=name)
+    try:
+        async with _watching(clients, out, name, f"loading {name}"):
+            answer = await _within(
+                clients.call("loader", clients.loader.LoadModel, request, timeout=limit),
+                f"{name} was not ready within {text.duration(limit)}",
+                f"the load goes on: see `corral status {name}` and `corral logs {name}`",
+            )
+    except asyncio.CancelledError:
+        out.note(f"\nthe load of {name} goes on; stop it with `corral unload {name}`")
+        raise
+    return answer.model
+
+
+async def get(clients: Clients, name: str) -> loader_pb2.Model:
+    """Return a model, or say what to do if there is none of that name."""
+    request = loader_pb2.GetModelRequest(name=name)
+    return (await clients.call("loader", clients.loader.GetModel, request)).model
+
+
+@asynccontextmanager
+async def _watching(clients: Clients, out: Output, name: str, title: str) -> AsyncIterator[None]:
+    """Show a model's states, and the time, for as long as the block runs."""
+    with spinner(out, f"{title} …") as waiting:
+        watcher = asyncio.create_task(_tell_states(clients, out, name, title, waiting))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+
+
+async def _tell_states(
+    clients: Clients, out: Output, name: str, title: str, waiting: Waiting
+) -> None:
+    request = loader_pb2.WatchModelsRequest(filter=loader_pb2.ModelFilter(name_contains=name))
+    # Only decoration: if the watch fails, the call that is waited for tells why.
+    with suppress(CorralError, Failure):
+        async for change in clients.stream("loader", clients.loader.WatchModels, request):
+            if views.bare(change.model.name) != views.bare(name):
+                continue
+            words = _WORDS.get(change.model.state)
+            if words and change.model.state not in (_STATE.STATE_UNLOADED, _STATE.STATE_READY):
+                waiting.say(f"{title}: {words} …" if out.live else f"{title}: {words}")
+
+
+async def _within(work: Awaitable[_T], message: str, hint: str) -> _T:
+    try:
+        return await work
+    except DeadlineError:
+        raise Failure(message, hint, reason="DEADLINE_EXCEEDED") from None

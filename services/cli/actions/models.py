@@ -1,0 +1,270 @@
+"""Lists of models: what the loader knows, what is on disk, what the galleries offer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from corral.gallery.v1 import gallery_pb2
+from corral.loader.v1 import loader_pb2
+from services.cli import text, views
+from services.cli.clients import Clients
+from services.cli.failures import Failure
+from services.cli.output import Column, Output
+from services.common.errors import CorralError
+
+_PAGE: Final = 1000
+# Memory is a courtesy in a list: it must not hold the list up.
+_MEMORY_TIMEOUT: Final = 3.0
+STATE_STYLES: Final = {
+    "ready": "green",
+    "starting": "yellow",
+    "loading": "yellow",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "backoff": "red",
+    "failed": "red",
+    "unloaded": "dim",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which models, and how many; empty and 0 mean all."""
+
+    search: str = ""
+    tag: str = ""
+    usecase: str = ""
+    backend: str = ""
+    installed: bool | None = None
+    limit: int = 0
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether anything but the number is asked for."""
+        return bool(self.search or self.tag or self.usecase or self.backend or self.installed)
+
+
+async def list_known(clients: Clients, out: Output, wanted: Wanted) -> None:
+    """List the models that the loader knows, loaded or not."""
+    only = loader_pb2.ModelFilter(
+        backend=wanted.backend, usecase=wanted.usecase, name_contains=wanted.search
+    )
+
+    async def page(size: int, token: str) -> tuple[list[loader_pb2.Model], str, int]:
+        answer = await clients.call(
+            "loader",
+            clients.loader.ListModels,
+            loader_pb2.ListModelsRequest(page_size=size, page_token=token, filter=only),
+        )
+        return list(answer.models), answer.next_page_token, answer.total_size
+
+    models, total = await _all(page, wanted.limit)
+    shown = [views.model(model) for model in models]
+    for view, memory in zip(shown, await memory_of(clients, shown), strict=True):
+        view["memory_bytes"] = memory
+    if out.as_json:
+        out.emit({"models": shown, "total": total})
+        return
+    if not shown:
+        _nothing(
+            out, wanted, "no models here yet: see what there is with `corral models --available`"
+        )
+        return
+    out.table(
+        [
+            Column("NAME"),
+            Column("STATE"),
+            Column("BACKEND"),
+            Column("MEMORY", right=True),
+            Column("USE"),
+            Column("NOTE", flexible=True),
+        ],
+        [
+            (
+                (view["name"], "bold"),
+                (view["state"], STATE_STYLES.get(view["state"], "")),
+                view["backend"],
+                text.size(view["memory_bytes"]) if view["memory_bytes"] else "",
+                ", ".join(view["usecases"]),
+                note_of(view),
+            )
+            for view in shown
+        ],
+    )
+    _rest(out, len(shown), total)
+
+
+async def list_installed(clients: Clients, out: Output, wanted: Wanted) -> None:
+    """List the models in the models folder, with their sizes and origins."""
+
+    async def page(size: int, token: str) -> tuple[list[gallery_pb2.InstalledModel], str, int]:
+        answer = await clients.call(
+            "gallery",
+            clients.gallery.ListInstalledModels,
+            gallery_pb2.ListInstalledModelsRequest(
+                name_contains=wanted.search,
+                usecase=wanted.usecase,
+                page_size=size,
+                page_token=token,
+            ),
+        )
+        # The gallery has no filter for the backend here, so whole pages are taken and sieved.
+        models = [m for m in answer.models if not wanted.backend or m.backend == wanted.backend]
+        return models, answer.next_page_token, answer.total_size
+
+    models, total = await _all(page, wanted.limit)
+    shown = [views.installed(model) for model in models]
+    if out.as_json:
+        out.emit({"models": shown, "total": len(shown) if wanted.backend else total})
+        return
+    if not shown:
+        _nothing(out, wanted, "nothing installed yet: see what there is with `corral models -a`")
+        return
+    out.table(
+        [
+            Column("NAME"),
+            Column("SIZE", right=True),
+            Column("BACKEND"),
+            Column("USE"),
+            Column("FROM"),
+            Column("FILE", flexible=True),
+        ],
+        [
+            (
+                (view["name"], "bold"),
+                text.size(view["size_bytes"]) if view["size_bytes"] else "",
+                view["backend"],
+                ", ".join(view["usecases"]),
+                view["entry"] or ("loose file" if view["loose"] else ""),
+                view["model_file"],
+            )
+            for view in shown
+        ],
+    )
+    if not wanted.backend:
+        _rest(out, len(shown), total)
+
+
+async def list_available(clients: Clients, out: Output, wanted: Wanted) -> None:
+    """List what the galleries offer."""
+    only = gallery_pb2.ModelEntryFilter(
+        tag=wanted.tag,
+        usecase=wanted.usecase,
+        backend=wanted.backend,
+        installed=wanted.installed,
+    )
+    missing: set[str] = set()
+
+    async def page(size: int, token: str) -> tuple[list[gallery_pb2.ModelEntry], str, int]:
+        answer: Any
+        if wanted.search:
+            answer = await clients.call(
+                "gallery",
+                clients.gallery.SearchModelEntries,
+                gallery_pb2.SearchModelEntriesRequest(
+                    query=wanted.search, page_size=size, page_token=token, filter=only
+                ),
+            )
+        else:
+            answer = await clients.call(
+                "gallery",
+                clients.gallery.ListModelEntries,
+                gallery_pb2.ListModelEntriesRequest(page_size=size, page_token=token, filter=only),
+            )
+        missing.update(answer.unavailable_galleries)
+        return list(answer.entries), answer.next_page_token, answer.total_size
+
+    entries, total = await _all(page, wanted.limit)
+    shown = [views.entry(entry) for entry in entries]
+    if out.as_json:
+        out.emit({"models": shown, "total": total, "unavailable_galleries": sorted(missing)})
+        return
+    if missing:
+        out.note(f"warning: could not read the gallery {', '.join(sorted(missing))}", "yellow")
+    if not shown:
+        _nothing(out, wanted, "the galleries offer nothing")
+        return
+    several = len({view["gallery"] for view in shown}) > 1
+    out.table(
+        [
+            Column("NAME"),
+            *([Column("GALLERY")] if several else []),
+            Column("SIZE", right=True),
+            Column("BACKEND"),
+            Column("USE"),
+            Column("DESCRIPTION", flexible=True, style="dim"),
+        ],
+        [
+            (
+                (view["name"], "bold"),
+                *([view["gallery"]] if several else []),
+                text.size(view["size_bytes"]) if view["size_bytes"] else "",
+                view["backend"],
+                ", ".join(view["usecases"]),
+                ("installed · " if view["installed"] else "") + text.clip(view["description"], 100),
+            )
+            for view in shown
+        ],
+    )
+    _rest(out, len(shown), total)
+    if out.stdout.is_terminal:
+        out.note("\nInstall one with `corral install NAME`.", "dim")
+
+
+async def memory_of(clients: Clients, shown: list[views.View]) -> list[int | None]:
+    """Return what each loaded model uses, as the monitor says; None where it does not."""
+    from corral.monitor.v1 import monitor_pb2
+
+    async def one(view: views.View) -> int | None:
+        if view["state"] != "ready":
+            return None
+        try:
+            answer = await clients.call(
+                "monitor",
+                clients.monitor.GetStatus,
+                monitor_pb2.GetStatusRequest(model=view["name"]),
+                timeout=_MEMORY_TIMEOUT,
+            )
+        except (CorralError, Failure):
+            return None
+        return int(answer.status.memory_bytes) or None
+
+    return await asyncio.gather(*map(one, shown))
+
+
+def note_of(view: views.View) -> str:
+    """Return what is to be said of a model in a list: why it cannot be used, or what it does."""
+    if view["config_error"]:
+        return f"cannot be loaded: {text.clip(view['config_error'], 200)}"
+    if view["state"] in ("backoff", "failed"):
+        return text.clip(view["state_message"], 200)
+    instance = view["instance"]
+    if instance and instance["active_calls"]:
+        return f"answers {text.plural(instance['active_calls'], 'call')}"
+    return "pinned" if view["pinned"] else ""
+
+
+async def _all(
+    page: Callable[[int, str], Awaitable[tuple[list[Any], str, int]]], limit: int
+) -> tuple[list[Any], int]:
+    """Gather pages until the last, or until there is enough; also return how many there are."""
+    found: list[Any] = []
+    token, total = "", 0
+    while True:
+        size = min(limit - len(found), _PAGE) if limit else _PAGE
+        items, token, total = await page(size, token)
+        found += items
+        if not token or (limit and len(found) >= limit):
+            return found[: limit or None], total
+
+
+def _nothing(out: Output, wanted: Wanted, empty: str) -> None:
+    out.note("nothing matches" if wanted.narrowed else empty)
+
+
+def _rest(out: Output, shown: int, total: int) -> None:
+    if shown < total:
+        out.note(f"{shown} of {total}; see more with --limit", "dim")

@@ -1,0 +1,115 @@
+"""The gallery's long-running operations: listing, following, cancelling."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from google.longrunning import operations_pb2
+
+from services.cli import text, views
+from services.cli.clients import Clients
+from services.cli.failures import Failure
+from services.cli.output import Column, Output
+
+from . import follow
+
+_PAGE: Final = 100
+_PHASE_STYLES: Final = {"done": "green", "failed": "red", "cancelled": "yellow"}
+
+
+async def list_all(clients: Clients, out: Output) -> None:
+    """List the operations that the gallery remembers, newest first."""
+    shown: list[views.View] = []
+    token = ""
+    while True:
+        answer = await clients.call(
+            "gallery",
+            clients.operations.ListOperations,
+            operations_pb2.ListOperationsRequest(
+                name="operations", page_size=_PAGE, page_token=token
+            ),
+        )
+        shown += [views.operation(operation) for operation in answer.operations]
+        token = answer.next_page_token
+        if not token:
+            break
+    shown.sort(key=lambda view: view["create_time"] or "", reverse=True)
+    if out.as_json:
+        out.emit({"operations": shown})
+        return
+    if not shown:
+        out.note("no operations: `corral install` makes one")
+        return
+    out.table(
+        [
+            Column("ID"),
+            Column("WHAT"),
+            Column("MODEL"),
+            Column("PHASE"),
+            Column("PROGRESS", right=True),
+            Column("BEGAN", right=True),
+            Column("NOTE", flexible=True),
+        ],
+        [
+            (
+                (view["name"], "bold"),
+                view["kind"].replace("_", " "),
+                view["target"],
+                (view["phase"], _PHASE_STYLES.get(view["phase"], "cyan")),
+                f"{view['percent']:.0f}%" if view["bytes_total"] else "",
+                _ago(view["create_time"]),
+                view["error"]["message"] if view["error"] else view["message"],
+            )
+            for view in shown
+        ],
+    )
+
+
+async def watch(clients: Clients, out: Output, identifier: str) -> None:
+    """Follow an operation to its end; fails as the operation fails."""
+    operation = await _get(clients, identifier)
+    ended = await follow.to_the_end(clients, out, operation, views.bare(operation.name))
+    view = views.operation(ended)
+    if out.as_json:
+        out.emit({"type": "ended", "operation": view})
+    follow.check(ended)
+    if not out.as_json:
+        out.line(f"{view['kind'].replace('_', ' ')} {view['target']}: {view['phase']}")
+
+
+async def cancel(clients: Clients, out: Output, identifier: str) -> None:
+    """Cancel an operation and tell how it ended."""
+    operation = await _get(clients, identifier)
+    if not operation.done:
+        try:
+            operation = await follow.cancel(clients, operation.name)
+        except TimeoutError:
+            raise Failure(
+                f"the operation did not stop within {follow.CANCEL_TIMEOUT:.0f} s",
+                f"it was told to: see `corral operations watch {identifier}`",
+                reason="DEADLINE_EXCEEDED",
+            ) from None
+    view = views.operation(operation)
+    if out.as_json:
+        out.emit(view)
+    elif view["phase"] == "cancelled":
+        out.line(f"cancelled {view['name']}; what was fetched is kept for the next try")
+    else:
+        out.line(f"{view['name']} had ended already: {view['phase']}")
+
+
+async def _get(clients: Clients, identifier: str) -> operations_pb2.Operation:
+    name = f"operations/{identifier.removeprefix('operations/')}"
+    operation: operations_pb2.Operation = await clients.call(
+        "gallery",
+        clients.operations.GetOperation,
+        operations_pb2.GetOperationRequest(name=name),
+    )
+    return operation
+
+
+def _ago(moment: str | None) -> str:
+    if not moment:
+        return ""
+    return f"{text.span(time.time() - views.epoch(moment))} ago"

@@ -1,0 +1,49 @@
+"""The Typer application: all commands under `corral`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import launch
+from .commands import install, load, logs, models, operations, run, status, up, version
+
+app = typer.Typer(
+    name="corral",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with `corral up` in one terminal and `corral models --available` in another.",
+)
+
+
+@app.callback()
+def corral(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=version.print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", hidden=True, help="Show bugs as Python's tracebacks.")
+    ] = False,
+) -> None:
+    """Load, run, install and watch models: the command line of Corral's services."""
+    launch.show_tracebacks(traceback)
+
+
+_START = "Services"
+_MODELS = "Models"
+app.command("up", rich_help_panel=_START)(up.up)
+app.command("status", rich_help_panel=_START)(status.status)
+app.command("version", rich_help_panel=_START)(version.version)
+app.command("models", rich_help_panel=_MODELS)(models.models)
+app.command("install", rich_help_panel=_MODELS)(install.install)
+app.command("run", rich_help_panel=_MODELS)(run.run)
+app.command("load", rich_help_panel=_MODELS)(load.load)
+app.command("unload", rich_help_panel=_MODELS)(load.unload)
+app.command("logs", rich_help_panel=_MODELS)(logs.logs)
+app.add_typer(operations.app, name="operations", rich_help_panel=_MODELS)

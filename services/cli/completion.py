@@ -1,0 +1,117 @@
+"""What the shell offers after TAB: names from the running services, or nothing if none answers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from .text import clip
+
+if TYPE_CHECKING:
+    from .clients import Clients
+
+Offers = list[tuple[str, str]]
+
+# A shell that hangs on TAB is worse than one that offers nothing.
+_TIMEOUT: Final = 1.5
+_MOST: Final = 200
+_HELP_WIDTH: Final = 60
+
+
+def models(ctx: typer.Context, incomplete: str) -> Offers:
+    """Offer the models that the loader knows."""
+
+    async def ask(clients: Clients) -> Offers:
+        from corral.loader.v1 import loader_pb2
+
+        request = loader_pb2.ListModelsRequest(
+            page_size=_MOST, filter=loader_pb2.ModelFilter(name_contains=incomplete)
+        )
+        answer = await clients.call("loader", clients.loader.ListModels, request, timeout=_TIMEOUT)
+        names = loader_pb2.Model.State
+        return [
+            (
+                model.name.removeprefix("models/"),
+                names.Name(model.state).removeprefix("STATE_").lower(),
+            )
+            for model in answer.models
+        ]
+
+    return _offers(ctx, ask)
+
+
+def loaded(ctx: typer.Context, incomplete: str) -> Offers:
+    """Offer the models that something can be done about: all but those that are not loaded."""
+    return [offer for offer in models(ctx, incomplete) if offer[1] != "unloaded"]
+
+
+def entries(ctx: typer.Context, incomplete: str) -> Offers:
+    """Offer what the galleries have."""
+
+    async def ask(clients: Clients) -> Offers:
+        from corral.gallery.v1 import gallery_pb2
+
+        found: Offers = []
+        token = ""
+        while True:
+            answer = await clients.call(
+                "gallery",
+                clients.gallery.ListModelEntries,
+                gallery_pb2.ListModelEntriesRequest(page_size=1000, page_token=token),
+                timeout=_TIMEOUT,
+            )
+            for entry in answer.entries:
+                if entry.id.startswith(incomplete):
+                    found.append((entry.id, clip(entry.description, _HELP_WIDTH)))
+            token = answer.next_page_token
+            if not token or len(found) >= _MOST:
+                return found[:_MOST]
+
+    return _offers(ctx, ask)
+
+
+def operations(ctx: typer.Context, incomplete: str) -> Offers:
+    """Offer the gallery's operations."""
+
+    async def ask(clients: Clients) -> Offers:
+        from google.longrunning import operations_pb2
+
+        request = operations_pb2.ListOperationsRequest(name="operations", page_size=_MOST)
+        answer = await clients.call(
+            "gallery", clients.operations.ListOperations, request, timeout=_TIMEOUT
+        )
+        return [
+            (item.name.removeprefix("operations/"), "ended" if item.done else "running")
+            for item in answer.operations
+        ]
+
+    return _offers(ctx, ask)
+
+
+def _offers(ctx: typer.Context, ask: Callable[[Clients], Awaitable[Offers]]) -> Offers:
+    import asyncio
+
+    async def main() -> Offers:
+        from services.common.config_fields import corral_home
+
+        from .clients import Clients
+        from .endpoints import resolve
+
+        async with Clients(resolve(_given(ctx.params), corral_home())) as clients:
+            async with asyncio.timeout(_TIMEOUT):
+                return await ask(clients)
+
+    try:
+        return asyncio.run(main())
+    except Exception:  # noqa: BLE001 - a shell in the middle of a line is no place to tell it
+        return []
+
+
+def _given(params: Mapping[str, object]) -> dict[str, str | None]:
+    return {
+        name: value
+        for name in ("loader", "gallery", "monitor", "metrics")
+        if isinstance(value := params.get(name), str)
+    }

@@ -1,0 +1,138 @@
+"""Where the services are: what the user said, else what `corral up` wrote down, else the defaults."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from services.common.addresses import validate_address
+from services.common.errors import InvalidRequestError
+
+from .failures import Failure
+
+Service: TypeAlias = Literal["loader", "gallery", "monitor", "metrics"]
+
+SERVICES: Final[tuple[Service, ...]] = ("loader", "gallery", "monitor", "metrics")
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORTS: Final[Mapping[Service, int]] = {
+    "loader": 50051,
+    "gallery": 50052,
+    "monitor": 50053,
+    "metrics": 50054,
+}
+DEFAULT_HTTP_PORT: Final = 9464
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One service's address, and how it was found."""
+
+    service: Service
+    address: str
+    source: Literal["given", "up", "default"]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a running `corral up` says of itself."""
+
+    pid: int
+    started: float
+    addresses: Mapping[str, str]
+    """By service; and `http`, the metrics' address for Prometheus."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the file's contents."""
+        return {"pid": self.pid, "started": self.started, "addresses": dict(self.addresses)}
+
+
+def endpoints_file(home: Path) -> Path:
+    """Return where `corral up` writes down what it runs."""
+    return home / "run" / "endpoints.json"
+
+
+def write(path: Path, running: Running) -> None:
+    """Write the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".endpoints-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(running.to_json(), file, indent=2)
+            file.write("\n")
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def remove(path: Path, pid: int) -> None:
+    """Remove the file if it is this process's own."""
+    running = _parse(path)
+    if running is not None and running.pid == pid:
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def read(path: Path) -> Running | None:
+    """Return what runs, or None if nothing does; a file left behind by a dead process is ignored."""
+    running = _parse(path)
+    return running if running is not None and _alive(running) else None
+
+
+def resolve(given: Mapping[str, str | None], home: Path) -> dict[Service, Endpoint]:
+    """Return each service's address. `given` holds what the user said, by service."""
+    running = read(endpoints_file(home))
+    found: dict[Service, Endpoint] = {}
+    for service in SERVICES:
+        if text := given.get(service):
+            found[service] = Endpoint(service, _checked(service, text), "given")
+        elif running is not None and (address := running.addresses.get(service)):
+            found[service] = Endpoint(service, address, "up")
+        else:
+            address = f"{DEFAULT_HOST}:{DEFAULT_PORTS[service]}"
+            found[service] = Endpoint(service, address, "default")
+    return found
+
+
+def start_time(pid: int) -> float:
+    """Return when a process was started, or 0 if there is no such process."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return 0.0
+
+
+def _checked(service: Service, text: str) -> str:
+    try:
+        return validate_address(text)
+    except InvalidRequestError as error:
+        raise Failure(
+            f"--{service}: {error.violations[0].description}",
+            f"give the address at which the {service} listens",
+            exit_code=2,
+            reason="INVALID_ADDRESS",
+        ) from None
+
+
+def _parse(path: Path) -> Running | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        addresses = {str(key): str(value) for key, value in data["addresses"].items()}
+        return Running(int(data["pid"]), float(data["started"]), addresses)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _alive(running: Running) -> bool:
+    # The pid alone is not enough: after a crash and a reboot it may belong to anything. A second of
+    # tolerance, because the start time is computed from ticks since boot.
+    return abs(start_time(running.pid) - running.started) < 1.0

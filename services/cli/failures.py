@@ -1,0 +1,89 @@
+"""What a person is told when something fails: one line what, one line what to do next."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from services.common import errors
+from services.common.errors import CorralError
+
+
+class Failure(Exception):
+    """Ends a command: `message` says what failed, `hint` what to do about it."""
+
+    def __init__(
+        self, message: str, hint: str = "", *, exit_code: int = 1, reason: str = "FAILED"
+    ) -> None:
+        """Take the two lines, the exit code, and the stable reason for `--json`."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+        self.reason = reason
+
+
+class Unreachable(Failure):
+    """Nobody answers at a service's address."""
+
+    def __init__(self, service: str, address: str, hint: str) -> None:
+        """Name the service and where it was looked for."""
+        super().__init__(
+            f"cannot reach the {service} at {address}", hint, reason="SERVICE_UNREACHABLE"
+        )
+        self.service = service
+        self.address = address
+
+
+class Lost(Failure):
+    """A service answered, and then the connection broke."""
+
+    def __init__(self, service: str, address: str, text: str) -> None:
+        """Name the service, and what gRPC says of the break."""
+        super().__init__(
+            f"the connection to the {service} at {address} broke: {text}",
+            "see whether it still runs with `corral status`, then try again",
+            reason="CONNECTION_LOST",
+        )
+
+
+# By reason, not by class: what a server of a later version sends still finds its hint.
+_HINTS: Final[dict[str, str]] = {
+    "MODEL_NOT_FOUND": "list the models with `corral models`, or what can be installed with"
+    " `corral models --available`",
+    "MODEL_NOT_LOADED": "load it with `corral load {model}`",
+    "MODEL_BUSY": "wait for the running calls, or cut them with `corral unload {model} --force`",
+    "MODEL_DISABLED": "switch it on in its configuration file",
+    "MODEL_CONFIG_INVALID": "mend its configuration file, then try again",
+    "MODEL_LOAD_FAILED": "see what the backend said with `corral logs {model}`",
+    "BACKEND_START_FAILED": "see what the backend said with `corral logs {model}`",
+    "BACKEND_NOT_READY": "see what the backend said with `corral logs {model}`",
+    "BACKEND_CRASHED": "see what the backend said with `corral logs {model}`, then try again",
+    "BACKEND_NOT_FOUND": "install the backend, or name it to `corral up` with --external-backend",
+    "LOAD_BACKOFF": "see why with `corral logs {model}`, mend it, then try again{after}",
+    "QUEUE_FULL": "try again{after}, or unload a model that is not needed",
+    "SHUTTING_DOWN": "start it again with `corral up`",
+    "GALLERY_ENTRY_NOT_FOUND": "search what there is with `corral models --available --search TEXT`",
+    "GALLERY_UNAVAILABLE": "check the network, then try again{after}",
+    "OPERATION_NOT_FOUND": "list the operations with `corral operations`",
+    "DIGEST_MISMATCH": "try again; if it stays so, the gallery's entry or its source is wrong",
+    "DOWNLOAD_FAILED": "run the same command again: what was fetched is kept",
+    "SOURCE_NOT_FOUND": "the gallery's entry points to something that is gone: choose another entry",
+    "SOURCE_ACCESS_DENIED": "accept the licence or set a token (HF_TOKEN) for the gallery service",
+    "DISK_FULL": "free some space, then run the same command again: what was fetched is kept",
+    "CONFLICT": "look at it with `corral models`, or replace it with --force",
+    "DEADLINE_EXCEEDED": "give it more time with --timeout, or see `corral status`",
+    "INTERNAL": "look at the service's log",
+    "NOT_IMPLEMENTED": "",
+    "INVALID_REQUEST": "see the command's options with --help",
+}
+
+
+def explain(error: CorralError, *, model: str = "") -> Failure:
+    """Return what to tell a person of an error that a service sent."""
+    after = f" in {error.retry_after:.0f} s" if error.retry_after else ""
+    name = model or (error.resource.name if error.resource else "") or "MODEL"
+    hint = _HINTS.get(error.reason, "").format(model=name.removeprefix("models/"), after=after)
+    if isinstance(error, errors.UnknownRemoteError) and error.code == "UNIMPLEMENTED":
+        hint = "the server at this address does not offer that: is it the right service?"
+    usage = isinstance(error, errors.InvalidRequestError)
+    return Failure(error.message, hint, exit_code=2 if usage else 1, reason=error.reason)

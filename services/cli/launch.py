@@ -1,0 +1,80 @@
+"""From a typed command to an exit code: runs its work and turns every failure into two lines."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from services.common.errors import CorralError
+
+from .failures import Failure, explain
+from .output import Output
+
+if TYPE_CHECKING:
+    from .clients import Clients
+
+INTERRUPTED: Final = 130
+
+_traceback = False
+
+
+def show_tracebacks(show: bool) -> None:
+    """Let failures that are bugs end in Python's traceback, for `corral --traceback`."""
+    global _traceback
+    _traceback = show
+
+
+def run(
+    work: Callable[[Clients, Output], Awaitable[Any]],
+    *,
+    as_json: bool,
+    addresses: Mapping[str, str | None],
+    model: str = "",
+) -> None:
+    """Run a command's work with clients of the services; exits with a code if it fails.
+
+    `model` is the one the command is about, for the hints.
+    """
+    out = Output(as_json=as_json)
+
+    async def main() -> None:
+        from services.common.config_fields import corral_home
+
+        from .clients import Clients
+        from .endpoints import resolve
+
+        async with Clients(resolve(addresses, corral_home())) as clients:
+            await work(clients, out)
+
+    guarded(lambda: asyncio.run(main()), out, model=model)
+
+
+def guarded(work: Callable[[], Any], out: Output, *, model: str = "") -> None:
+    """Call `work`; whatever it raises is told in two lines and becomes the exit code."""
+    try:
+        work()
+    except Failure as failure:
+        _fail(out, failure)
+    except CorralError as error:
+        _fail(out, explain(error, model=model))
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except (BrokenPipeError, typer.Exit):
+        raise
+    except Exception as error:
+        if _traceback:
+            raise
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        hint = "this is a bug: repeat it as `corral --traceback ...` and report what it prints"
+        _fail(out, Failure(f"unexpected {' '.join(text.split())}", hint, reason="INTERNAL"))
+
+
+def _fail(out: Output, failure: Failure) -> None:
+    # What was written comes before the complaint, also where both go to one file.
+    sys.stdout.flush()
+    out.failure(failure)
+    raise typer.Exit(failure.exit_code) from None

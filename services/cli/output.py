@@ -1,0 +1,144 @@
+"""Results on stdout, everything else on stderr; for people, or as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .text import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .failures import Failure
+
+# Wide enough that nothing is cut or wrapped where no terminal sets a width.
+_UNLIMITED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A table's column: its title, and how it gives way on a narrow terminal."""
+
+    title: str
+    right: bool = False
+    flexible: bool = False
+    style: str = ""
+
+
+class Output:
+    """Where a command writes. With `as_json` only JSON goes to stdout."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        """Choose the form."""
+        self.as_json = as_json
+
+    @cached_property
+    def stdout(self) -> Console:
+        """Rich's console on stdout: without colours and limits where it is no terminal."""
+        return _console(stderr=False)
+
+    @cached_property
+    def stderr(self) -> Console:
+        """Rich's console on stderr."""
+        return _console(stderr=True)
+
+    @property
+    def live(self) -> bool:
+        """Whether bars and spinners may be drawn on stderr."""
+        return self.stderr.is_terminal and not self.stderr.is_dumb_terminal and not self.as_json
+
+    def emit(self, data: Mapping[str, Any] | Sequence[Any]) -> None:
+        """Write one JSON value as one line to stdout."""
+        sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """Write a line for people to stdout."""
+        _print(self.stdout, text, style)
+
+    def note(self, text: str, style: str = "") -> None:
+        """Write a line for people to stderr; nothing with JSON, whose reader has the same in its data."""
+        if not self.as_json:
+            _print(self.stderr, text, style)
+
+    def table(
+        self, columns: Sequence[Column], rows: Iterable[Sequence[str | tuple[str, str]]]
+    ) -> None:
+        """Write a table to stdout; a cell is text, or text and its style."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for column in columns:
+            table.add_column(
+                Text(column.title),
+                justify="right" if column.right else "left",
+                # What identifies a row is never cut; descriptions are.
+                no_wrap=True,
+                overflow="ellipsis" if column.flexible else "fold",
+                min_width=10 if column.flexible else len(column.title),
+                ratio=1 if column.flexible and self.stdout.is_terminal else None,
+                style=column.style,
+            )
+        for row in rows:
+            cells = [(cell, "") if isinstance(cell, str) else cell for cell in row]
+            table.add_row(*(Text(printable(text), style=style) for text, style in cells))
+        self._write_table(table)
+
+    def facts(self, rows: Iterable[tuple[str, str, str]]) -> None:
+        """Write names and values to stdout, one a line; the third of each row is the value's style."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value, style in rows:
+            table.add_row(name, Text(printable(value), style=style))
+        self._write_table(table)
+
+    def _write_table(self, table: Table) -> None:
+        if self.stdout.is_terminal:
+            self.stdout.print(table)
+            return
+        # Rich fills the last column with blanks, which are only noise in a file.
+        with self.stdout.capture() as captured:
+            self.stdout.print(table)
+        for text in captured.get().splitlines():
+            sys.stdout.write(text.rstrip() + "\n")
+
+    def failure(self, failure: Failure) -> None:
+        """Write what failed, and what to do about it, to stderr."""
+        if self.as_json:
+            data = {"reason": failure.reason, "message": failure.message, "hint": failure.hint}
+            sys.stderr.write(json.dumps({"error": data}, ensure_ascii=False) + "\n")
+            return
+        from rich.text import Text
+
+        text = Text.assemble(("error: ", "bold red"), printable(failure.message))
+        self.stderr.print(text, soft_wrap=True)
+        if failure.hint:
+            self.stderr.print(
+                Text.assemble(("next:  ", "bold"), printable(failure.hint)), soft_wrap=True
+            )
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=stderr, highlight=False, width=_UNLIMITED)
+    return console
+
+
+def _print(console: Console, text: str, style: str) -> None:
+    from rich.text import Text
+
+    console.print(Text(printable(text), style=style), soft_wrap=True)

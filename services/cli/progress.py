@@ -1,0 +1,178 @@
+"""What a person sees while something takes time: a spinner or a bar, or plain lines off a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+from . import text
+from .output import Output
+
+# Off a terminal: often enough to see that it moves, seldom enough not to fill a log.
+_LINE_INTERVAL: Final = 5.0
+_LINE_PERCENT: Final = 10.0
+
+
+class Waiting(Protocol):
+    """A wait in progress, which can say what it waits for now."""
+
+    def say(self, message: str) -> None:
+        """Replace the text."""
+
+
+@contextmanager
+def spinner(out: Output, message: str) -> Iterator[Waiting]:
+    """Show that something goes on, for as long as the block runs; leaves no trace on a terminal."""
+    if not out.live:
+        lines = _Lines(out)
+        lines.say(message)
+        yield lines
+        return
+    from rich.text import Text
+
+    with out.stderr.status(Text(text.printable(message)), spinner="dots") as status:
+        yield _Spinner(status)
+
+
+class _Spinner:
+    def __init__(self, status: Any) -> None:
+        self._status = status
+
+    def say(self, message: str) -> None:
+        from rich.text import Text
+
+        self._status.update(Text(text.printable(message)))
+
+
+class _Lines:
+    """Writes each new text once."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._last = ""
+
+    def say(self, message: str) -> None:
+        if message != self._last:
+            self._last = message
+            self._out.note(message)
+
+
+class Transfer(Protocol):
+    """A running operation of the gallery, on show."""
+
+    def update(self, view: dict[str, Any]) -> None:
+        """Show the operation as it is now."""
+
+
+@contextmanager
+def transfer(out: Output, title: str) -> Iterator[Transfer]:
+    """Show an operation's progress for as long as the block runs."""
+    if out.as_json:
+        yield _JsonTransfer(out)
+    elif not out.live:
+        yield _LineTransfer(out, title)
+    else:
+        with _bar(out) as progress:
+            yield _BarTransfer(progress, title)
+
+
+class _JsonTransfer:
+    """Writes each state as a JSON line; the last one is left to the command."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+
+    def update(self, view: dict[str, Any]) -> None:
+        if not view["done"]:
+            self._out.emit({"type": "progress", "operation": view})
+
+
+class _LineTransfer:
+    """Writes a line for each phase and file, and for some of the bytes in between."""
+
+    def __init__(self, out: Output, title: str) -> None:
+        self._out = out
+        self._title = title
+        self._shown: tuple[str, str] = ("", "")
+        self._percent = 0.0
+        self._time = 0.0
+
+    def update(self, view: dict[str, Any]) -> None:
+        if view["done"]:
+            return
+        now, what = time.monotonic(), (view["phase"], view["file"])
+        moved = view["percent"] - self._percent >= _LINE_PERCENT
+        late = view["phase"] == "downloading" and now - self._time >= _LINE_INTERVAL
+        if what == self._shown and not moved and not late:
+            return
+        self._shown, self._percent, self._time = what, view["percent"], now
+        self._out.note(f"{self._title}: {describe(view)}")
+
+
+class _BarTransfer:
+    """Draws a bar."""
+
+    def __init__(self, progress: Any, title: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(title, total=None, what="", amount="", rate="", left="")
+
+    def update(self, view: dict[str, Any]) -> None:
+        total = view["bytes_total"]
+        self._progress.update(
+            self._task,
+            total=total or None,
+            completed=view["bytes_done"],
+            what=_what(view),
+            amount=_amount(view),
+            rate=f"{text.size(view['bytes_per_second'])}/s" if view["bytes_per_second"] else "",
+            left=f"{text.span(view['eta_seconds'])} left" if view["eta_seconds"] else "",
+        )
+
+
+def describe(view: dict[str, Any]) -> str:
+    """Return one line that says how far an operation is."""
+    parts = [_what(view)]
+    if view["phase"] == "downloading" and view["bytes_total"]:
+        parts.append(f"{view['percent']:.0f}%")
+    if view["phase"] == "downloading":
+        parts.append(_amount(view))
+    if view["bytes_per_second"]:
+        parts.append(f"{text.size(view['bytes_per_second'])}/s")
+    if view["eta_seconds"]:
+        parts.append(f"{text.span(view['eta_seconds'])} left")
+    return ", ".join(part for part in parts if part)
+
+
+def _what(view: dict[str, Any]) -> str:
+    if view["cancel_requested"]:
+        return "cancelling"
+    name = view["file"].rpartition("/")[2]
+    what = f"{view['phase']} {name}".strip()
+    return f"{what} (waits for another operation)" if view["phase"] == "queued" else what
+
+
+def _amount(view: dict[str, Any]) -> str:
+    if view["bytes_total"]:
+        return f"{text.size(view['bytes_done'])} of {text.size(view['bytes_total'])}"
+    return text.size(view["bytes_done"]) if view["bytes_done"] else ""
+
+
+def _bar(out: Output) -> Any:
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+
+    def column(template: str, style: str = "") -> TextColumn:
+        return TextColumn(template, style=style or "none", markup=False)
+
+    return Progress(
+        SpinnerColumn(),
+        column("{task.fields[what]}"),
+        BarColumn(bar_width=30),
+        TaskProgressColumn(),
+        column("{task.fields[amount]}"),
+        column("{task.fields[rate]}", "cyan"),
+        column("{task.fields[left]}", "dim"),
+        console=out.stderr,
+        transient=True,
+    )

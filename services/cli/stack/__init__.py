@@ -1,0 +1,1 @@
+"""Starting and keeping the four services as child processes, for `corral up`."""

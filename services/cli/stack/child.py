@@ -1,0 +1,182 @@
+"""One service's process, from its start to the end of its last log line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from services.cli.failures import Failure
+
+from .merged import LineSplitter
+
+# The last lines may still be in the pipe when the process is gone; a grandchild may hold it open.
+_DRAIN_TIMEOUT: Final = 0.5
+_TAIL_LINES: Final = 40
+_STDOUT: Final = 1
+
+
+class StartFailure(Failure):
+    """A service did not become ready."""
+
+
+class Child:
+    """A running service. `ready` and `exited` are futures: its address, its exit code."""
+
+    def __init__(self, name: str, on_line: Callable[[str, str], None]) -> None:
+        """Take the service's name and who gets its lines, as `on_line(name, line)`."""
+        self.name = name
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[str] = loop.create_future()
+        self.exited: asyncio.Future[int] = loop.create_future()
+        self.started = loop.time()
+        self.pid = 0
+        self.drained = asyncio.Event()
+        self._on_line = on_line
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    async def start(
+        self, command: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int]
+    ) -> None:
+        """Start the process in a session of its own, so that a terminal's Ctrl-C does not reach it."""
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.subprocess_exec(
+                lambda: _Protocol(self),
+                *command,
+                stdin=subprocess.DEVNULL,
+                env=dict(env),
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise StartFailure(
+                f"the {self.name} cannot be started: {error}", "look at the installation"
+            ) from error
+        self.pid = transport.get_pid()
+
+    async def until_ready(self, limit: float) -> str:
+        """Return the service's address when it serves; StartFailure if it ends or takes too long."""
+        events: set[asyncio.Future[Any]] = {self.ready, self.exited}
+        await asyncio.wait(events, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if self.ready.done():
+            return self.ready.result()
+        if self.exited.done():
+            raise self.start_failure()
+        raise StartFailure(
+            f"the {self.name} was not ready within {limit:g} s",
+            "see what it does with `corral up --log-level debug`",
+            reason="START_TIMEOUT",
+        )
+
+    async def stop(self, limit: float, hurry: asyncio.Event) -> bool:
+        """Ask the process to end; kill its group at the limit, or when there is no time any more.
+
+        Idempotent. Returns whether it went by itself.
+        """
+        if self.pid and not self.exited.done():
+            self._signal(signal.SIGTERM)
+            no_time = asyncio.ensure_future(hurry.wait())
+            try:
+                events: set[asyncio.Future[Any]] = {self.exited, no_time}
+                await asyncio.wait(events, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                no_time.cancel()
+        by_itself = not self.pid or self.exited.done()
+        if not by_itself:
+            self._signal(signal.SIGKILL)
+            # Nothing stops a SIGKILL but the kernel; then it is the kernel's time.
+            await self.exited
+        if self.pid:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN_TIMEOUT):
+                    await self.drained.wait()
+        return by_itself
+
+    def ending(self) -> str:
+        """Return how the process ended, in words."""
+        code = self.exited.result()
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"killed by signal {-code}"
+
+    def start_failure(self) -> StartFailure:
+        """Return why a process that ended before it was ready did so, in its own words."""
+        program = f"corral-{self.name}: "
+        said = [line.removeprefix(program) for line in self._tail if line.startswith(program)]
+        text = "; ".join(said) or next((line for line in reversed(self._tail) if line), "")
+        usage = self.exited.result() == 2
+        hint = "mend it, then start again: see `corral up --help`" if usage else "see its log above"
+        if "in use" in text.lower():
+            hint = (
+                f"choose another address with --{self.name}-listen, or free ports for all with"
+                " --listen 127.0.0.1:0"
+            )
+        message = f"the {self.name} could not start ({self.ending()})"
+        return StartFailure(
+            f"{message}: {text}" if text else message,
+            hint,
+            exit_code=2 if usage else 1,
+            reason="START_FAILED",
+        )
+
+    def line(self, fd: int, text: str) -> None:
+        """Take a line from the process; the first `ready` on stdout is for us, the rest for the log."""
+        if fd == _STDOUT and not self.ready.done() and text.startswith("ready "):
+            words = text.split()
+            if len(words) == 3:
+                self.ready.set_result(words[2])
+                return
+        self._tail.append(text)
+        self._on_line(self.name, text)
+
+    def _signal(self, number: int) -> None:
+        # Not reaped before `exited` is set, so the group's number is still this process's own.
+        if not self.exited.done():
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+
+class _Protocol(asyncio.SubprocessProtocol):
+    """Feeds a child's pipes and its end into it.
+
+    Not asyncio's streams: their `wait` returns only when the pipes are closed too, and a process
+    that the service left behind would keep them open.
+    """
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._lines = {1: LineSplitter(), 2: LineSplitter()}
+        self._open = 2
+        self._transport: asyncio.SubprocessTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._transport = transport
+
+    def pipe_data_received(self, fd: int, data: bytes | str) -> None:
+        assert isinstance(data, bytes)
+        for line in self._lines[fd].feed(data):
+            self._child.line(fd, line)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd not in self._lines:
+            return
+        for line in self._lines[fd].end():
+            self._child.line(fd, line)
+        self._open -= 1
+        if not self._open:
+            self._child.drained.set()
+
+    def process_exited(self) -> None:
+        assert self._transport is not None
+        code = self._transport.get_returncode()
+        self._child.exited.set_result(-1 if code is None else code)

@@ -1,0 +1,77 @@
+"""One log of many processes: each line under the name of the one that wrote it."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Final, TextIO
+
+from services.cli.text import printable
+
+# A line longer than this is cut into several: one process must not hold all the memory.
+LONGEST_LINE: Final = 64 * 1024
+_COLOURS: Final = {"loader": "36", "gallery": "35", "monitor": "34", "metrics": "32", "corral": "1"}
+_LEVEL: Final = re.compile(r"\[(error|critical|warning)\s*\]")
+_LEVEL_COLOURS: Final = {"error": "31", "critical": "31", "warning": "33"}
+_WIDTH: Final = 7
+
+
+class MergedLog:
+    """Writes lines to one stream: prefixed for people, or as JSON lines for programs."""
+
+    def __init__(self, stream: TextIO, *, as_json: bool, colours: bool) -> None:
+        """Write to this stream."""
+        self._stream = stream
+        self._as_json = as_json
+        self._colours = colours
+        self._broken = False
+
+    def write(self, name: str, line: str, *, level: str = "info") -> None:
+        """Write one line that `name` wrote. A log that nobody reads any more is no failure."""
+        if self._broken:
+            return
+        text = self._json(name, line, level) if self._as_json else self._console(name, line)
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._broken = True
+
+    def _json(self, name: str, line: str, level: str) -> str:
+        if line.startswith("{") and line.endswith("}"):
+            return line
+        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        fields = {"level": level, "timestamp": now, "service": name, "message": line}
+        return json.dumps(fields, ensure_ascii=False)
+
+    def _console(self, name: str, line: str) -> str:
+        line = printable(line)
+        if not self._colours:
+            return f"{name:<{_WIDTH}} | {line}"
+        if match := _LEVEL.search(line):
+            start, end = match.span()
+            colour = _LEVEL_COLOURS[match.group(1)]
+            line = f"{line[:start]}\x1b[{colour}m{match.group()}\x1b[0m{line[end:]}"
+        return f"\x1b[{_COLOURS.get(name, '0')}m{name:<{_WIDTH}}\x1b[0m \x1b[2m|\x1b[0m {line}"
+
+
+class LineSplitter:
+    """Cuts a stream of bytes into lines of text."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[str]:
+        """Return the lines that are complete with this data."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LONGEST_LINE:
+            lines.append(self._rest)
+            self._rest = b""
+        return [line.rstrip(b"\r").decode("utf-8", "replace") for line in lines]
+
+    def end(self) -> list[str]:
+        """Return the last line, if it had no end."""
+        rest, self._rest = self._rest, b""
+        return [rest.decode("utf-8", "replace")] if rest else []

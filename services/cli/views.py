@@ -1,0 +1,196 @@
+"""Services' messages as plain objects: what `--json` writes, and what the tables are made of.
+
+These are an interface: a field is never renamed or given another meaning. Names of resources are bare
+ids, as they are typed; sizes are bytes, spans are seconds, times are RFC 3339.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
+
+from corral.gallery.v1 import gallery_pb2
+from corral.loader.v1 import loader_pb2
+from corral.monitor.v1 import monitor_pb2
+
+View = dict[str, Any]
+
+
+def bare(name: str) -> str:
+    """Return the id in a resource name."""
+    return (
+        name.rpartition("/")[2]
+        if name.startswith(("backends/", "operations/"))
+        else (name.removeprefix("models/"))
+    )
+
+
+def state_of(model: loader_pb2.Model) -> str:
+    """Return a model's state in one lower-case word."""
+    return loader_pb2.Model.State.Name(model.state).removeprefix("STATE_").lower()
+
+
+def model(message: loader_pb2.Model) -> View:
+    """Show a model as the loader knows it."""
+    return {
+        "name": bare(message.name),
+        "state": state_of(message),
+        "state_message": message.state_message,
+        "state_time": _time(message, "state_time"),
+        "backend": message.backend,
+        "model_file": message.model_file,
+        "config_file": message.config_file,
+        "usecases": list(message.usecases),
+        "pinned": message.pinned,
+        "config_error": message.config_error,
+        "retry_time": _time(message, "retry_time"),
+        "instance": _instance(message.instance) if message.HasField("instance") else None,
+    }
+
+
+def entry(message: gallery_pb2.ModelEntry) -> View:
+    """Show a model that a gallery offers."""
+    return {
+        "name": message.id,
+        "gallery": message.gallery,
+        "description": message.description,
+        "license": message.license,
+        "urls": list(message.urls),
+        "tags": list(message.tags),
+        "usecases": list(message.usecases),
+        "backend": message.backend,
+        "size_bytes": message.size_bytes,
+        "installed": message.installed,
+    }
+
+
+def installed(message: gallery_pb2.InstalledModel) -> View:
+    """Show a model in the models folder."""
+    return {
+        "name": bare(message.name),
+        "backend": message.backend,
+        "usecases": list(message.usecases),
+        "config_file": message.config_file,
+        "model_file": message.model_file,
+        "entry": message.entry,
+        "size_bytes": message.size_bytes,
+        "loose": message.loose,
+    }
+
+
+def status(message: monitor_pb2.ModelStatus) -> View:
+    """Show what a loaded model does and uses."""
+    return {
+        "activity": monitor_pb2.ModelStatus.State.Name(message.state)
+        .removeprefix("STATE_")
+        .lower(),
+        "source": monitor_pb2.ModelStatus.Source.Name(message.source)
+        .removeprefix("SOURCE_")
+        .lower(),
+        "memory_bytes": message.memory_bytes,
+        "memory_breakdown": dict(message.memory_breakdown),
+        "active_calls": message.active_calls,
+        "backend_error": message.backend_error,
+        "time": _time(message, "time"),
+        "process": _process(message.process) if message.HasField("process") else None,
+    }
+
+
+def operation(message: operations_pb2.Operation) -> View:
+    """Show an operation of the gallery, with how far it is."""
+    meta = gallery_pb2.OperationMetadata()
+    message.metadata.Unpack(meta)
+    failed = message.HasField("error")
+    return {
+        "name": bare(message.name),
+        "kind": gallery_pb2.OperationMetadata.Kind.Name(meta.kind).removeprefix("KIND_").lower(),
+        "target": bare(meta.target),
+        "phase": phase_of(meta),
+        "file": meta.file,
+        "bytes_done": meta.bytes_done,
+        "bytes_total": meta.bytes_total,
+        "percent": round(meta.percent, 2),
+        "bytes_per_second": meta.bytes_per_second,
+        "eta_seconds": _seconds(meta, "eta"),
+        "message": meta.message,
+        "create_time": _time(meta, "create_time"),
+        "end_time": _time(meta, "end_time"),
+        "cancel_requested": meta.cancel_requested,
+        "done": message.done,
+        "error": {"code": message.error.code, "message": message.error.message} if failed else None,
+    }
+
+
+def phase_of(meta: gallery_pb2.OperationMetadata) -> str:
+    """Return an operation's phase in one lower-case word."""
+    return gallery_pb2.OperationMetadata.Phase.Name(meta.phase).removeprefix("PHASE_").lower()
+
+
+def log_line(message: loader_pb2.LogLine) -> View:
+    """Show a line that a backend wrote."""
+    return {
+        "sequence": message.sequence,
+        "time": _time(message, "time"),
+        "stream": stream_of(message),
+        "generation": message.generation,
+        "text": message.text,
+    }
+
+
+def stream_of(message: loader_pb2.LogLine) -> str:
+    """Return which pipe a line came from: stdout, stderr, or the loader's own."""
+    return loader_pb2.LogLine.Stream.Name(message.stream).removeprefix("STREAM_").lower()
+
+
+def epoch(moment: str) -> float:
+    """Return the seconds since 1970 of a time in a view."""
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def _instance(message: loader_pb2.Instance) -> View:
+    return {
+        "uid": message.uid,
+        "generation": message.generation,
+        "backend": message.backend,
+        "address": message.address,
+        "pid": message.pid,
+        "start_time": _time(message, "start_time"),
+        "ready_time": _time(message, "ready_time"),
+        "load_seconds": _seconds(message, "load_duration"),
+        "active_calls": message.active_calls,
+        "total_calls": message.total_calls,
+        "last_used_time": _time(message, "last_used_time"),
+        "load_message": message.load_message,
+    }
+
+
+def _process(message: monitor_pb2.ProcessSample) -> View:
+    return {
+        "pid": message.pid,
+        "process_count": message.process_count,
+        "thread_count": message.thread_count,
+        "rss_bytes": message.rss_bytes,
+        "pss_bytes": message.pss_bytes,
+        "vms_bytes": message.vms_bytes,
+        "cpu_percent": round(message.cpu_percent, 2),
+        "cpu_seconds": _seconds(message, "cpu_time"),
+        "open_file_count": message.open_file_count,
+        "start_time": _time(message, "start_time"),
+        "gpu_memory_bytes": dict(message.gpu_memory_bytes),
+    }
+
+
+def _time(message: Message, field: str) -> str | None:
+    """Return a timestamp as RFC 3339, or None if it is unset."""
+    if not message.HasField(field):
+        return None
+    return str(getattr(message, field).ToJsonString())
+
+
+def _seconds(message: Message, field: str) -> float | None:
+    if not message.HasField(field):
+        return None
+    return float(getattr(message, field).ToNanoseconds()) / 1e9
