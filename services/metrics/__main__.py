@@ -48,7 +48,7 @@ async def build(
         return await _in_thread(collector.families, settings.query_timeout)
 
     async def keep() -> None:
-        await _in_thread(lambda: state.keep(scrape().body), settings.query_timeout)
+        await _in_thread(lambda: state.keep(lambda: scrape().body), settings.query_timeout)
 
     stack.push_async_callback(keep)
     binding.prepare(

@@ -35,7 +35,7 @@ def render(families: Iterable[Family], *, accept: str = "", accept_encoding: str
     """
     try:
         encode, content_type = exposition.choose_encoder(accept)
-    except ValueError:
+    except (ValueError, TypeError):
         # The library parses the version in an Accept header without a net.
         encode, content_type = exposition.choose_encoder("")
     body = encode(_Snapshot(families))

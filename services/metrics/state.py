@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from services.common.logs import get_logger
+
 HTTP_ADDRESS: Final = "http_address"
 LAST_SCRAPE: Final = "last.prom"
+_log = get_logger(__name__)
 
 
 class StateFolder:
-    """A folder with one small file for each fact; each is replaced whole or not at all."""
+    """A folder with one small file for each fact; each is replaced whole or not at all.
+
+    A folder that cannot be written to is logged and is no reason not to serve. Any thread may call.
+    """
 
     def __init__(self, path: Path) -> None:
         """Use this folder; it is made when the first fact is written."""
         self._path = path
+        self._lock = threading.Lock()
 
     def announce(self, address: str) -> None:
         """Write where `/metrics` is, for who was not told the port."""
-        self._write(HTTP_ADDRESS, f"{address}\n".encode())
+        self._write(HTTP_ADDRESS, lambda: f"{address}\n".encode())
 
     def withdraw(self) -> None:
         """Say no longer where `/metrics` is."""
         (self._path / HTTP_ADDRESS).unlink(missing_ok=True)
 
-    def keep(self, exposition: bytes) -> None:
-        """Keep all values as they are now; after a stop they are what no scrape could take."""
-        self._write(LAST_SCRAPE, exposition)
+    def keep(self, read: Callable[[], bytes]) -> None:
+        """Keep what `read` returns; after a stop these are the values that no scrape could take.
 
-    def _write(self, name: str, content: bytes) -> None:
-        self._path.mkdir(parents=True, exist_ok=True)
+        It is read in turn with others that keep, so that an older state never replaces a newer one.
+        """
+        self._write(LAST_SCRAPE, read)
+
+    def _write(self, name: str, read: Callable[[], bytes]) -> None:
         fresh = self._path / f".{name}.{os.getpid()}"
-        fresh.write_bytes(content)
-        fresh.replace(self._path / name)
+        with self._lock:
+            content = read()
+            try:
+                self._path.mkdir(parents=True, exist_ok=True)
+                fresh.write_bytes(content)
+                fresh.replace(self._path / name)
+            except OSError as error:
+                _log.warning("state cannot be kept", file=str(self._path / name), error=str(error))
