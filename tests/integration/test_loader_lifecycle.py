@@ -1,0 +1,376 @@
+"""Starting, stopping, crashing and dying, with real processes of a foreign backend."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from corral.backend import backend_pb2
+from corral.loader.v1 import loader_pb2 as pb
+from services.common.status import from_rpc_error
+from tests.tools.running import LoaderUnderTest, alive, eventually, processes_in
+
+MODEL = (("corral-model", "m"),)
+FOREVER = backend_pb2.PredictOptions(Prompt="on and on")
+
+
+def load(name: str = "m", **fields: Any) -> pb.LoadModelRequest:
+    return pb.LoadModelRequest(name=f"models/{name}", **fields)
+
+
+def prompt(text: str) -> backend_pb2.PredictOptions:
+    return backend_pb2.PredictOptions(Prompt=text)
+
+
+def backends_running(loader: LoaderUnderTest) -> int:
+    return sum("backend_fake" in " ".join(p.cmdline()) for p in processes_in(loader.backends))
+
+
+@pytest.fixture
+async def running(loader: LoaderUnderTest) -> LoaderUnderTest:
+    loader.add_backend("fake")
+    loader.add_model("m", "fake")
+    await loader.start("--load-backoff", "1s")
+    return loader
+
+
+async def test_load_get_unload(running: LoaderUnderTest) -> None:
+    loaded = (await running.control.LoadModel(load())).model
+    assert loaded.state == pb.Model.STATE_READY
+    assert alive(loaded.instance.pid)
+    assert loaded.instance.load_message == "Loading succeeded"
+    assert loaded.instance.total_calls == 0 and loaded.instance.active_calls == 0
+    again = (await running.control.LoadModel(load())).model
+    assert again.instance.uid == loaded.instance.uid
+
+    unloaded = await running.control.UnloadModel(pb.UnloadModelRequest(name="m"))
+    assert unloaded.model.state == pb.Model.STATE_UNLOADED
+    assert not unloaded.model.HasField("instance")
+    assert not alive(loaded.instance.pid)
+    assert running.notes("fake")[-1] == "free"
+    await running.control.UnloadModel(pb.UnloadModelRequest(name="m"))
+
+
+async def test_many_first_calls_start_one_process(running: LoaderUnderTest) -> None:
+    running.behave("fake", load_seconds=0.3)
+    calls = [running.data.Predict(prompt(str(i)), metadata=MODEL) for i in range(200)]
+    replies = await asyncio.gather(*calls)
+    assert len(replies) == 200
+    assert running.notes("fake") == ["load m.bin"]
+
+
+async def test_a_caller_that_leaves_does_not_end_the_load(running: LoaderUnderTest) -> None:
+    running.behave("fake", load_seconds=0.5)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await running.data.Predict(prompt("x"), metadata=MODEL, timeout=0.2)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await running.control.LoadModel(load(), timeout=5)
+    assert running.notes("fake") == ["load m.bin"]
+
+
+async def test_models_load_side_by_side(loader: LoaderUnderTest) -> None:
+    loader.add_backend("slow", load="hang")
+    loader.add_backend("quick")
+    loader.add_model("stuck", "slow")
+    loader.add_model("m", "quick")
+    await loader.start()
+    stuck = asyncio.ensure_future(loader.control.LoadModel(load("stuck")))
+    await loader.data.Predict(prompt("x"), metadata=MODEL, timeout=5)
+    assert not stuck.done()
+    stuck.cancel()
+
+
+async def test_return_immediately_and_watch(running: LoaderUnderTest) -> None:
+    running.behave("fake", load_seconds=0.2)
+    watch = running.control.WatchModels(pb.WatchModelsRequest())
+    first = await watch.read()
+    assert first.change_type == pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT
+    assert (await watch.read()).change_type == pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT_END
+    begun = await running.control.LoadModel(load(return_immediately=True))
+    assert begun.model.state == pb.Model.STATE_STARTING
+    states, token = [], ""
+    while not states or states[-1] != "STATE_READY":
+        news = await asyncio.wait_for(watch.read(), 5)
+        states.append(pb.Model.State.Name(news.model.state))
+        if states[-1] == "STATE_LOADING":
+            token = news.resume_token
+    assert states == ["STATE_STARTING", "STATE_LOADING", "STATE_READY"]
+    resumed = running.control.WatchModels(pb.WatchModelsRequest(resume_token=token))
+    assert (await resumed.read()).model.state == pb.Model.STATE_READY
+
+
+async def test_killed_while_streaming(running: LoaderUnderTest) -> None:
+    """The client hears UNAVAILABLE with the cause, and its next call works."""
+    stream = running.data.PredictStream(FOREVER, metadata=MODEL)
+    await stream.read()
+    pid = (await running.control.GetModel(pb.GetModelRequest(name="m"))).model.instance.pid
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        while True:
+            await stream.read()
+    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+    error = from_rpc_error(failed.value)
+    assert error.reason == "BACKEND_CRASHED"
+    assert "SIGKILL" in error.message and error.metadata["signal"] == "SIGKILL"
+    reply = await running.data.Predict(prompt("again"), metadata=MODEL, timeout=10)
+    assert str(pid).encode() not in reply.message
+
+
+async def test_a_crash_carries_the_last_words(running: LoaderUnderTest) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await running.data.Predict(prompt("crash"), metadata=MODEL)
+    error = from_rpc_error(failed.value)
+    assert error.reason == "BACKEND_CRASHED"
+    assert "about to crash" in error.message
+
+
+async def test_repeated_crashes_back_off(running: LoaderUnderTest) -> None:
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await running.data.Predict(prompt("crash"), metadata=MODEL)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await running.data.Predict(prompt("x"), metadata=MODEL)
+    error = from_rpc_error(failed.value)
+    assert error.reason == "LOAD_BACKOFF" and error.retry_after and error.retry_after <= 1
+
+    async def works() -> bool:
+        try:
+            await running.data.Predict(prompt("x"), metadata=MODEL)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    await eventually(works, what="recovery after the back-off")
+
+
+async def test_health_follows_the_model(running: LoaderUnderTest) -> None:
+    health = health_pb2_grpc.HealthStub(running.channel)
+    watch = health.Watch(health_pb2.HealthCheckRequest(service="models/m"))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    model = (await running.control.LoadModel(load())).model
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    os.kill(model.instance.pid, signal.SIGKILL)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason", "said"),
+    [
+        ({"start": "exit:3"}, "BACKEND_START_FAILED", "exited with code 3"),
+        ({"load": "refuse"}, "MODEL_LOAD_FAILED", "no such architecture"),
+        ({"load": "error"}, "MODEL_LOAD_FAILED", "the file is broken"),
+        ({"load": "crash"}, "MODEL_LOAD_FAILED", "SIGABRT"),
+    ],
+)
+async def test_failed_loads(
+    running: LoaderUnderTest, behaviour: dict[str, Any], reason: str, said: str
+) -> None:
+    running.behave("fake", **behaviour)
+    started = time.monotonic()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await running.control.LoadModel(load())
+    error = from_rpc_error(failed.value)
+    assert error.reason == reason and said in error.message
+    assert time.monotonic() - started < 10, "an exit is an event, not a time-out"
+    if "crash" in behaviour.values():
+        assert "tensor 7" in error.message
+    if behaviour.get("start") == "exit:3":
+        assert "cannot open libfoo.so" in error.message
+    model = (await running.control.GetModel(pb.GetModelRequest(name="m"))).model
+    assert model.state == pb.Model.STATE_BACKOFF and model.HasField("retry_time")
+    assert said in model.state_message
+    await eventually(lambda: backends_running(running) == 0, what="no process left")
+
+
+async def test_a_mended_configuration_ends_the_backoff(running: LoaderUnderTest) -> None:
+    running.add_backend("good")
+    running.behave("fake", load="refuse")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await running.control.LoadModel(load())
+    running.add_model("m", "good")
+    await running.control.LoadModel(load(), timeout=10)
+
+
+async def test_a_backend_that_never_answers(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake", start="hang")
+    loader.add_model("m", "fake", grpc={"attempts": 1, "attempts_sleep_time": 1})
+    await loader.start()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await loader.control.LoadModel(load())
+    assert "grpc service not ready" in (failed.value.details() or "")
+    assert from_rpc_error(failed.value).reason == "BACKEND_NOT_READY"
+    await eventually(lambda: backends_running(loader) == 0, what="no process left")
+
+
+async def test_autoload_tries_each_backend(loader: LoaderUnderTest) -> None:
+    loader.add_backend("a-bad", load="refuse")
+    loader.add_backend("b-good")
+    loader.add_model("m")
+    await loader.start()
+    model = (await loader.control.LoadModel(load())).model
+    assert model.backend == "b-good"
+
+
+async def test_unknown_names(running: LoaderUnderTest) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await running.control.LoadModel(load("nobody"))
+    assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+    assert from_rpc_error(failed.value).reason == "MODEL_NOT_FOUND"
+    running.add_model("odd", "missing-backend")
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await running.control.LoadModel(load("odd"))
+    assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "backend not found: missing-backend" in (failed.value.details() or "")
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await running.control.LoadModel(load("../etc/passwd"))
+    assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_unload_waits_for_calls_and_refuses_when_they_stay(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake")
+    loader.add_model("m", "fake")
+    await loader.start("--drain-timeout", "500ms")
+    stream = loader.data.PredictStream(FOREVER, metadata=MODEL)
+    await stream.read()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await loader.control.UnloadModel(pb.UnloadModelRequest(name="m"))
+    assert from_rpc_error(failed.value).reason == "MODEL_BUSY"
+    await stream.read()
+    await loader.control.UnloadModel(pb.UnloadModelRequest(name="m", force=True))
+    with pytest.raises(grpc.aio.AioRpcError) as cut:
+        while True:
+            await stream.read()
+    assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert from_rpc_error(cut.value).reason == "MODEL_UNLOADED"
+
+
+async def test_unload_during_a_load(running: LoaderUnderTest) -> None:
+    running.behave("fake", load="hang")
+    loading = asyncio.ensure_future(running.control.LoadModel(load()))
+    await eventually(lambda: running.notes("fake"), what="LoadModel at the backend")
+    await running.control.UnloadModel(pb.UnloadModelRequest(name="m"))
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await loading
+    assert from_rpc_error(failed.value).reason == "MODEL_UNLOADED"
+    assert backends_running(running) == 0
+
+
+@pytest.mark.parametrize("exec_", [True, False])
+async def test_unload_ends_helpers_and_those_that_escaped(
+    loader: LoaderUnderTest, exec_: bool
+) -> None:
+    loader.add_backend("fake", exec_=exec_, children=2, escapee=True)
+    loader.add_model("m", "fake")
+    await loader.start()
+    await loader.control.LoadModel(load())
+    assert len(processes_in(loader.backends)) >= 4
+    await loader.control.UnloadModel(pb.UnloadModelRequest(name="m"))
+    assert processes_in(loader.backends) == []
+
+
+async def test_a_backend_that_ignores_sigterm_is_killed(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake", ignore_sigterm=True)
+    loader.add_model("m", "fake")
+    await loader.start("--terminate-timeout", "300ms")
+    pid = (await loader.control.LoadModel(load())).model.instance.pid
+    await loader.control.UnloadModel(pb.UnloadModelRequest(name="m"))
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize("exec_", [True, False])
+async def test_sigkill_of_the_loader_leaves_no_backend(
+    loader: LoaderUnderTest, exec_: bool
+) -> None:
+    loader.add_backend("fake", exec_=exec_, children=1, escapee=True, ignore_sigterm=True)
+    loader.add_model("m", "fake")
+    await loader.start()
+    await loader.control.LoadModel(load())
+    assert processes_in(loader.backends)
+    loader.service.kill()
+    await loader.service.process.wait()
+    await eventually(
+        lambda: not processes_in(loader.backends), timeout=2, what="the end of all backends"
+    )
+
+
+async def test_sigkill_of_the_loader_while_backends_start(loader: LoaderUnderTest) -> None:
+    for number in range(5):
+        loader.add_backend(f"fake{number}", exec_=False)
+        loader.add_model(f"m{number}", f"fake{number}")
+    await loader.start()
+    loads = [asyncio.ensure_future(loader.control.LoadModel(load(f"m{n}"))) for n in range(5)]
+    await eventually(lambda: processes_in(loader.backends), what="a first process")
+    loader.service.kill()
+    await asyncio.gather(*loads, return_exceptions=True)
+    await eventually(
+        lambda: not processes_in(loader.backends), timeout=2, what="the end of all backends"
+    )
+
+
+async def test_a_new_guard_replaces_a_dead_one(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake")
+    loader.add_model("m", "fake")
+    await loader.start()
+    (guard,) = await eventually(lambda: guards(loader), what="the guard")
+    guard.kill()
+    await eventually(lambda: not alive(guard.pid), what="the guard's end")
+    await loader.control.LoadModel(load())
+    assert [p.pid for p in guards(loader)] != [guard.pid]
+    loader.service.kill()
+    await eventually(
+        lambda: not processes_in(loader.backends), timeout=2, what="the end of all backends"
+    )
+
+
+def guards(loader: LoaderUnderTest) -> list[Any]:
+    import psutil
+
+    children = psutil.Process(loader.service.pid).children()
+    return [p for p in children if alive(p.pid) and any("guard.py" in arg for arg in p.cmdline())]
+
+
+async def test_sigterm_ends_everything(running: LoaderUnderTest) -> None:
+    await running.control.LoadModel(load())
+    assert await running.service.stop() == 0
+    assert processes_in(running.backends) == []
+
+
+async def test_logs_of_a_flood(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake", stderr_lines=5000)
+    loader.add_model("m", "fake")
+    await loader.start("--log-lines", "100")
+    await loader.control.LoadModel(load())
+    lines = [r.line async for r in loader.control.StreamLogs(pb.StreamLogsRequest(name="m"))]
+    assert len(lines) == 100
+    numbers = [line.sequence for line in lines]
+    assert numbers == list(range(numbers[0], numbers[0] + 100))
+    tail = loader.control.StreamLogs(pb.StreamLogsRequest(name="m", tail_lines=1, follow=True))
+    assert (await tail.read()).line.sequence == numbers[-1]
+    await loader.control.UnloadModel(pb.UnloadModelRequest(name="m"))
+    assert (await tail.read()).line.sequence == numbers[-1] + 1
+
+
+async def test_rpcs_to_come_say_so(running: LoaderUnderTest) -> None:
+    for call in (
+        running.control.PlanEviction(pb.PlanEvictionRequest(name="m")),
+        running.control.ResolveModel(pb.ResolveModelRequest(name="m")),
+        running.control.PinModel(pb.PinModelRequest(name="m")),
+        running.control.Drain(pb.DrainRequest()),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call
+        assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        trailers = dict(failed.value.trailing_metadata())
+        assert b"NOT_IMPLEMENTED" in trailers["grpc-status-details-bin"]
+        assert (
+            error_details_pb2.ErrorInfo.DESCRIPTOR.full_name.encode()
+            in (trailers["grpc-status-details-bin"])
+        )
