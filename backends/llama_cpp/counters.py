@@ -8,8 +8,6 @@ from pathlib import Path
 
 from .replies import Usage
 
-_STATM = Path("/proc/self/statm")
-
 
 @dataclass
 class Counters:
@@ -29,10 +27,17 @@ class Counters:
             self.tokens_per_second = usage.tokens * 1000 / usage.generation_ms
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM, mapped model pages included."""
+def resident_bytes(pid: int = 0) -> int:
+    """Memory of a process (0: this one) that is in RAM, mapped model pages included.
+
+    0 when it can not be told.
+    """
     try:
-        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # no /proc: the peak is the best there is
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        statm = Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii")
+        return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        if pid:
+            return 0
+    # No /proc: the peak is the best there is.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,254 +1,265 @@
-"""One model in llama.cpp's server engine, through xllamacpp; every method blocks.
+"""The engine's process, seen from the backend: starting it, loading, calling, killing it."""
 
-xllamacpp releases the interpreter's lock while it loads, waits and generates, so these methods
-belong in worker threads. Any number of threads may call them, until `close`.
-"""
-
+import asyncio
 import contextlib
-import http.client
 import json
 import logging
 import os
 import secrets
-import socket
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+import signal
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from . import errors
 from .options import Plan
 from .scratch import Scratch
 from .settings import Enum
+from .wire import Exchange, WireError
 
 log = logging.getLogger(__name__)
 
-# For the engine's own HTTP routes (tokenising, templates): they answer in milliseconds, but wait
-# for their turn between two batches.
-HTTP_TIMEOUT = 60.0
-HTTP_THREADS = 4
-# The engine's log is written by a thread of its own, which may lag behind the exception.
-LOG_SETTLE = 0.2
-LOG_POLL = 0.02
-LOG_TAIL = 6
-STDERR = 2
+WORKER = Path(__file__).with_name("worker.py")
+# For calls that take no slot: they answer in milliseconds, but wait for a batch to end.
+SIDE_TIMEOUT = 60.0
+# The engine answers HTTP with one thread a request: one a slot, and these for other calls.
+SIDE_THREADS = 4
+# The last words of a process that is gone are in the pipe already.
+LAST_WORDS_TIMEOUT = 0.5
+KEPT_LINES = 50
+REASON_LINES = 6
 
 Chunk = dict[str, Any]
-
-
-def _engine_module() -> Any:
-    import xllamacpp
-
-    return xllamacpp
-
-
-def _resolve(module: Any, value: Any) -> Any:
-    if isinstance(value, Enum):
-        return getattr(getattr(module, value.type), value.name)
-    if isinstance(value, list):
-        return [_resolve(module, item) for item in value]
-    return value
-
-
-def _parameters(plan: Plan, socket_path: Path, key: str) -> Any:
-    """The engine's parameter object for a plan."""
-    module = _engine_module()
-    parameters = module.CommonParams()
-    for path, value in plan.parameters.items():
-        target = parameters
-        *parents, name = path.split(".")
-        for parent in parents:
-            target = getattr(target, parent)
-        try:
-            setattr(target, name, _resolve(module, value))
-        except (AttributeError, AssertionError, TypeError, ValueError, OverflowError) as error:
-            raise errors.InvalidRequest(f"the engine refuses {path}={value!r}: {error}") from error
-    if plan.adapters:
-        adapters = []
-        for path, scale in plan.adapters:
-            adapter = module.CommonAdapterLoraInfo()
-            adapter.path, adapter.scale = path, scale
-            adapters.append(adapter)
-        parameters.lora_adapters = adapters
-    parameters.hostnames = [str(socket_path)]
-    parameters.api_keys = [key]
-    parameters.n_threads_http = HTTP_THREADS
-    parameters.endpoint_slots = False
-    parameters.ui = False
-    return parameters
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=HTTP_TIMEOUT)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+# Called with the exit status of an engine that ended by itself.
+OnCrash = Callable[[int, str], None]
 
 
 class Engine:
-    """A loaded model."""
+    """One process of llama.cpp; holds at most one model in its life."""
 
-    def __init__(self, plan: Plan, scratch: Scratch) -> None:
+    def __init__(self, scratch: Scratch, on_crash: OnCrash) -> None:
+        """Prepare; `start` starts the process."""
+        # A fresh name each time: the engine leaves its socket behind, and refuses to start on it.
+        self._scratch = scratch
+        self._socket = Path()
+        self._on_crash = on_crash
+        self._key = secrets.token_hex(16)
+        self._process: asyncio.subprocess.Process | None = None
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._reading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._ending = False
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id; 0 before it started."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Start the process; it imports the native library and waits for its model."""
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", str(WORKER), str(os.getpid())),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._reading = asyncio.create_task(self._pass_stderr_on())
+        self._watching = asyncio.create_task(self._watch())
+
+    async def load(self, plan: Plan) -> None:
         """Load the model.
 
         Raises:
             InvalidRequest: the engine does not take a parameter.
             EngineFailed: the load failed; the text ends with the engine's last log lines.
         """
-        # A fresh name each time: the engine leaves its socket behind, and refuses to start on it.
-        self._socket = scratch.new_socket()
-        self._key = secrets.token_hex(16)
-        parameters = _parameters(plan, self._socket, self._key)
-        self._server = _start(plan, parameters, self._socket)
+        process = self._started()
+        self._socket = await asyncio.to_thread(self._scratch.new_socket)
+        order = {
+            "parameters": {path: _plain(value) for path, value in plan.parameters.items()},
+            "adapters": plan.adapters,
+            "socket": str(self._socket),
+            "key": self._key,
+            "threads": plan.parallel + SIDE_THREADS,
+        }
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(OSError):
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            await process.stdin.drain()
+        word, _, reason = (await process.stdout.readline()).decode().strip().partition(" ")
+        if word == "loaded":
+            return
+        if word:
+            self._ending = True  # it told why, so its end is no crash
+        await self._last_words()
+        if word == "refused":
+            raise errors.InvalidRequest(json.loads(reason))
+        # llama.cpp's own exception says nothing, its log does.
+        told = self._reason() or (json.loads(reason) if reason else "its process ended")
+        raise errors.EngineFailed(f"llama.cpp can not load {str(plan.path)!r}: {told}")
 
-    def close(self) -> None:
-        """Free the model. Nobody may be inside another method; calling it twice does nothing."""
-        self._server = None
-        self._socket.unlink(missing_ok=True)
+    async def close(self) -> None:
+        """Kill the process; the memory is back when this returns."""
+        self._ending = True
+        if self._process is not None:
+            self.kill()
+            await self._process.wait()
+        if self._reading is not None:
+            await self._last_words()
+            self._reading.cancel()
+        if self._socket.name:
+            self._socket.unlink(missing_ok=True)
 
-    def generate(self, body: Mapping[str, Any], on_chunk: Callable[[Chunk], bool]) -> None:
-        """Run one request (chat when it has `messages`); `on_chunk` returns True to stop it.
+    def kill(self) -> None:
+        """Kill the process and do not wait; it has nothing to save."""
+        self._ending = True
+        if self.alive and self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def exchange(self) -> Exchange:
+        """A connection to the engine, not opened yet."""
+        return Exchange(self._socket, self._key)
+
+    async def generate(self, exchange: Exchange, body: Mapping[str, Any]) -> AsyncIterator[Chunk]:
+        """Run one request, chat when it has `messages`, and pass its chunks on.
 
         Raises:
             BackendError: what the engine answered instead of text.
         """
-        failure: list[Mapping[str, Any]] = []
-
-        def receive(chunk: Chunk) -> bool:
-            if "error" in chunk:
-                failure.append(chunk["error"])
-                return True
-            return on_chunk(chunk)
-
-        handle = (
-            self._server.handle_chat_completions
-            if "messages" in body
-            else self._server.handle_completions
-        )
         try:
-            handle(dict(body), receive)
-        except (RuntimeError, ValueError) as error:
-            # Raised while the request is read: its shape, its media, its tools.
-            raise errors.InvalidRequest(str(error)) from error
-        if failure:
-            raise errors.from_engine(failure[0])
+            await exchange.send(
+                "/v1/chat/completions" if "messages" in body else "/v1/completions", body
+            )
+            if await exchange.status() != 200:
+                raise errors.from_engine((await exchange.json())["error"])
+            async for chunk in exchange.events():
+                if "error" in chunk:
+                    raise errors.from_engine(chunk["error"])
+                yield chunk
+        except WireError as error:
+            raise errors.EngineFailed(str(error)) from error
 
-    def embed(self, content: str | list[int]) -> tuple[list[list[float]], int]:
-        """Vectors for one input (one, or one a token without pooling), and its token count."""
-        answer = self._server.handle_embeddings({"input": content})
-        if "error" in answer and "none" in str(answer["error"].get("message", "")):
-            # OpenAI's form has no vectors per token; the engine's own route has.
-            rows = self.http("/embedding", {"content": content})[0]["embedding"]
-            return rows, len(rows)
-        answer = _checked(answer)
-        return [row["embedding"] for row in answer["data"]], answer["usage"]["prompt_tokens"]
+    async def call(self, route: str, body: Any = None, limit: float | None = None) -> Any:
+        """Call one of the engine's routes and wait `limit` seconds, or as long as it takes.
 
-    def rerank(self, query: str, documents: list[str], top_n: int) -> Chunk:
-        """Score documents against a query: `results` with `index` and `relevance_score`."""
-        body = {"query": query, "documents": documents, "top_n": top_n}
-        answer: Chunk = _checked(self._server.handle_rerank(body))
+        Raises:
+            BackendError: what the engine answered instead.
+        """
+        exchange = self.exchange()
+        try:
+            async with asyncio.timeout(limit):
+                await exchange.send(route, body)
+                await exchange.status()
+                answer = await exchange.json()
+        except WireError as error:
+            raise errors.EngineFailed(f"{route}: {error}") from error
+        except TimeoutError as error:
+            raise errors.EngineFailed(f"{route}: no answer within {limit} s") from error
+        finally:
+            exchange.close()
+        if isinstance(answer, dict) and "error" in answer:
+            raise errors.from_engine(answer["error"])
         return answer
 
-    def tokenize(self, text: str, special: bool) -> list[int]:
+    async def embed(self, content: str | list[int]) -> tuple[list[list[float]], int]:
+        """Vectors for one input (one, or one a token without pooling), and its token count."""
+        try:
+            answer = await self.call("/v1/embeddings", {"input": content})
+        except errors.InvalidRequest as error:
+            if "none" not in str(error):
+                raise
+            # OpenAI's form has no vectors per token; the engine's own route has.
+            rows = (await self.call("/embedding", {"content": content}))[0]["embedding"]
+            return rows, len(rows)
+        return [row["embedding"] for row in answer["data"]], answer["usage"]["prompt_tokens"]
+
+    async def rerank(self, query: str, documents: list[str], top_n: int) -> Chunk:
+        """Score documents against a query: `results` with `index` and `relevance_score`."""
+        body = {"query": query, "documents": documents, "top_n": top_n}
+        answer: Chunk = await self.call("/v1/rerank", body)
+        return answer
+
+    async def tokenize(self, text: str, special: bool) -> list[int]:
         """Token numbers of a text; `special` adds those the model wants at its ends."""
         body = {"content": text, "add_special": special, "parse_special": True}
-        tokens: list[int] = self.http("/tokenize", body)["tokens"]
+        tokens: list[int] = (await self.call("/tokenize", body, SIDE_TIMEOUT))["tokens"]
         return tokens
 
-    def detokenize(self, tokens: list[int]) -> str:
+    async def detokenize(self, tokens: list[int]) -> str:
         """The text of tokens."""
-        text: str = self.http("/detokenize", {"tokens": tokens})["content"]
+        answer = await self.call("/detokenize", {"tokens": tokens}, SIDE_TIMEOUT)
+        text: str = answer["content"]
         return text
 
-    def apply_template(self, messages: list[Chunk]) -> str:
+    async def apply_template(self, messages: list[Chunk]) -> str:
         """The prompt that the model's chat template makes of a conversation."""
-        prompt: str = self.http("/apply-template", {"messages": messages})["prompt"]
+        answer = await self.call("/apply-template", {"messages": messages}, SIDE_TIMEOUT)
+        prompt: str = answer["prompt"]
         return prompt
 
-    def properties(self) -> Chunk:
+    async def properties(self) -> Chunk:
         """What the engine says about the loaded model."""
-        found: Chunk = self.http("/props")
+        found: Chunk = await self.call("/props", None, SIDE_TIMEOUT)
         return found
 
-    def http(self, route: str, body: Any = None) -> Any:
-        """Call one of the engine's own HTTP routes over its private socket."""
-        connection = _UnixConnection(str(self._socket))
-        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-        try:
-            payload = None if body is None else json.dumps(body)
-            connection.request("GET" if body is None else "POST", route, payload, headers)
-            answer = json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise errors.EngineFailed(f"{route}: {error}") from error
-        finally:
-            connection.close()
-        return _checked(answer)
+    def _started(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise errors.EngineFailed("the engine's process was not started")
+        return self._process
+
+    async def _pass_stderr_on(self) -> None:
+        """Write the engine's log to this process's, and keep its end for error messages."""
+        stream = self._started().stderr
+        assert stream is not None
+        pending = b""
+        while piece := await stream.read(1 << 16):
+            with contextlib.suppress(OSError):
+                os.write(2, piece)
+            *lines, pending = (pending + piece).split(b"\n")
+            self._lines.extend(line.decode("utf-8", "replace") for line in lines)
+        if pending:
+            self._lines.append(pending.decode("utf-8", "replace"))
+
+    async def _last_words(self) -> None:
+        if self._reading is not None:
+            await asyncio.wait({self._reading}, timeout=LAST_WORDS_TIMEOUT)
+
+    async def _watch(self) -> None:
+        """Report an end that nobody asked for."""
+        status = await self._started().wait()
+        await self._last_words()
+        if not self._ending:
+            self._on_crash(status, self._reason())
+
+    def _reason(self) -> str:
+        """The engine's last errors, without times and repetitions."""
+        lines = list(self._lines)
+        # `0.00.004.869 E llama_model_load: …`
+        wanted = [line.split(" E ", 1)[-1] for line in lines if " E " in line or "ASSERT" in line]
+        unique = list(dict.fromkeys(line.strip() for line in wanted or lines if line.strip()))
+        return "; ".join(unique[:REASON_LINES])
 
 
-def _checked(answer: Any) -> Any:
-    if isinstance(answer, dict) and "error" in answer:
-        raise errors.from_engine(answer["error"])
-    return answer
+def _plain(value: Any) -> Any:
+    """A parameter as JSON."""
+    if isinstance(value, Enum):
+        return {"enum": [value.type, value.name]}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
 
 
-def _start(plan: Plan, parameters: Any, socket_path: Path) -> Any:
-    """Load the model; when that fails, load once more to hear why.
-
-    The engine says why only on stderr. Listening there all the time would swallow the last words
-    of a load that aborts the process, so only a load that failed without that is repeated.
-    """
-    server = _engine_module().Server
-    started = time.monotonic()
-    try:
-        return server(parameters)
-    except RuntimeError as first:
-        log.warning("load failed after %.3f s: %s", time.monotonic() - started, first)
-        socket_path.unlink(missing_ok=True)
-        with _captured_stderr() as output:
-            try:
-                return server(parameters)
-            except RuntimeError:
-                reason = _tail(output)
-    raise errors.EngineFailed(f"llama.cpp can not load {str(plan.path)!r}: {reason}")
-
-
-_stderr_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[BinaryIO]:
-    """Catch what native code writes to stderr, and pass it on afterwards."""
-    with _stderr_lock, tempfile.TemporaryFile() as output:
-        saved = os.dup(STDERR)
-        os.dup2(output.fileno(), STDERR)
-        try:
-            yield output
-        finally:
-            os.dup2(saved, STDERR)
-            output.seek(0)
-            os.write(saved, output.read() or b"")
-            os.close(saved)
-
-
-def _tail(output: BinaryIO) -> str:
-    """The last error lines of the engine's log, once it is written."""
-    deadline = time.monotonic() + LOG_SETTLE
-    settled, size = threading.Event(), -1
-    while time.monotonic() < deadline:
-        now = os.fstat(output.fileno()).st_size
-        if now == size and now > 0:
-            break
-        size = now
-        settled.wait(LOG_POLL)
-    output.seek(0)
-    lines = output.read().decode("utf-8", "replace").splitlines()
-    # `0.00.004.869 E llama_model_load: …`: the time and the level say nothing here.
-    wanted = [line.split(" E ", 1)[-1].strip() for line in lines if " E " in line] or lines
-    unique = list(dict.fromkeys(line for line in wanted if line))
-    return "; ".join(unique[:LOG_TAIL]) or "it gave no reason"
+def describe_status(status: int) -> str:
+    """An exit status in words."""
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"exit code {status}"

@@ -9,13 +9,13 @@ _THINKING = ("enable_thinking", "<think>", "reasoning_content")
 _TOOL_MARKERS = (("<tool_call>", "</tool_call>"), ("<function_call>", "</function_call>"))
 
 
-def describe(model: Model) -> pb.ModelMetadataResponse:
-    """Look at the template and ask the engine; blocks."""
+async def describe(model: Model) -> pb.ModelMetadataResponse:
+    """Look at the template and ask the engine."""
     template = model.header.chat_template
-    properties = model.engine.properties()
+    properties = await model.engine.properties()
     response = pb.ModelMetadataResponse(
         supports_thinking=any(word in template for word in _THINKING),
-        rendered_template=model.engine.apply_template(_SAMPLE) if template else "",
+        rendered_template=await model.engine.apply_template(_SAMPLE) if template else "",
     )
     if any(properties.get("modalities", {}).values()):
         response.media_marker = properties.get("media_marker", "")

@@ -1,12 +1,11 @@
-"""The model of this process: loading it, holding on to it, letting it go."""
+"""The model of this process: loading it, using it, letting it go."""
 
 import asyncio
-import contextlib
 import enum
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from corral.backend import backend_pb2 as pb
@@ -14,15 +13,12 @@ from corral.backend import backend_pb2 as pb
 from . import errors, gguf, options
 from .admission import Admission
 from .counters import Counters
-from .engine import Engine
-from .handover import Handover
+from .engine import Chunk, Engine, OnCrash
 from .options import Plan
 from .scratch import Scratch
+from .wire import Exchange
 
 log = logging.getLogger(__name__)
-
-# Threads for short calls (tokenising, templates, unloading) beside those that generate.
-SIDE_THREADS = 4
 
 R = TypeVar("R")
 
@@ -36,11 +32,7 @@ class State(enum.Enum):
 
 
 class Model:
-    """A loaded model with its queue and its threads.
-
-    Every engine call goes through `call`, `call_in_slot` or `submit` and holds the model,
-    so it is never freed under a call.
-    """
+    """A loaded model with its queue."""
 
     def __init__(
         self, key: bytes, identity: str, plan: Plan, header: gguf.Header, engine: Engine
@@ -53,127 +45,144 @@ class Model:
         self.engine = engine
         self.counters = Counters()
         self.admission = Admission(plan.parallel, plan.max_queue)
-        self._threads = ThreadPoolExecutor(plan.parallel + SIDE_THREADS, "engine")
-        self._users = 0
         self._closing = False
-        self._unused = asyncio.Event()
-        self._unused.set()
-        self._running: set[Handover[Any]] = set()
+        self._calls = 0
+        self._endings: set[asyncio.Task[None]] = set()
 
     @property
-    def users(self) -> int:
-        """Calls that hold the model now."""
-        return self._users
+    def busy(self) -> bool:
+        """Whether the engine works on anything."""
+        return bool(self.admission.running or self._calls)
 
-    def submit(self, slot: int, handover: Handover[Any], work: Callable[[], None]) -> None:
-        """Run `work` in a thread of its own; its end closes the handover and frees the slot.
+    @asynccontextmanager
+    async def generation(
+        self, body: Mapping[str, Any]
+    ) -> AsyncIterator[tuple[int, AsyncIterator[Chunk]]]:
+        """Wait for a slot and run a request in it; leaving the block early stops the request.
 
-        The slot is this method's from now on, also when it raises.
-
-        Raises:
-            Unloaded: the model is being freed.
-        """
-
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:  # noqa: BLE001 - the consumer raises it
-                handover.close(error)
-            else:
-                handover.close()
-
-        def ended(_: object) -> None:
-            self._running.discard(handover)
-            self.admission.release(slot)
-            self._let_go()
-
-        try:
-            self._take()
-        except errors.Unloaded:
-            self.admission.release(slot)
-            raise
-        self._running.add(handover)
-        future = asyncio.get_running_loop().run_in_executor(self._threads, run)
-        future.add_done_callback(ended)
-
-    async def call(self, work: Callable[[], R]) -> R:
-        """Run a short engine call in a thread and wait for it.
+        The slot stays taken until the engine has let go, also when the caller is long gone: a
+        prompt that is being read can not be interrupted.
 
         Raises:
-            Unloaded: the model is being freed.
+            Exhausted: the queue is full.
+            Unloaded: the model is freed meanwhile.
         """
-        self._take()
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        # The thread goes on when the caller is cancelled; the model is held until it is out.
-        future.add_done_callback(self._call_ended)
-        return await asyncio.shield(future)
-
-    def _call_ended(self, future: asyncio.Future[Any]) -> None:
-        if not future.cancelled():
-            future.exception()  # a cancelled caller leaves nobody to look at it
-        self._let_go()
-
-    async def call_in_slot(self, work: Callable[[], R]) -> R:
-        """Run an engine call that takes one of its slots."""
         slot = await self.admission.acquire()
-        handover: Handover[R] = Handover(asyncio.get_running_loop(), 1)
+        exchange = self.engine.exchange()
+        ended = False
 
-        def produce() -> None:
-            handover.put(work())
+        async def chunks() -> AsyncIterator[Chunk]:
+            nonlocal ended
+            async for chunk in self.engine.generate(exchange, body):
+                yield chunk
+            ended = True
 
-        self.submit(slot, handover, produce)
         try:
-            results = await handover.take()
-            if not results:
-                raise errors.EngineFailed("the engine ended without an answer")
-            return results[0]
+            with self._explained():
+                yield slot, chunks()
+        except errors.BackendError:
+            ended = True  # the engine has spoken its last word
+            raise
         finally:
-            handover.cancel()
+            if ended:
+                exchange.close()
+                self.admission.release(slot)
+            else:
+                self._end_later(exchange, slot)
+
+    async def in_slot(self, work: Callable[[], Awaitable[R]]) -> R:
+        """Make an engine call that takes one of its slots and can not be interrupted."""
+        slot = await self.admission.acquire()
+        task = asyncio.ensure_future(work())
+        task.add_done_callback(lambda done: (done.cancelled() or done.exception(), None))
+        task.add_done_callback(lambda _: self.admission.release(slot))
+        with self._explained():
+            return await asyncio.shield(task)
+
+    async def call(self, work: Awaitable[R]) -> R:
+        """Make a short engine call, which takes no slot."""
+        self._calls += 1
+        try:
+            with self._explained():
+                return await work
+        finally:
+            self._calls -= 1
 
     async def free(self) -> None:
-        """End every request, wait until the engine is unused, and free it."""
+        """End every request and the engine; returns when its memory is back."""
         self._closing = True
         self.admission.close()
-        for handover in list(self._running):
-            handover.abort(errors.Unloaded("the model was unloaded while the request ran"))
-        await self._unused.wait()
-        await asyncio.get_running_loop().run_in_executor(self._threads, self.engine.close)
-        self._threads.shutdown(wait=False)
+        await self.engine.close()
+        if self._endings:
+            await asyncio.wait(self._endings)
 
-    def _take(self) -> None:
-        if self._closing:
+    def _end_later(self, exchange: Exchange, slot: int) -> None:
+        """Wait for the engine to notice that nobody listens, then give the slot back."""
+
+        async def end() -> None:
+            try:
+                await exchange.anything()
+            finally:
+                exchange.close()
+                self.admission.release(slot)
+
+        task = asyncio.create_task(end())
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    def _explained(self) -> "_Explained":
+        return _Explained(self)
+
+    @property
+    def closing(self) -> bool:
+        """Whether the model is being freed."""
+        return self._closing
+
+
+class _Explained:
+    """Says "unloaded" where a call failed because the engine was taken away from under it."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        if self._model.closing:
             raise errors.Unloaded("the model is being unloaded")
-        self._users += 1
-        self._unused.clear()
 
-    def _let_go(self) -> None:
-        self._users -= 1
-        if not self._users:
-            self._unused.set()
+    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
+        if isinstance(error, errors.EngineFailed) and self._model.closing:
+            raise errors.Unloaded("the model was unloaded while the request ran") from error
 
 
 class ModelHost:
     """Holds at most one model; loads and frees it, one after the other."""
 
-    def __init__(self, scratch: Scratch) -> None:
-        """Start empty."""
+    def __init__(self, scratch: Scratch, on_crash: OnCrash) -> None:
+        """Start empty; `on_crash` hears of an engine that ended by itself."""
         self._scratch = scratch
+        self._on_crash = on_crash
         self._model: Model | None = None
+        self._engine: Engine | None = None
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.failed = False
+        self._failed = False
 
     @property
     def state(self) -> State:
         """Whether a model is loaded, and whether the last try failed."""
         if self._model is not None:
             return State.LOADED
-        return State.FAILED if self.failed else State.EMPTY
+        return State.FAILED if self._failed else State.EMPTY
 
     @property
     def loaded(self) -> Model | None:
         """The model, when there is one."""
         return self._model
+
+    @property
+    def engine_pid(self) -> int:
+        """The engine's process, with or without a model; 0 when there is none."""
+        return self._engine.pid if self._engine is not None and self._engine.alive else 0
 
     def require(self, identity: str = "") -> Model:
         """The loaded model.
@@ -190,6 +199,11 @@ class ModelHost:
             )
         return self._model
 
+    async def warm_up(self) -> None:
+        """Start the engine's process before a model is asked for."""
+        async with self._changing:
+            await self._ready_engine()
+
     async def load(self, request: pb.ModelOptions) -> Model:
         """Load a model, or do nothing when it is loaded with the same options.
 
@@ -205,11 +219,22 @@ class ModelHost:
         """Unload the model; False when there was none."""
         return await self._detached(self._free())
 
+    def kill(self) -> None:
+        """Kill the engine without a word: the process is about to end."""
+        if self._engine is not None:
+            self._engine.kill()
+
     async def _detached(self, work: Coroutine[Any, Any, R]) -> R:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
+
+    async def _ready_engine(self) -> Engine:
+        if self._engine is None or not self._engine.alive:
+            self._engine = Engine(self._scratch, self._on_crash)
+            await self._engine.start()
+        return self._engine
 
     async def _load(self, request: pb.ModelOptions) -> Model:
         key = request.SerializeToString(deterministic=True)
@@ -231,25 +256,23 @@ class ModelHost:
         plan = options.plan(request, header)
         for item in plan.ignored:
             log.warning("ignored: %s", item)
+        engine = await self._ready_engine()
         try:
-            engine = await asyncio.to_thread(Engine, plan, self._scratch)
-        except BaseException:
-            self.failed = True
+            await engine.load(plan)
+        except errors.BackendError as error:
+            self._failed = isinstance(error, errors.EngineFailed)
+            await engine.close()
             raise
-        self.failed = False
+        self._failed = False
         log.info("loaded %s in %.3f s", path, time.monotonic() - started)
         return Model(key, request.Model, plan, header, engine)
 
     async def _free(self) -> bool:
+        # A load can not be interrupted, but its process can be killed.
         async with self._changing:
             model, self._model = self._model, None
-            self.failed = False
+            self._failed = False
             if model is None:
                 return False
             await model.free()
             return True
-
-    def abandon(self) -> None:
-        """Leave everything as it is and remove the files: the process is about to end."""
-        with contextlib.suppress(OSError):
-            self._scratch.remove()

@@ -3,9 +3,9 @@
 import argparse
 import asyncio
 import contextlib
-import importlib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from grpc import aio
 
 from . import NAME, VERSION, address, parent
 from .address import Address, AddressError
+from .engine import describe_status
 from .interceptors import ErrorInterceptor, TokenInterceptor
 from .model import ModelHost
 from .scratch import Scratch
@@ -90,7 +91,7 @@ class Program:
         self._scratch = Scratch()
         self._socket = 0
         self._stop = asyncio.Event()
-        self._host = ModelHost(self._scratch)
+        self._host = ModelHost(self._scratch, self._engine_crashed)
 
     async def run(self) -> int:
         """Serve until a signal comes; return the exit code."""
@@ -108,20 +109,24 @@ class Program:
         await server.start()
         self._announcement.say(bound)
         log.info("serving on %s", bound)
-        warm = asyncio.create_task(asyncio.to_thread(_import_engine))
+        warm = asyncio.create_task(self._host.warm_up())
         await self._stop.wait()
         log.info("stopping")
         if stop_health is not None:
             await stop_health()
-        # Requests are told at once: a long generation would only be cut off at the end.
+        # Requests are told at once: a long generation would only be cut off at the end. The kill
+        # also ends a load, which could not be interrupted otherwise.
+        warm.cancel()
+        self._host.kill()
         freeing = asyncio.create_task(self._host.free())
         await server.stop(STOP_GRACE)
-        await asyncio.wait({freeing, warm}, timeout=FREE_GRACE)
+        await asyncio.wait({freeing}, timeout=FREE_GRACE)
         self.clean_up()
         return 0
 
     def clean_up(self) -> None:
-        """Remove what would stay behind; may be called from any thread, and twice."""
+        """End and remove what would stay behind; may be called from any thread, and twice."""
+        self._host.kill()
         address.remove(self._given.address, self._socket)
         self._scratch.remove()
 
@@ -154,15 +159,22 @@ class Program:
         self.clean_up()
         os._exit(EXIT_ORPHAN)
 
+    def _engine_crashed(self, status: int, reason: str) -> None:
+        """End as the engine ended, so that whoever watches this process sees the same."""
+        if self._stop.is_set():
+            return
+        log.error("the engine is gone (%s): %s", describe_status(status), reason)
+        self.clean_up()
+        if status < 0:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one core is enough
+            with contextlib.suppress(OSError):  # SIGKILL has no handler to reset
+                signal.signal(-status, signal.SIG_DFL)
+            os.kill(os.getpid(), -status)
+        os._exit(status if status > 0 else EXIT_BIND)
+
 
 def _complain(text: str) -> None:
     sys.stderr.write(f"{NAME}: {text}\n")
-
-
-def _import_engine() -> None:
-    """Load the native library while nothing is asked yet; a failure shows at LoadModel."""
-    with contextlib.suppress(ImportError):
-        importlib.import_module("xllamacpp")
 
 
 async def _add_health(server: aio.Server) -> Callable[[], Awaitable[None]] | None:

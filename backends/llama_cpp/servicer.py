@@ -78,7 +78,7 @@ class BackendServicer:
         content = content or request.Embeddings or request.Prompt
         if not content:
             raise errors.InvalidRequest("nothing to embed: set Embeddings, or EmbeddingTokens")
-        rows, tokens = await model.call_in_slot(lambda: model.engine.embed(content))
+        rows, tokens = await model.in_slot(lambda: model.engine.embed(content))
         model.counters.prompt_tokens += tokens
         layout = pb.EMBEDDING_LAYOUT_FINAL if len(rows) == 1 else pb.EMBEDDING_LAYOUT_PER_TOKEN
         return pb.EmbeddingResult(
@@ -94,13 +94,13 @@ class BackendServicer:
     ) -> pb.TokenizationResponse:
         """The prompt's tokens, without those that the model adds at its ends."""
         model = self._host.require(request.ModelIdentity)
-        tokens = await model.call(lambda: model.engine.tokenize(request.Prompt, special=False))
+        tokens = await model.call(model.engine.tokenize(request.Prompt, special=False))
         return pb.TokenizationResponse(length=len(tokens), tokens=tokens)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, _: Context) -> pb.DetokenizeResponse:
         """The text of tokens."""
         model = self._host.require()
-        text = await model.call(lambda: model.engine.detokenize(list(request.tokens)))
+        text = await model.call(model.engine.detokenize(list(request.tokens)))
         return pb.DetokenizeResponse(content=text)
 
     async def Rerank(self, request: pb.RerankRequest, _: Context) -> pb.RerankResult:
@@ -110,9 +110,7 @@ class BackendServicer:
         if not documents:
             raise errors.InvalidRequest("documents: there is nothing to rank")
         top = request.top_n if 0 < request.top_n < len(documents) else len(documents)
-        answer = await model.call_in_slot(
-            lambda: model.engine.rerank(request.query, documents, top)
-        )
+        answer = await model.in_slot(lambda: model.engine.rerank(request.query, documents, top))
         model.counters.prompt_tokens += answer["usage"]["prompt_tokens"]
         ranked = sorted(answer["results"], key=lambda item: -item["relevance_score"])[:top]
         return pb.RerankResult(
@@ -131,17 +129,19 @@ class BackendServicer:
         )
 
     async def Status(self, _: pb.HealthMessage, __: Context) -> pb.StatusResponse:
-        """What the model does now, and the memory of the process."""
+        """What the model does now, and the memory of its processes."""
         model = self._host.loaded
-        memory = pb.MemoryUsageData(total=resident_bytes())
-        memory.breakdown["rss"] = memory.total
+        memory = pb.MemoryUsageData()
+        memory.breakdown["server_rss"] = resident_bytes()
+        if pid := self._host.engine_pid:
+            memory.breakdown["engine_rss"] = resident_bytes(pid)
+        memory.total = sum(memory.breakdown.values())
         if model is None:
             failed = self._host.state is State.FAILED
             state = pb.StatusResponse.ERROR if failed else pb.StatusResponse.UNINITIALIZED
             return pb.StatusResponse(state=state, memory=memory)
         memory.breakdown["model_file"] = model.header.file_size
-        busy = model.admission.running or model.users
-        state = pb.StatusResponse.BUSY if busy else pb.StatusResponse.READY
+        state = pb.StatusResponse.BUSY if model.busy else pb.StatusResponse.READY
         return pb.StatusResponse(state=state, memory=memory)
 
     async def GetMetrics(self, _: pb.MetricsRequest, __: Context) -> pb.MetricsResponse:
@@ -157,7 +157,7 @@ class BackendServicer:
     async def ModelMetadata(self, request: pb.ModelOptions, _: Context) -> pb.ModelMetadataResponse:
         """What the loaded model's chat template looks like and can do."""
         model = self._host.require(request.Model)
-        return await model.call(lambda: metadata.describe(model))
+        return await model.call(metadata.describe(model))
 
     def _generating(self, request: pb.PredictOptions) -> Model:
         model = self._host.require(request.ModelIdentity)
