@@ -1,0 +1,220 @@
+"""Between protos and the domain: one function a message."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from google.longrunning import operations_pb2
+from google.protobuf import json_format, timestamp_pb2
+
+from corral.gallery.v1 import gallery_pb2 as pb
+from services.common import status
+from services.common.errors import InvalidRequestError
+from services.common.names import GALLERIES, MODELS, resource_name
+
+from .catalog import EntryFilter
+from .document import DocumentError
+from .entry import Entry, FileSpec, digest
+from .index import GalleryState
+from .listing import InstalledModel, InstalledNames, LooseFiles
+from .operation import Kind, Operation
+from .plan import InstallRequest
+from .progress import Phase
+
+_P = pb.LooseFilePolicy
+_POLICIES: Final = {
+    _P.LOOSE_FILE_POLICY_UNSPECIFIED: LooseFiles.SKIP_IF_CONFIGURED,
+    _P.LOOSE_FILE_POLICY_LOOSE_ONLY: LooseFiles.LOOSE_ONLY,
+    _P.LOOSE_FILE_POLICY_SKIP_IF_CONFIGURED: LooseFiles.SKIP_IF_CONFIGURED,
+    _P.LOOSE_FILE_POLICY_SKIP_ALWAYS: LooseFiles.SKIP_ALWAYS,
+    _P.LOOSE_FILE_POLICY_ALWAYS_INCLUDE: LooseFiles.ALWAYS_INCLUDE,
+}
+_KINDS: Final = {Kind.INSTALL_MODEL: pb.OperationMetadata.KIND_INSTALL_MODEL}
+_PHASES: Final = {phase: pb.OperationMetadata.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
+
+
+def entry_filter(message: pb.ModelEntryFilter) -> EntryFilter:
+    """Read which entries are wanted."""
+    return EntryFilter(
+        tag=message.tag,
+        usecase=message.usecase,
+        backend=message.backend,
+        installed=message.installed if message.HasField("installed") else None,
+        gallery=message.gallery,
+    )
+
+
+def model_entry(entry: Entry, installed: InstalledNames, *, whole: bool = False) -> pb.ModelEntry:
+    """Write an entry; `whole` adds what lists leave out."""
+    message = pb.ModelEntry(
+        name=f"galleries/{entry.gallery}/models/{entry.name}",
+        id=entry.name,
+        gallery=entry.gallery,
+        description=entry.description,
+        license=entry.license,
+        icon=entry.icon,
+        urls=entry.urls,
+        tags=entry.tags,
+        usecases=entry.usecases,
+        backend=entry.backend,
+        size_bytes=entry.size or sum(file.size for file in entry.files),
+        installed=installed.has(entry.gallery, entry.name),
+        variants=entry.variants,
+    )
+    if whole:
+        message.files.extend(
+            pb.FileSource(
+                filename=file.filename, uris=file.uris, sha256=file.sha256, size_bytes=file.size
+            )
+            for file in entry.files
+        )
+        message.overrides.update(dict(entry.overrides))
+    return message
+
+
+def gallery(state: GalleryState) -> pb.Gallery:
+    """Write a gallery and what is known of it."""
+    first, *others = state.config.addresses or ("",)
+    return pb.Gallery(
+        name=resource_name(GALLERIES, state.config.name),
+        uri=first,
+        mirrors=others,
+        kind=pb.GALLERY_KIND_MODELS,
+        built_in=not state.config.addresses,
+        entry_count=len(state.entries),
+        refresh_time=_time(state.read_at),
+        error=state.error,
+    )
+
+
+def install_request(message: pb.InstallModelRequest) -> InstallRequest:
+    """Read what is to be installed; raises InvalidRequestError that names the field."""
+    return InstallRequest(
+        entry=message.entry,
+        model_id=message.model_id,
+        overrides=_plain(json_format.MessageToDict(message.overrides)),
+        files=tuple(_file(file, f"files[{at}]") for at, file in enumerate(message.files)),
+        variant=message.variant,
+        force=message.force,
+    )
+
+
+def request_id(text: str) -> str:
+    """Return a request id in its one form; empty stays empty."""
+    if not text:
+        return ""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise InvalidRequestError.of("request_id", f"{text!r} is not a UUID") from None
+
+
+def policy(value: pb.LooseFilePolicy.ValueType) -> LooseFiles:
+    """Read a loose-file policy."""
+    try:
+        return _POLICIES[value]
+    except KeyError:
+        raise InvalidRequestError.of("loose_file_policy", f"{value} is unknown") from None
+
+
+def installed_model(model: InstalledModel) -> pb.InstalledModel:
+    """Write a model of the models folder."""
+    return pb.InstalledModel(
+        name=resource_name(MODELS, model.name),
+        config_file=model.config_file,
+        model_file=model.model_file,
+        backend=model.backend,
+        usecases=model.usecases,
+        entry=model.entry,
+        size_bytes=model.size,
+        loose=model.loose,
+    )
+
+
+def operation(item: Operation) -> Any:
+    """Write an operation as it is now, a `google.longrunning.Operation`."""
+    message = operations_pb2.Operation(name=item.name, done=item.done)
+    message.metadata.Pack(_metadata(item))
+    if item.done and item.error is not None:
+        message.error.CopyFrom(status.to_status(item.error))
+    elif item.done and item.result is not None:
+        message.response.Pack(_result(item))
+    return message
+
+
+def operations(items: Iterable[Operation], next_token: str) -> Any:
+    """Write a page of operations."""
+    return operations_pb2.ListOperationsResponse(
+        operations=[operation(item) for item in items], next_page_token=next_token
+    )
+
+
+def _metadata(item: Operation) -> pb.OperationMetadata:
+    progress = item.progress
+    message = pb.OperationMetadata(
+        kind=_KINDS[item.kind],
+        target=item.target,
+        phase=_PHASES[progress.phase],
+        file=progress.file,
+        bytes_done=progress.done,
+        bytes_total=progress.total,
+        percent=progress.percent,
+        bytes_per_second=progress.rate,
+        source=progress.source,
+        message=progress.message,
+        create_time=_time(item.create_time),
+        start_time=_time(item.start_time),
+        update_time=_time(item.update_time),
+        end_time=_time(item.end_time),
+        cancel_requested=item.cancel_requested,
+    )
+    if (eta := progress.eta) is not None:
+        message.eta.FromMilliseconds(round(eta * 1000))
+    return message
+
+
+def _result(item: Operation) -> pb.InstallModelResult:
+    result = item.result or {}
+    model = InstalledModel(**{**result["model"], "usecases": tuple(result["model"]["usecases"])})
+    return pb.InstallModelResult(
+        model=installed_model(model), bytes_fetched=result["bytes_fetched"]
+    )
+
+
+def _file(message: pb.FileSource, field: str) -> FileSpec:
+    if not message.filename:
+        raise InvalidRequestError.of(f"{field}.filename", "is empty")
+    uris: Sequence[str] = tuple(uri for uri in message.uris if uri)
+    if not uris:
+        raise InvalidRequestError.of(f"{field}.uris", "is empty; give at least one source")
+    if message.size_bytes < 0:
+        raise InvalidRequestError.of(f"{field}.size_bytes", "is negative")
+    try:
+        sha256 = digest(message.sha256)
+    except DocumentError:
+        raise InvalidRequestError.of(
+            f"{field}.sha256", f"{message.sha256!r} is not 64 hexadecimal digits"
+        ) from None
+    return FileSpec(message.filename, tuple(uris), sha256, message.size_bytes)
+
+
+def _plain(value: Any) -> Any:
+    """Give whole numbers back their kind: a Struct knows only doubles, a config wants 4096."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _time(seconds: float | None) -> timestamp_pb2.Timestamp | None:
+    if seconds is None:
+        return None
+    message = timestamp_pb2.Timestamp()
+    message.FromDatetime(datetime.datetime.fromtimestamp(seconds, datetime.UTC))
+    return message

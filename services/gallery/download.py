@@ -1,0 +1,258 @@
+"""Fetching a file from the first of its sources that has it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from services.common.errors import (
+    AccessDeniedError,
+    CorralError,
+    DigestMismatchError,
+    DownloadError,
+    SourceNotFoundError,
+    UnsupportedSourceError,
+)
+from services.common.logs import get_logger
+
+from .archive import extract
+from .entry import FileSpec
+from .progress import FileProgress, Phase
+from .retry import Patience, persist
+from .sources import LocalFile, Located, Remote, Sources
+from .staging import Stage, forget
+from .threads import to_end
+from .transfer import Transfer, guarded, mismatch, open_disk
+from .web import Web, public
+
+_BLOCK: Final = 1024 * 1024
+# The failures of a source after which the next one is asked; anything else ends the operation.
+_SOURCE_ERRORS: Final = (
+    DigestMismatchError,
+    DownloadError,
+    SourceNotFoundError,
+    AccessDeniedError,
+    UnsupportedSourceError,
+)
+# Which of several sources' failures stands for all: the first that occurs, in this order.
+_TELLING: Final = (
+    DigestMismatchError,
+    DownloadError,
+    AccessDeniedError,
+    SourceNotFoundError,
+    UnsupportedSourceError,
+)
+_T = TypeVar("_T")
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadLimits:
+    """How patient a download is."""
+
+    patience: Patience
+    extracted_size: int
+    disk_reserve: int
+
+
+@dataclass(slots=True)
+class Candidates:
+    """The sources of one file: those that failed, the one in use, those that are left."""
+
+    spec: FileSpec
+    left: list[str] = field(default_factory=list)
+    located: Located | None = None
+    failures: list[tuple[str, CorralError]] = field(default_factory=list)
+
+    @property
+    def uri(self) -> str:
+        """The source in use."""
+        return self.left[0]
+
+    def fail(self, error: CorralError) -> None:
+        """Give up the source in use."""
+        self.failures.append((self.left.pop(0), error))
+        self.located = None
+        _log.warning(
+            "source failed", file=self.spec.filename, error=str(error), left=len(self.left)
+        )
+
+    def verdict(self) -> CorralError:
+        """Return one error for all sources, which names each and why."""
+        if len(self.failures) == 1:
+            return self.failures[0][1]
+        errors = [error for _, error in self.failures]
+        told = next((e for kind in _TELLING for e in errors if isinstance(e, kind)), errors[-1])
+        each = "; ".join(f"{public(uri)}: {error}" for uri, error in self.failures)
+        kind = next(kind for kind in _TELLING if isinstance(told, kind))
+        return kind(
+            f"{self.spec.filename}: none of {len(errors)} sources has it: {each}",
+            metadata=told.metadata,
+            retry_after=told.retry_after,
+        )
+
+
+class Downloader:
+    """Fetches files into their staging places."""
+
+    def __init__(self, web: Web, sources: Sources, limits: DownloadLimits) -> None:
+        """Take what it works with."""
+        self._web = web
+        self._sources = sources
+        self._limits = limits
+
+    async def locate(self, candidates: Candidates) -> Located:
+        """Return what the first source that answers says; the file's size is known then, mostly."""
+        while candidates.located is None:
+            if not candidates.left:
+                raise candidates.verdict()
+            ask = functools.partial(self._sources.locate, candidates.uri)
+            try:
+                candidates.located = self._agreed(await self._persist(ask, candidates), candidates)
+            except _SOURCE_ERRORS as error:
+                candidates.fail(error)
+        return candidates.located
+
+    async def fetch(self, candidates: Candidates, stage: Stage, progress: FileProgress) -> None:
+        """Put the file into its place `whole`, verified; raises one error for all sources."""
+        while True:
+            located = await self.locate(candidates)
+            progress.begin(public(candidates.uri))
+            progress.enter(Phase.DOWNLOADING)
+            try:
+                await self._from(located, candidates, stage, progress)
+            except _SOURCE_ERRORS as error:
+                candidates.fail(error)
+                continue
+            progress.finish()
+            return
+
+    async def _from(
+        self, located: Located, candidates: Candidates, stage: Stage, progress: FileProgress
+    ) -> None:
+        sha256 = candidates.spec.sha256
+        if isinstance(located, LocalFile):
+            found = await self._copy(located, stage, progress)
+        elif located.member:
+            found = await self._take_out(located, candidates, stage, progress)
+        else:
+            transfer = Transfer(
+                self._web, located, stage, stage.part, progress, sha256 or located.sha256
+            )
+            found = await self._persist(transfer.run, candidates, progress)
+        progress.enter(Phase.VERIFYING)
+        if sha256 and found != sha256:
+            await to_end(forget, stage.part)
+            raise mismatch(public(candidates.uri), sha256, found)
+        await to_end(_complete, stage)
+
+    async def _take_out(
+        self, located: Remote, candidates: Candidates, stage: Stage, progress: FileProgress
+    ) -> str:
+        """Fetch the archive, take the one file out of it, and let the archive go."""
+        transfer = Transfer(self._web, located, stage, stage.archive, progress, located.sha256)
+        await self._persist(transfer.run, candidates, progress)
+        progress.enter(Phase.EXTRACTING)
+        stop = threading.Event()
+
+        def work() -> str:
+            return extract(
+                stage.archive,
+                located.member,
+                stage.part,
+                limit=self._limits.extracted_size,
+                reserve=self._limits.disk_reserve,
+                stop=stop,
+            )
+
+        try:
+            found = await _stoppable(work, stop)
+        except _SOURCE_ERRORS:
+            await to_end(forget, stage.archive)
+            raise
+        await to_end(forget, stage.archive)
+        return found
+
+    async def _copy(self, located: LocalFile, stage: Stage, progress: FileProgress) -> str:
+        progress.resize(located.size)
+        progress.at(0)
+        loop = asyncio.get_running_loop()
+        stop = threading.Event()
+
+        def arrived(count: int) -> None:
+            loop.call_soon_threadsafe(progress.arrived, count)
+
+        return await _stoppable(lambda: _copied(located.path, stage.part, stop, arrived), stop)
+
+    def _agreed(self, located: Located, candidates: Candidates) -> Located:
+        """Refuse a source that says beforehand that it has something else."""
+        expected = candidates.spec.sha256
+        if (
+            isinstance(located, Remote)
+            and not located.member
+            and expected
+            and located.sha256
+            and located.sha256 != expected
+        ):
+            raise mismatch(public(candidates.uri), expected, located.sha256)
+        return located
+
+    async def _persist(
+        self,
+        work: Callable[[], Awaitable[_T]],
+        candidates: Candidates,
+        progress: FileProgress | None = None,
+    ) -> _T:
+        """Try one source as long as it makes sense; another one is nearer than one that is away."""
+        alone = len(candidates.left) == 1
+        if progress is None:
+            return await persist(work, self._limits.patience, alone=alone)
+        return await persist(
+            work,
+            self._limits.patience,
+            alone=alone,
+            position=lambda: progress.bytes_done,
+            waiting=lambda message: progress.enter(Phase.DOWNLOADING, message),
+        )
+
+
+async def _stoppable(work: Callable[[], _T], stop: threading.Event) -> _T:
+    """Run it in a thread; when cancelled, tell it so and wait for its end."""
+    running = asyncio.ensure_future(to_end(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait({running})
+        raise
+
+
+def _copied(
+    source: Path, target: Path, stop: threading.Event, arrived: Callable[[int], None]
+) -> str:
+    digest = hashlib.sha256()
+    try:
+        opened = source.open("rb", 0)
+    except OSError as error:
+        raise SourceNotFoundError(f"file://{source}: {error.strerror}") from error
+    with opened, open_disk(target) as out:
+        out.truncate()
+        write = guarded(out.write)
+        while not stop.is_set() and (block := guarded(opened.read)(_BLOCK)):
+            digest.update(block)
+            write(block)
+            arrived(len(block))
+        guarded(os.fsync)(out.fileno())
+    return digest.hexdigest()
+
+
+def _complete(stage: Stage) -> None:
+    os.replace(stage.part, stage.whole)
+    forget(stage.part)

@@ -1,0 +1,185 @@
+"""The models folder: its configurations, what each of them uses, and its loose files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from services.common.errors import InvalidRequestError, PathEscapeError
+from services.common.logs import get_logger
+
+from .document import DocumentError, parse_mapping
+from .entry import usecases
+from .staging import FOLDER
+
+RECORD_PREFIX: Final = "._gallery_"
+_YAML: Final = (".yaml", ".yml")
+# LocalAI's lists of what is no model; its comparison is in lower case, too.
+_NO_MODEL_NAMES: Final = ("model_card", "readme", "readme.md")
+_NO_MODEL_SUFFIXES: Final = (
+    ".tmpl", ".keep", ".yaml", ".yml", ".json", ".txt", ".md", ".ds_store", ".", ".safetensors",
+    ".partial", ".tar.gz", ".pt", ".onnx", ".bin", ".gguf", ".ggml", ".ckpt", ".zip", ".tag", ".bak",
+)  # fmt: skip
+# Where a configuration names files, as paths below the models folder.
+_FILE_KEYS: Final = ("mmproj", "draft_model", "lora_adapter", "lora_base", "vae", "tokenizer")
+_FILE_LIST_KEYS: Final = ("lora_adapters",)
+# The longest file name of common file systems, less what we put around a model's name.
+_LONGEST_NAME: Final = 255 - len(f"{RECORD_PREFIX}.yaml.new")
+_NAME: Final = re.compile(r"[^/\\\0\n\r]+")
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """A model's configuration file, and what the gallery recorded when it wrote it."""
+
+    file: str
+    config: Mapping[str, Any]
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: as configured, else as its file."""
+        return str(self.config.get("name") or "") or Path(self.file).stem
+
+    @property
+    def model_file(self) -> str:
+        """The model file or repository, as configured."""
+        parameters = self.config.get("parameters")
+        return str(parameters.get("model") or "") if isinstance(parameters, Mapping) else ""
+
+    @property
+    def backend(self) -> str:
+        """The configured backend."""
+        return str(self.config.get("backend") or "")
+
+    @property
+    def usecases(self) -> tuple[str, ...]:
+        """What it is configured for."""
+        return usecases(self.config.get("known_usecases"))
+
+    @property
+    def entry(self) -> str:
+        """`gallery@entry`, as far as it was recorded."""
+        gallery, entry = self.record.get("gallery"), self.record.get("entry_name")
+        return f"{gallery}@{entry}" if gallery and entry else ""
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """The files that it needs, below the models folder."""
+        names = [self.model_file, *(self.config.get(key) for key in _FILE_KEYS)]
+        for key in _FILE_LIST_KEYS:
+            value = self.config.get(key)
+            names += value if isinstance(value, list) else []
+        for rows in (self.record.get("files"), self.config.get("download_files")):
+            rows = rows if isinstance(rows, list) else []
+            names += [row.get("filename") for row in rows if isinstance(row, Mapping)]
+        return frozenset(os.path.normpath(name) for name in names if name and isinstance(name, str))
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the folder holds."""
+
+    configured: tuple[Configured, ...] = ()
+    files: tuple[str, ...] = ()
+    """Regular files directly in it that can be models by their names, sorted."""
+
+    def users(self, filename: str, *, but: str) -> list[str]:
+        """Return the models that use a file, except the one whose configuration file is `but`."""
+        path = os.path.normpath(filename)
+        return [one.name for one in self.configured if path in one.uses and one.file != but]
+
+
+class ModelsFolder:
+    """The folder itself. Its methods block: call them from a thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Create nothing yet."""
+        self.path = path
+        self._read: dict[str, tuple[tuple[int, int, int], dict[str, Any] | None]] = {}
+
+    def scan(self) -> Contents:
+        """Read it all; a configuration that cannot be read is logged and left out."""
+        try:
+            names = sorted(item.name for item in os.scandir(self.path))
+        except FileNotFoundError:
+            return Contents()
+        configured = []
+        for name in names:
+            if name.startswith(".") or not name.lower().endswith(_YAML):
+                continue
+            if (config := self._mapping(name)) is not None:
+                record = self._mapping(f"{RECORD_PREFIX}{Path(name).stem}.yaml") or {}
+                configured.append(Configured(name, config, record))
+        files = tuple(name for name in names if can_be_model(name) and (self.path / name).is_file())
+        return Contents(tuple(configured), files)
+
+    def size(self, names: frozenset[str]) -> int:
+        """Return the bytes of those of these files that are there."""
+        total = 0
+        for name in names:
+            path = self.path / name
+            if not name.startswith(("/", "..")) and path.is_file():
+                total += path.stat().st_size
+        return total
+
+    def target(self, filename: str) -> Path:
+        """Return where a file goes. Raises PathEscapeError if that is outside, also by a symlink."""
+        parts = filename.split("/")
+        if (
+            not filename
+            or "\0" in filename
+            or "\\" in filename
+            or filename.startswith("/")
+            or any(part in ("", ".", "..") for part in parts)
+        ):
+            raise PathEscapeError(f"{filename!r} is not the path of a file below the models folder")
+        if parts[0] == FOLDER or parts[-1].startswith(RECORD_PREFIX):
+            raise PathEscapeError(f"{filename!r} is one of the gallery's own files")
+        target = self.path / filename
+        if not target.parent.resolve().is_relative_to(self.path.resolve()):
+            raise PathEscapeError(f"{filename!r} leads out of the models folder through a link")
+        return target
+
+    def _mapping(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        try:
+            found = path.stat()
+            stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+            if (known := self._read.get(name)) and known[0] == stamp:
+                return known[1]
+            config: dict[str, Any] | None = parse_mapping(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self._read.pop(name, None)
+            return None
+        except (OSError, UnicodeDecodeError, DocumentError) as error:
+            _log.warning("a configuration cannot be read", file=str(path), error=str(error))
+            if isinstance(error, OSError):
+                return None
+            config = None
+        self._read[name] = (stamp, config)
+        return config
+
+
+def can_be_model(name: str) -> bool:
+    """Say whether a file of this name counts as a model without a configuration."""
+    lower = name.lower()
+    if name.startswith(".") or lower in _NO_MODEL_NAMES or ".bak" in lower:
+        return False
+    return not lower.endswith(_NO_MODEL_SUFFIXES)
+
+
+def check_name(name: str, field: str) -> str:
+    """Return a name under which a model can be installed; it becomes a file's name."""
+    if not _NAME.fullmatch(name) or name.startswith(".") or name != name.strip():
+        raise InvalidRequestError.of(
+            field, f"{name!r} cannot be a file's name: leave out /, \\, a dot or blank at the start"
+        )
+    if len(name.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
+        raise InvalidRequestError.of(field, f"is longer than {_LONGEST_NAME} bytes")
+    return name

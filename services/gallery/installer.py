@@ -1,0 +1,257 @@
+"""Installing a model: plan, check, fetch, put in place."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from services.common.errors import (
+    ConflictError,
+    DiskFullError,
+    DownloadError,
+    ModelNotFoundError,
+)
+from services.common.logs import get_logger
+
+from .download import Candidates, Downloader
+from .entry import FileSpec
+from .folder import Contents, ModelsFolder
+from .listing import InstalledModel, Listing
+from .placement import Placement
+from .plan import InstallRequest, Plan, Planner
+from .progress import FileProgress, Phase, Progress
+from .sources import LocalFile, Remote
+from .staging import Stage, Staging
+from .threads import to_end
+from .transfer import guarded
+
+# Questions to servers at once while the sizes are found out; each is one small request.
+_PARALLEL_QUESTIONS: Final = 4
+_BLOCK: Final = 1024 * 1024
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What an installation came to."""
+
+    model: InstalledModel
+    bytes_fetched: int
+
+
+@dataclass(slots=True)
+class _Item:
+    """One file of an installation."""
+
+    spec: FileSpec
+    target: Path
+    stage: Stage
+    progress: FileProgress
+    candidates: Candidates
+    there: bool = False
+    """In the models folder already, as it should be."""
+
+
+class Installer:
+    """Installs models into one folder."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        downloader: Downloader,
+        folder: ModelsFolder,
+        staging: Staging,
+        *,
+        disk_reserve: int,
+    ) -> None:
+        """Take what it works with."""
+        self._planner = planner
+        self._downloader = downloader
+        self._folder = folder
+        self._staging = staging
+        self._listing = Listing(folder)
+        self._disk_reserve = disk_reserve
+        self._placing = asyncio.Lock()
+
+    async def install(self, request: InstallRequest, progress: Progress) -> Installed:
+        """Do it, or raise and leave what was there before.
+
+        May be called again after a crash or a failure, and goes on where it stopped. A cancellation
+        that comes when the files are already being put in place comes too late.
+        """
+        progress.enter(Phase.RESOLVING, f"finding out what {request.entry} needs")
+        plan = await self._planner.plan(request)
+        items = await to_end(guarded(self._items), plan, progress)
+        async with self._staging.claim(item.stage for item in items):
+            try:
+                await self._fetch(plan, items, request.force, progress)
+                await self._finish(plan, items, progress)
+            except asyncio.CancelledError:
+                if progress.cancel_requested:
+                    self._staging.discard(item.stage for item in items)
+                raise
+        model = await self._listing.find(plan.config_file)
+        if model is None:
+            raise ModelNotFoundError.of(plan.name)
+        _log.info(
+            "installed", model=plan.name, entry=plan.entry.full_name, fetched=progress.fetched
+        )
+        return Installed(model, progress.fetched)
+
+    def _items(self, plan: Plan, progress: Progress) -> list[_Item]:
+        self._staging.prepare()
+        return [
+            _Item(
+                spec,
+                self._folder.target(spec.filename),
+                self._staging.stage(spec),
+                progress.add(spec.filename),
+                Candidates(spec, list(spec.uris)),
+            )
+            for spec in plan.files
+        ]
+
+    async def _fetch(
+        self, plan: Plan, items: Sequence[_Item], force: bool, progress: Progress
+    ) -> None:
+        contents = await to_end(self._folder.scan)
+        self._check_config(plan, contents, force)
+        if force:
+            self._staging.discard(item.stage for item in items)
+        for item in items:
+            if not force and await to_end(_same, item):
+                self._is_there(item)
+            elif item.spec.sha256:
+                await to_end(_check_file, plan, item, contents)
+        asking = asyncio.Semaphore(_PARALLEL_QUESTIONS)
+
+        async def size_up(item: _Item) -> None:
+            async with asking:
+                await self._size_up(item, force)
+                if not item.there:
+                    await to_end(_check_file, plan, item, contents)
+
+        missing = [item for item in items if not item.there]
+        if missing:
+            progress.enter(Phase.RESOLVING, "asking the sources for sizes")
+            answers = await asyncio.gather(*map(size_up, missing), return_exceptions=True)
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
+        missing = [item for item in missing if not item.there]
+        await to_end(self._check_room, missing)
+        for item in missing:
+            async with self._staging.lock(item.stage):
+                if item.stage.whole.exists():
+                    item.progress.finish()
+                else:
+                    await self._downloader.fetch(item.candidates, item.stage, item.progress)
+
+    async def _size_up(self, item: _Item, force: bool) -> None:
+        """Find the file's size, and whether a file without a digest is there already."""
+        if item.stage.whole.exists():
+            item.progress.resize(item.stage.whole.stat().st_size)
+            return
+        located = await self._downloader.locate(item.candidates)
+        item.progress.resize(located.size)
+        if force or item.spec.sha256 or not item.target.is_file():
+            return
+        # Nothing but the size to go by; that of a file in an archive is not known beforehand.
+        size = 0 if isinstance(located, Remote) and located.member else located.size
+        if size in (0, item.target.stat().st_size):
+            self._is_there(item)
+
+    def _is_there(self, item: _Item) -> None:
+        item.there = True
+        item.progress.resize(max(item.target.stat().st_size, 1))
+        item.progress.finish()
+
+    def _check_config(self, plan: Plan, contents: Contents, force: bool) -> None:
+        """Refuse to overwrite a configuration that somebody wrote by hand."""
+        for one in contents.configured:
+            if one.file == plan.config_file and not one.record and not force:
+                raise ConflictError(
+                    f"{plan.config_file} was not written by a gallery and would be overwritten;"
+                    " choose another model_id, or force it"
+                )
+
+    def _check_room(self, items: Sequence[_Item]) -> None:
+        needed = 0
+        for item in items:
+            located = item.candidates.located
+            if located is None:
+                continue
+            needed += max(located.size - _size(item.stage.part) - _size(item.stage.archive), 0)
+            if not isinstance(located, LocalFile) and located.member:
+                needed += max(item.spec.size, located.size)
+        free = max(shutil.disk_usage(self._folder.path).free - self._disk_reserve, 0)
+        if needed > free:
+            raise DiskFullError(
+                f"{needed} bytes are needed in {self._folder.path}, and {free} may be used"
+                f" ({self._disk_reserve} stay free)",
+                metadata={"needed": str(needed), "free": str(free)},
+            )
+
+    async def _finish(self, plan: Plan, items: Sequence[_Item], progress: Progress) -> None:
+        """Put it in place. Once begun it is done to its end, whoever cancels."""
+        async with self._placing:
+            progress.enter(Phase.COMMITTING)
+            placing = asyncio.ensure_future(to_end(self._place, plan, items))
+            try:
+                await asyncio.shield(placing)
+            except asyncio.CancelledError:
+                await asyncio.wait({placing})
+                placing.result()
+                if (task := asyncio.current_task()) is not None:
+                    task.uncancel()
+
+    def _place(self, plan: Plan, items: Sequence[_Item]) -> None:
+        contents = self._folder.scan()
+        for item in items:
+            # What is not staged any more was put in place by an operation that shares it.
+            if not item.there and item.stage.whole.exists():
+                _check_file(plan, item, contents)
+        Placement(self._staging.folder).run(
+            [(item.stage.whole, item.target) for item in items if not item.there],
+            {self._folder.path / name: text for name, text in plan.texts.items()},
+        )
+
+
+def _check_file(plan: Plan, item: _Item, contents: Contents) -> None:
+    """Refuse to replace a file that another model uses: it would silently get other weights."""
+    if item.target.is_dir():
+        raise ConflictError(f"{item.spec.filename!r} is a folder in the models folder")
+    users = contents.users(item.spec.filename, but=plan.config_file)
+    if users and item.target.exists() and not _same(item):
+        raise ConflictError(
+            f"{item.spec.filename!r} is there with other contents and used by {', '.join(users)};"
+            " delete that first, or install it from another gallery entry",
+            metadata={"file": item.spec.filename, "used_by": ",".join(users)},
+        )
+
+
+def _same(item: _Item) -> bool:
+    """Say whether the file is there, whole and right; without a digest that cannot be known."""
+    if not item.spec.sha256 or not item.target.is_file():
+        return False
+    return _digest(item.target) == item.spec.sha256
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DownloadError(f"{path.name}: cannot be read: {error.strerror}") from error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

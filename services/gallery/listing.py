@@ -1,0 +1,142 @@
+"""What is installed: configured models and loose files, under LocalAI's four policies."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .folder import Configured, Contents, ModelsFolder
+from .threads import to_end
+
+
+class LooseFiles(enum.Enum):
+    """How model files without a configuration are listed."""
+
+    LOOSE_ONLY = "loose_only"
+    SKIP_IF_CONFIGURED = "skip_if_configured"
+    SKIP_ALWAYS = "skip_always"
+    ALWAYS_INCLUDE = "always_include"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """A model in the models folder."""
+
+    name: str
+    config_file: str = ""
+    model_file: str = ""
+    backend: str = ""
+    usecases: tuple[str, ...] = ()
+    entry: str = ""
+    size: int = 0
+
+    @property
+    def loose(self) -> bool:
+        """Whether it is a file without a configuration."""
+        return not self.config_file
+
+
+class Listing:
+    """Reads the models folder anew with each question, so the answer is never stale."""
+
+    def __init__(self, folder: ModelsFolder) -> None:
+        """Read nothing yet."""
+        self._folder = folder
+
+    async def models(
+        self, policy: LooseFiles, *, name_contains: str = "", usecase: str = ""
+    ) -> list[InstalledModel]:
+        """Return the models, sorted by name; the order is the same each time.
+
+        A file counts as used if any configuration names it, as model, projector, draft or adapter, also
+        one that the conditions leave out.
+        """
+        return await to_end(self._models, policy, name_contains.lower(), usecase.lower())
+
+    async def exists(self, name: str, policy: LooseFiles) -> bool:
+        """Say whether there is a model of exactly this name; with loose files, also a weights file's."""
+        return await to_end(self._exists, name, policy)
+
+    async def find(self, config_file: str) -> InstalledModel | None:
+        """Return the model of a configuration file."""
+        return await to_end(self._find, config_file)
+
+    async def installed_names(self) -> InstalledNames:
+        """Return what is installed, to compare gallery entries with."""
+        contents = await to_end(self._folder.scan)
+        return InstalledNames(
+            frozenset(one.entry.lower() for one in contents.configured if one.entry),
+            frozenset(one.file for one in contents.configured),
+        )
+
+    def _models(self, policy: LooseFiles, contains: str, usecase: str) -> list[InstalledModel]:
+        contents = self._folder.scan()
+        found: list[InstalledModel] = []
+        if policy is not LooseFiles.LOOSE_ONLY:
+            found += (self._describe(one) for one in contents.configured)
+        # A loose file is for no use case, so a condition on it leaves them all out.
+        if not usecase:
+            found += self._loose(contents, policy)
+        kept = (
+            one
+            for one in found
+            if contains in one.name.lower() and (not usecase or usecase in one.usecases)
+        )
+        return sorted(_distinct(kept), key=lambda one: (one.name, one.config_file))
+
+    def _loose(self, contents: Contents, policy: LooseFiles) -> Iterable[InstalledModel]:
+        if policy is LooseFiles.SKIP_ALWAYS:
+            return
+        used = frozenset(name for one in contents.configured for name in one.uses)
+        for name in contents.files:
+            if policy is LooseFiles.ALWAYS_INCLUDE or name not in used:
+                yield InstalledModel(
+                    name=name, model_file=name, size=self._folder.size(frozenset({name}))
+                )
+
+    def _exists(self, name: str, policy: LooseFiles) -> bool:
+        if any(one.name == name for one in self._models(policy, "", "")):
+            return True
+        if policy is LooseFiles.SKIP_ALWAYS or "/" in name or name.startswith("."):
+            return False
+        # Weights are not listed as models, but a name that is such a file's does exist.
+        return not name.lower().endswith((".yaml", ".yml")) and (self._folder.path / name).is_file()
+
+    def _find(self, config_file: str) -> InstalledModel | None:
+        for one in self._folder.scan().configured:
+            if one.file == config_file:
+                return self._describe(one)
+        return None
+
+    def _describe(self, one: Configured) -> InstalledModel:
+        return InstalledModel(
+            name=one.name,
+            config_file=one.file,
+            model_file=one.model_file,
+            backend=one.backend,
+            usecases=one.usecases,
+            entry=one.entry,
+            size=self._folder.size(one.uses),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledNames:
+    """Which entries are installed."""
+
+    entries: frozenset[str]
+    config_files: frozenset[str]
+
+    def has(self, gallery: str, entry: str) -> bool:
+        """Say whether an entry is installed, under its own name or another."""
+        return f"{gallery}@{entry}".lower() in self.entries or f"{entry}.yaml" in self.config_files
+
+
+def _distinct(models: Iterable[InstalledModel]) -> Iterable[InstalledModel]:
+    """Leave out a name's second occurrence: names are what models are asked for by."""
+    seen: set[str] = set()
+    for one in models:
+        if one.name not in seen:
+            seen.add(one.name)
+            yield one

@@ -1,0 +1,176 @@
+"""A long-running operation: what it is, how far it is, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.common.errors import CorralError, FieldViolation, InternalError, Resource
+
+from .progress import Phase, Progress
+
+
+class Kind(enum.StrEnum):
+    """What an operation does."""
+
+    INSTALL_MODEL = "install_model"
+
+
+@dataclass(slots=True)
+class Operation:
+    """One operation. Only the manager changes it; everybody else reads."""
+
+    name: str
+    kind: Kind
+    target: str
+    request: Mapping[str, Any]
+    request_id: str = ""
+    create_time: float = field(default_factory=time.time)
+    start_time: float | None = None
+    update_time: float = 0.0
+    end_time: float | None = None
+    error: CorralError | None = None
+    result: Mapping[str, Any] | None = None
+    cancel_requested: bool = False
+    progress: Progress = field(default_factory=Progress)
+    ending: bool = False
+    """Its end is being recorded; nothing changes it any more."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        """Begin with the creation as the last change."""
+        self.update_time = self.update_time or self.create_time
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or not, and that is recorded."""
+        return self.ended.is_set()
+
+    @property
+    def phase(self) -> Phase:
+        """Where it stands."""
+        return self.progress.phase
+
+    @property
+    def order(self) -> str:
+        """A key that sorts the newest first."""
+        return f"{10**20 - int(self.create_time * 1e6):020d}{self.name}"
+
+    def touch(self) -> None:
+        """Note a change and wake those who wait for one."""
+        self.update_time = max(time.time(), self.update_time)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def next_change(self) -> asyncio.Event:
+        """Return the event that is set with the next change; take it before looking."""
+        return self._changed
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what the journal keeps."""
+        return {
+            "name": self.name,
+            "kind": self.kind.value,
+            "target": self.target,
+            "request": self.request,
+            "request_id": self.request_id,
+            "create_time": self.create_time,
+            "start_time": self.start_time,
+            "update_time": self.update_time,
+            "end_time": self.end_time,
+            "phase": self.phase.value,
+            "percent": self.progress.percent,
+            "bytes_done": self.progress.done,
+            "bytes_total": self.progress.total,
+            "cancel_requested": self.cancel_requested,
+            "error": _error_record(self.error) if self.error else None,
+            "result": self.result,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Operation:
+        """Return what `to_record` was given; raises ValueError or KeyError for anything else."""
+        operation = cls(
+            name=record["name"],
+            kind=Kind(record["kind"]),
+            target=record["target"],
+            request=record["request"],
+            request_id=record["request_id"],
+            create_time=record["create_time"],
+            start_time=record["start_time"],
+            update_time=record["update_time"],
+            end_time=record["end_time"],
+            error=_error(record["error"]) if record["error"] else None,
+            result=record["result"],
+            cancel_requested=record["cancel_requested"],
+        )
+        operation.progress = Progress(percent=record["percent"])
+        if operation.end_time is not None:
+            operation.progress.restore(
+                Phase(record["phase"]), record["bytes_done"], record["bytes_total"]
+            )
+            operation.ending = True
+            operation.ended.set()
+        return operation
+
+    def end(
+        self, phase: Phase, result: Mapping[str, Any] | None, error: CorralError | None
+    ) -> dict[str, Any]:
+        """Return the record of its end, which is shown only by `show_end`, once that is recorded."""
+        self.ending = True
+        now = max(time.time(), self.update_time)
+        return self.to_record() | {
+            "phase": phase.value,
+            "percent": 100.0 if phase is Phase.DONE else self.progress.percent,
+            "update_time": now,
+            "end_time": now,
+            "result": result,
+            "error": _error_record(error) if error else None,
+        }
+
+    def show_end(
+        self, phase: Phase, result: Mapping[str, Any] | None, error: CorralError | None
+    ) -> None:
+        """Let everybody see that it has ended."""
+        self.progress.end(phase)
+        self.result, self.error = result, error
+        self.ended.set()
+        self.touch()
+        self.end_time = self.update_time
+
+
+def _error_record(error: CorralError) -> dict[str, Any]:
+    about = error.resource
+    return {
+        "reason": error.reason,
+        "message": error.message,
+        "metadata": error.metadata,
+        "retry_after": error.retry_after,
+        "resource": [about.type, about.name, about.description] if about else None,
+        "violations": [[v.field, v.description] for v in error.violations],
+    }
+
+
+def _error(record: Mapping[str, Any]) -> CorralError:
+    kind = _by_reason(CorralError).get(record["reason"], InternalError)
+    return kind(
+        record["message"],
+        metadata=record["metadata"],
+        retry_after=record["retry_after"],
+        resource=Resource(*record["resource"]) if record["resource"] else None,
+        violations=[FieldViolation(*row) for row in record["violations"]],
+    )
+
+
+def _by_reason(base: type[CorralError]) -> dict[str, type[CorralError]]:
+    """Return the error of each reason; of a class and its refinements the class itself."""
+    found: dict[str, type[CorralError]] = {}
+    for kind in base.__subclasses__():
+        for reason, known in {**_by_reason(kind), kind.reason: kind}.items():
+            found.setdefault(reason, known)
+    return found

@@ -1,0 +1,268 @@
+"""From a request to what exactly is to be installed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from services.common.errors import (
+    InvalidRequestError,
+    ModelConfigError,
+    NothingToInstallError,
+    PathEscapeError,
+    UnsupportedSourceError,
+)
+
+from . import catalog
+from .document import DocumentError, dump
+from .entry import BaseConfig, Entry, FileSpec, Template, parse_base_config
+from .folder import RECORD_PREFIX, check_name
+from .index import GalleryConfig, Index
+from .merge import model_config
+from .retry import Patience, persist
+from .sources import Sources, scheme
+
+_BACKEND: Final = re.compile(r"[a-zA-Z0-9_.-]+")
+_ARCHIVES: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar", ".zip")
+
+
+@dataclass(frozen=True, slots=True)
+class InstallRequest:
+    """What a client asked for."""
+
+    entry: str
+    model_id: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[FileSpec, ...] = ()
+    variant: str = ""
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be installed, all of it."""
+
+    name: str
+    entry: Entry
+    config: Mapping[str, Any]
+    files: tuple[FileSpec, ...]
+    templates: tuple[Template, ...]
+    record: Mapping[str, Any]
+
+    @property
+    def config_file(self) -> str:
+        """The name of the model's configuration file."""
+        return f"{self.name}.yaml"
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The small files to write, by name, in order: the configuration is last."""
+        written = {f"{template.name}.tmpl": template.content for template in self.templates}
+        written[f"{RECORD_PREFIX}{self.name}.yaml"] = dump(self.record)
+        written[self.config_file] = dump(self.config)
+        return written
+
+
+class Planner:
+    """Makes plans of requests, with the help of the galleries."""
+
+    def __init__(
+        self, index: Index, sources: Sources, *, patience: Patience, document_size: int
+    ) -> None:
+        """Take what it works with."""
+        self._index = index
+        self._sources = sources
+        self._patience = patience
+        self._document_size = document_size
+
+    async def admit(self, request: InstallRequest) -> InstallRequest:
+        """Return the request with nothing left open, or raise what is wrong with it."""
+        entries, _ = await self._index.entries()
+        entry = catalog.find(entries, request.entry)
+        _payload(entry, entries, request.variant)
+        for file in request.files:
+            for uri in file.uris:
+                self._sources.check(uri)
+        name = check_name(
+            request.model_id or entry.name, "model_id" if request.model_id else "entry"
+        )
+        return InstallRequest(
+            entry=entry.full_name,
+            model_id=name,
+            overrides=request.overrides,
+            files=request.files,
+            variant=request.variant,
+            force=request.force,
+        )
+
+    async def plan(self, request: InstallRequest) -> Plan:
+        """Return what an admitted request comes to."""
+        entries, _ = await self._index.entries()
+        entry = catalog.find(entries, request.entry)
+        payload = _payload(entry, entries, request.variant)
+        base = await self._base(payload)
+        name = check_name(request.model_id or entry.name, "model_id")
+        files = _unique([*base.files, *request.files, *payload.files], {f"{name}.yaml"})
+        if not (base.config or payload.overrides or request.overrides or files):
+            raise NothingToInstallError(f"{entry.full_name} has no configuration and no files")
+        gallery = self._index.gallery(payload.gallery) or GalleryConfig(payload.gallery, ("",))
+        trusted = {uri for file in request.files for uri in file.uris}
+        for file in files:
+            _check_source(file, trusted, gallery)
+        config = model_config(base.config, name, payload.overrides, request.overrides)
+        _check_config(config)
+        for template in base.templates:
+            check_name(template.name, "prompt_templates")
+        return Plan(
+            name=name,
+            entry=entry,
+            config=config,
+            files=files,
+            templates=base.templates,
+            record=_record(name, entry, payload, base, files, request.variant),
+        )
+
+    async def _base(self, entry: Entry) -> BaseConfig:
+        """Return the base configuration: from the address, else the one in the entry itself."""
+        if not entry.url:
+            return BaseConfig(config=entry.config or {})
+        address = self._address(entry)
+        text = await persist(
+            lambda: self._sources.read(address, limit=self._document_size), self._patience
+        )
+        try:
+            return parse_base_config(text)
+        except DocumentError as error:
+            raise ModelConfigError(
+                f"the base configuration {address} of {entry.full_name} {error}"
+            ) from None
+
+    def _address(self, entry: Entry) -> str:
+        gallery = self._index.gallery(entry.gallery)
+        if scheme(entry.url) == "file" and not (gallery and gallery.local):
+            raise UnsupportedSourceError(
+                f"{entry.full_name}: a gallery that is not on this machine may not name its files"
+            )
+        # As in LocalAI: a gallery that is a folder here has the files beside its index.
+        if gallery and gallery.folder and scheme(entry.url) == "github":
+            beside = gallery.folder / entry.url.partition("@")[0].rpartition("/")[2]
+            if beside.is_file():
+                return beside.absolute().as_uri()
+        return entry.url
+
+
+def _payload(entry: Entry, entries: Sequence[Entry], variant: str) -> Entry:
+    """Return the entry whose configuration and files are taken: the one asked for, or its variant."""
+    if not variant or variant.lower() == entry.name.lower():
+        return entry
+    if variant.lower() not in (name.lower() for name in entry.variants):
+        offered = ", ".join((entry.name, *entry.variants))
+        raise InvalidRequestError.of(
+            "variant", f"{variant!r} is none of {entry.full_name}; there are {offered}"
+        )
+    return catalog.find(entries, f"{entry.gallery}@{variant}")
+
+
+def _unique(files: Sequence[FileSpec], reserved: set[str]) -> tuple[FileSpec, ...]:
+    """Join what names the same file; two digests for one name are a contradiction."""
+    found: dict[str, FileSpec] = {}
+    for file in files:
+        if file.filename in reserved:
+            raise InvalidRequestError.of(
+                "files", f"{file.filename!r} is where the configuration goes"
+            )
+        if file.filename.lower().endswith(_ARCHIVES):
+            raise UnsupportedSourceError(
+                f"{file.filename!r} is an archive, and unpacking one is not implemented yet;"
+                " name the files in it instead"
+            )
+        known = found.setdefault(file.filename, file)
+        if known is file:
+            continue
+        if known.sha256 and file.sha256 and known.sha256 != file.sha256:
+            raise InvalidRequestError.of(
+                "files", f"{file.filename!r} is listed twice, with different digests"
+            )
+        found[file.filename] = FileSpec(
+            file.filename,
+            tuple(dict.fromkeys((*known.uris, *file.uris))),
+            known.sha256 or file.sha256,
+            known.size or file.size,
+        )
+    return tuple(found.values())
+
+
+def _check_source(file: FileSpec, trusted: set[str], gallery: GalleryConfig) -> None:
+    """Refuse `file://` from afar: who writes a gallery must not read this machine's files."""
+    for uri in file.uris:
+        if scheme(uri) == "file" and uri not in trusted and not gallery.local:
+            raise UnsupportedSourceError(
+                f"{uri!r}: a gallery that is not on this machine may not name its files"
+            )
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Refuse what LocalAI refuses: a configuration that points outside the models folder."""
+    backend = config.get("backend")
+    if backend not in (None, "") and not _BACKEND.fullmatch(str(backend)):
+        raise ModelConfigError(f"backend: {backend!r} is not a backend's name")
+    parameters = config.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise ModelConfigError("parameters: is not a map")
+    downloads = config.get("download_files") or []
+    named = [
+        ("parameters.model", parameters.get("model")),
+        ("mmproj", config.get("mmproj")),
+        ("draft_model", config.get("draft_model")),
+        *(
+            ("download_files", row.get("filename"))
+            for row in (downloads if isinstance(downloads, list) else [])
+            if isinstance(row, Mapping)
+        ),
+    ]
+    for key, value in named:
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise ModelConfigError(f"{key}: is not a text")
+        if value.startswith("/") or ".." in value.split("/"):
+            raise PathEscapeError(f"{key}: {value!r} leads out of the models folder")
+    if config.get("artifacts"):
+        raise UnsupportedSourceError(
+            "artifacts: fetching whole repositories is not implemented yet; list the files instead"
+        )
+
+
+def _record(
+    name: str,
+    entry: Entry,
+    payload: Entry,
+    base: BaseConfig,
+    files: Sequence[FileSpec],
+    variant: str,
+) -> dict[str, Any]:
+    """Return what `._gallery_<name>.yaml` holds: LocalAI's fields, and the gallery's name."""
+    record: dict[str, Any] = {
+        "description": entry.description or base.description,
+        "icon": entry.icon or base.icon,
+        "license": entry.license or base.license,
+        "urls": list(dict.fromkeys((*base.urls, *entry.urls))),
+        "name": name,
+        "config_file": dump(dict(base.config)) if base.config else "",
+        "files": [
+            {"filename": file.filename, "sha256": file.sha256, "uri": file.uris[0]}
+            for file in files
+        ],
+        "prompt_templates": [
+            {"name": template.name, "content": template.content} for template in base.templates
+        ],
+        "entry_name": entry.name,
+        "gallery": entry.gallery,
+    }
+    if payload is not entry:
+        record["resolved_variant"] = payload.name
+    if variant:
+        record["pinned_variant"] = variant
+    return record

@@ -1,0 +1,227 @@
+"""The gallery over gRPC: check, call the domain, convert."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from grpc import aio
+
+from corral.gallery.v1 import gallery_pb2 as pb
+from corral.gallery.v1 import gallery_pb2_grpc as pb_grpc
+from services.common.errors import NotImplementedYetError
+from services.common.names import MODELS, resource_id
+from services.common.paging import Page, paginate
+
+from . import catalog, convert
+from .entry import Entry
+from .index import Index
+from .jobs import InstallJobs
+from .listing import Listing
+from .operations import Operations
+
+_Context = aio.ServicerContext[Any, Any]
+
+
+class GalleryServicer(pb_grpc.GalleryServiceServicer):
+    """What can be installed, what is installed, and how to install it."""
+
+    def __init__(
+        self, index: Index, listing: Listing, installs: InstallJobs, operations: Operations
+    ) -> None:
+        """Take what stands behind the RPCs."""
+        self._index = index
+        self._listing = listing
+        self._installs = installs
+        self._operations = operations
+
+    async def ListModelEntries(
+        self, request: pb.ListModelEntriesRequest, context: _Context
+    ) -> pb.ListModelEntriesResponse:
+        """List what the galleries offer."""
+        entries, missing = await self._index.entries()
+        page, messages = await self._entries(entries, request, "")
+        return pb.ListModelEntriesResponse(
+            entries=messages,
+            next_page_token=page.next_token,
+            total_size=page.total,
+            unavailable_galleries=missing,
+        )
+
+    async def SearchModelEntries(
+        self, request: pb.SearchModelEntriesRequest, context: _Context
+    ) -> pb.SearchModelEntriesResponse:
+        """List what the galleries offer and holds all words, best first."""
+        entries, missing = await self._index.entries()
+        found = catalog.search(entries, request.query)
+        page, messages = await self._entries(found, request, request.query)
+        return pb.SearchModelEntriesResponse(
+            entries=messages,
+            next_page_token=page.next_token,
+            total_size=page.total,
+            unavailable_galleries=missing,
+        )
+
+    async def GetModelEntry(
+        self, request: pb.GetModelEntryRequest, context: _Context
+    ) -> pb.GetModelEntryResponse:
+        """Return one entry, with its files."""
+        entries, _ = await self._index.entries()
+        entry = catalog.find(entries, request.name, field="name")
+        installed = await self._listing.installed_names()
+        return pb.GetModelEntryResponse(entry=convert.model_entry(entry, installed, whole=True))
+
+    async def ListGalleries(
+        self, request: pb.ListGalleriesRequest, context: _Context
+    ) -> pb.ListGalleriesResponse:
+        """List the galleries, without reading them anew."""
+        states = list(self._index.galleries)
+        if request.kind == pb.GALLERY_KIND_BACKENDS:
+            states = []
+        numbered = [(f"{at:08d}", state) for at, state in enumerate(states)]
+        page = paginate(
+            numbered,
+            size=request.page_size,
+            token=request.page_token,
+            key=lambda item: item[0],
+            scope=("galleries", request.kind),
+        )
+        return pb.ListGalleriesResponse(
+            galleries=[convert.gallery(state) for _, state in page.items],
+            next_page_token=page.next_token,
+        )
+
+    async def InstallModel(self, request: pb.InstallModelRequest, context: _Context) -> Any:
+        """Begin an installation."""
+        wanted = convert.install_request(request)
+        request_id = convert.request_id(request.request_id)
+        operation = await self._installs.submit(self._operations, wanted, request_id)
+        return convert.operation(operation)
+
+    async def ListInstalledModels(
+        self, request: pb.ListInstalledModelsRequest, context: _Context
+    ) -> pb.ListInstalledModelsResponse:
+        """List the models folder."""
+        policy = convert.policy(request.loose_file_policy)
+        models = await self._listing.models(
+            policy, name_contains=request.name_contains, usecase=request.usecase
+        )
+        page = paginate(
+            models,
+            size=request.page_size,
+            token=request.page_token,
+            key=lambda model: model.name,
+            scope=("models", policy.value, request.name_contains, request.usecase),
+        )
+        return pb.ListInstalledModelsResponse(
+            models=[convert.installed_model(model) for model in page.items],
+            next_page_token=page.next_token,
+            total_size=page.total,
+        )
+
+    async def CheckModelExists(
+        self, request: pb.CheckModelExistsRequest, context: _Context
+    ) -> pb.CheckModelExistsResponse:
+        """Say whether there is a model of exactly this name."""
+        exists = await self._listing.exists(
+            resource_id(MODELS, request.name), convert.policy(request.loose_file_policy)
+        )
+        return pb.CheckModelExistsResponse(exists=exists)
+
+    async def WatchOperation(
+        self, request: pb.WatchOperationRequest, context: _Context
+    ) -> AsyncIterator[pb.WatchOperationResponse]:
+        """Stream an operation to its end."""
+        async for operation in self._operations.watch(request.name):
+            yield pb.WatchOperationResponse(operation=convert.operation(operation))
+
+    async def _entries(
+        self,
+        entries: list[Entry],
+        request: pb.ListModelEntriesRequest | pb.SearchModelEntriesRequest,
+        query: str,
+    ) -> tuple[Page[tuple[str, Entry]], list[pb.ModelEntry]]:
+        """Filter and page entries; their order is the galleries' own, so it is numbered."""
+        wanted = convert.entry_filter(request.filter)
+        installed = await self._listing.installed_names()
+        kept = [
+            (f"{at:08d}", entry)
+            for at, entry in enumerate(entries)
+            if wanted.keeps(entry, installed=installed.has(entry.gallery, entry.name))
+        ]
+        page = paginate(
+            kept,
+            size=request.page_size,
+            token=request.page_token,
+            key=lambda item: item[0],
+            scope=("entries", query, wanted),
+        )
+        return page, [convert.model_entry(entry, installed) for _, entry in page.items]
+
+    # In the contract, and nothing stands behind them yet.
+
+    async def ListBackendEntries(self, request: Any, context: _Context) -> Any:
+        """Not yet: backends are folders that the loader finds by itself."""
+        raise _not_yet("ListBackendEntries", "the loader lists the installed backends")
+
+    async def SearchBackendEntries(self, request: Any, context: _Context) -> Any:
+        """Not yet."""
+        raise _not_yet("SearchBackendEntries", "the loader lists the installed backends")
+
+    async def GetBackendEntry(self, request: Any, context: _Context) -> Any:
+        """Not yet."""
+        raise _not_yet("GetBackendEntry", "the loader lists the installed backends")
+
+    async def AddGallery(self, request: Any, context: _Context) -> Any:
+        """Not yet: galleries are a setting."""
+        raise _not_yet("AddGallery", "start the service with --galleries")
+
+    async def RemoveGallery(self, request: Any, context: _Context) -> Any:
+        """Not yet: galleries are a setting."""
+        raise _not_yet("RemoveGallery", "start the service without it in --galleries")
+
+    async def DeleteModel(self, request: Any, context: _Context) -> Any:
+        """Not yet."""
+        raise _not_yet("DeleteModel", "unload it, then remove its files from the models folder")
+
+    async def UpdateModel(self, request: Any, context: _Context) -> Any:
+        """Not yet: installing again brings a model up to date."""
+        raise _not_yet("UpdateModel", "InstallModel again fetches what has changed")
+
+    async def ImportModel(self, request: Any, context: _Context) -> Any:
+        """Not yet: a file and its configuration can be put into the folder."""
+        raise _not_yet("ImportModel", "put the file and a YAML for it into the models folder")
+
+    async def ApplyModels(self, request: Any, context: _Context) -> Any:
+        """Not yet: each can be installed by itself."""
+        raise _not_yet("ApplyModels", "call InstallModel for each")
+
+    async def InstallBackend(self, request: Any, context: _Context) -> Any:
+        """Not yet: a folder is all that the loader needs."""
+        raise _not_yet("InstallBackend", "put the backend's folder into the backends folder")
+
+    async def DeleteBackend(self, request: Any, context: _Context) -> Any:
+        """Not yet."""
+        raise _not_yet("DeleteBackend", "remove the backend's folder")
+
+    async def UpdateBackend(self, request: Any, context: _Context) -> Any:
+        """Not yet."""
+        raise _not_yet("UpdateBackend", "replace the backend's folder")
+
+    async def ImportBackend(self, request: Any, context: _Context) -> Any:
+        """Not yet."""
+        raise _not_yet("ImportBackend", "put the backend's folder into the backends folder")
+
+    async def ApplyBackends(self, request: Any, context: _Context) -> Any:
+        """Not yet."""
+        raise _not_yet("ApplyBackends", "put the backends' folders into the backends folder")
+
+    async def ListInstalledBackends(self, request: Any, context: _Context) -> Any:
+        """Not yet: the loader lists them."""
+        raise _not_yet("ListInstalledBackends", "the loader lists the installed backends")
+
+
+def _not_yet(method: str, instead: str) -> NotImplementedYetError:
+    return NotImplementedYetError(
+        f"{method} is not implemented yet; {instead}", metadata={"method": method}
+    )

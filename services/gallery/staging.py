@@ -1,0 +1,139 @@
+"""Files on their way: a folder inside the models folder, thus on its disk, kept over restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from services.common.logs import get_logger
+
+from .entry import FileSpec
+
+FOLDER: Final = ".corral"
+_SUFFIXES: Final = (".part", ".whole", ".zip", ".origin", ".spare")
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What the beginning of a file was fetched from: only then may the rest be put behind it."""
+
+    url: str = ""
+    validator: str = ""
+    """A strong ETag, or a Last-Modified; empty if the server gave none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The places of one file on its way."""
+
+    folder: Path
+    key: str
+
+    @property
+    def part(self) -> Path:
+        """What is there of the file."""
+        return self.folder / f"{self.key}.part"
+
+    @property
+    def archive(self) -> Path:
+        """What is there of the zip file that the file is in."""
+        return self.folder / f"{self.key}.zip"
+
+    @property
+    def whole(self) -> Path:
+        """The file, whole and verified."""
+        return self.folder / f"{self.key}.whole"
+
+    def origin(self, path: Path) -> Origin:
+        """Return where a beginning came from, as far as it is recorded."""
+        try:
+            return Origin(**json.loads(_origin_file(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return Origin()
+
+    def record(self, path: Path, origin: Origin) -> None:
+        """Record where a beginning comes from, before its first byte is written."""
+        _origin_file(path).write_text(json.dumps(asdict(origin)), encoding="utf-8")
+
+    def discard(self) -> None:
+        """Remove all of it."""
+        for path in (self.part, self.archive, self.whole):
+            forget(path)
+
+
+class Staging:
+    """The folder of files on their way; two operations that want one file share its place."""
+
+    def __init__(self, models: Path) -> None:
+        """Create nothing yet."""
+        self.folder = models / FOLDER / "partial"
+        self._claims: Counter[str] = Counter()
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    def stage(self, spec: FileSpec) -> Stage:
+        """Return the places of a file: the same after a restart, and for each who wants this file."""
+        identity = f"{spec.filename}\n{spec.sha256 or spec.uris[0]}"
+        return Stage(self.folder, hashlib.sha256(identity.encode()).hexdigest()[:32])
+
+    def prepare(self) -> None:
+        """Make the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @asynccontextmanager
+    async def claim(self, stages: Iterable[Stage]) -> AsyncIterator[None]:
+        """Keep these places from being removed by others meanwhile."""
+        keys = [stage.key for stage in stages]
+        self._claims.update(keys)
+        try:
+            yield
+        finally:
+            self._claims.subtract(keys)
+            for key in keys:
+                if self._claims[key] <= 0:
+                    del self._claims[key]
+                    self._locks.pop(key, None)
+
+    def lock(self, stage: Stage) -> asyncio.Lock:
+        """Return the lock under which a file's places are written; claim them first."""
+        return self._locks.setdefault(stage.key, asyncio.Lock())
+
+    def discard(self, stages: Iterable[Stage]) -> None:
+        """Remove what is there of these files, unless somebody else wants them too."""
+        for stage in stages:
+            if self._claims[stage.key] <= 1:
+                stage.discard()
+
+    def reap(self, older_than: float) -> None:
+        """Remove what nobody claims and nothing was added to for so many seconds."""
+        limit = time.time() - older_than
+        with contextlib.suppress(FileNotFoundError):
+            for item in list(os.scandir(self.folder)):
+                stem, suffix = os.path.splitext(item.name)
+                key = stem.partition(".")[0]
+                if suffix not in _SUFFIXES or self._claims[key] > 0:
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    if item.stat().st_mtime < limit:
+                        os.unlink(item.path)
+                        _log.info("removed the beginning of a file", file=item.name)
+
+
+def forget(path: Path) -> None:
+    """Remove the beginning of a file, and the record of where it came from."""
+    path.unlink(missing_ok=True)
+    _origin_file(path).unlink(missing_ok=True)
+
+
+def _origin_file(path: Path) -> Path:
+    return path.with_name(path.name + ".origin")

@@ -1,0 +1,240 @@
+"""Fetching one address into one file: resumed where it stopped, verified before it counts."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import httpx
+
+from services.common.errors import DigestMismatchError, DiskFullError, DownloadError
+
+from .progress import FileProgress
+from .sources import Remote
+from .staging import Origin, Stage, forget
+from .threads import to_end
+from .web import Web, public, status_error, transport_error
+
+# Each block is one hop to a thread (some 50 us) and about 1 ms of hashing and writing.
+_BLOCK: Final = 1024 * 1024
+# What a slow server sends is on disk after this many seconds: it is what a crash leaves to resume.
+_SOON: Final = 0.1
+_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+
+@dataclass(slots=True)
+class _Sink:
+    """The file that is written, and the digest of all that it holds."""
+
+    file: IO[bytes]
+    digest: Any
+    position: int = 0
+
+    def write(self, block: bytes) -> None:
+        self.file.write(block)
+        self.digest.update(block)
+        self.position += len(block)
+
+    def restart(self) -> None:
+        self.file.seek(0)
+        self.file.truncate()
+        self.digest = hashlib.sha256()
+        self.position = 0
+
+    def finish(self) -> None:
+        # A name must never stand for bytes that a power cut could still take back.
+        os.fsync(self.file.fileno())
+
+
+class Transfer:
+    """One file to fetch from one address. May be run again after a failure, and goes on from there."""
+
+    def __init__(
+        self,
+        web: Web,
+        remote: Remote,
+        stage: Stage,
+        path: Path,
+        progress: FileProgress,
+        sha256: str,
+    ) -> None:
+        """Fetch into `path`, one of the stage's places; `sha256` may be empty."""
+        self._web = web
+        self._remote = remote
+        self._stage = stage
+        self._path = path
+        self._progress = progress
+        self._sha256 = sha256
+        self._spliced = False
+
+    async def run(self) -> str:
+        """Fetch what is missing and return the SHA-256 of all of it.
+
+        Raises DigestMismatchError (what was fetched is removed), or DownloadError and its like (what
+        was fetched stays). A file put together in several goes that turns out wrong is fetched anew
+        once: the pieces may be of different editions.
+        """
+        digest = await self._fetch()
+        if self._sha256 and digest != self._sha256 and self._spliced:
+            await to_end(forget, self._path)
+            digest = await self._fetch()
+        if self._sha256 and digest != self._sha256:
+            await to_end(forget, self._path)
+            raise mismatch(public(self._remote.url), self._sha256, digest)
+        return digest
+
+    async def _fetch(self) -> str:
+        with open_disk(self._path) as file:
+            sink = await to_end(self._begin, file)
+            self._spliced = sink.position > 0
+            self._progress.resize(self._remote.size)
+            self._progress.at(sink.position)
+            if not self._remote.size or sink.position != self._remote.size:
+                await self._request(sink)
+            await to_end(guarded(sink.finish))
+            return str(sink.digest.hexdigest())
+
+    def _begin(self, file: IO[bytes]) -> _Sink:
+        """Take over what is there, if the rest may be put behind it."""
+        sink = _Sink(file, hashlib.sha256())
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        origin = self._stage.origin(self._path)
+        mine = origin.url == self._remote.url and origin.validator
+        if size and (self._sha256 or mine) and (not self._remote.size or size <= self._remote.size):
+            while block := file.read(_BLOCK):
+                sink.digest.update(block)
+                sink.position += len(block)
+        else:
+            sink.restart()
+        return sink
+
+    async def _request(self, sink: _Sink) -> None:
+        headers = dict(self._remote.headers)
+        if sink.position:
+            headers["Range"] = f"bytes={sink.position}-"
+            origin = self._stage.origin(self._path)
+            if origin.url == self._remote.url and origin.validator:
+                # If the file has changed meanwhile, the answer is all of the new one.
+                headers["If-Range"] = origin.validator
+        try:
+            response = await self._web.send(self._web.request(self._remote.url, headers))
+            try:
+                await self._receive(response, sink)
+            finally:
+                await response.aclose()
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise transport_error(error, self._remote.url) from error
+
+    async def _receive(self, response: httpx.Response, sink: _Sink) -> None:
+        where = public(self._remote.url)
+        if response.status_code == 416:
+            if response.headers.get("Content-Range", "") == f"bytes */{sink.position}":
+                return
+            await to_end(forget, self._path)
+            raise DownloadError(
+                f"{where}: the server's file is shorter than what was fetched of it"
+            )
+        if not response.is_success:
+            raise status_error(response, self._remote.url)
+        total = _total(response)
+        if response.status_code != 206:
+            # It cannot send a part, or the file has changed: this is the whole from its start.
+            if sink.position:
+                await to_end(sink.restart)
+                self._spliced = False
+                self._progress.at(0)
+        elif not _continues(response, sink.position):
+            raise DownloadError(f"{where}: the server sends another part than was asked for")
+        validator = _validator(response)
+        await to_end(self._stage.record, self._path, Origin(self._remote.url, validator))
+        self._progress.resize(total)
+        await self._drain(response, sink)
+        expected = total or self._remote.size
+        if expected and sink.position != expected:
+            raise DownloadError(f"{where}: ended after {sink.position} of {expected} bytes")
+
+    async def _drain(self, response: httpx.Response, sink: _Sink) -> None:
+        """Write what arrives, in blocks, and soon when it arrives slowly; also when it breaks off."""
+        waiting = bytearray()
+        written = time.monotonic()
+
+        async def flush() -> None:
+            block = bytes(waiting)
+            waiting.clear()
+            await to_end(guarded(sink.write), block)
+            self._progress.arrived(len(block))
+
+        try:
+            # Raw: were it compressed in spite of our wish, neither length nor digest would fit.
+            async for block in response.aiter_raw():
+                waiting += block
+                if len(waiting) >= _BLOCK or time.monotonic() - written >= _SOON:
+                    await flush()
+                    written = time.monotonic()
+        finally:
+            if waiting:
+                await flush()
+
+
+def mismatch(where: str, expected: str, found: str) -> DigestMismatchError:
+    """Return the error that names both digests."""
+    return DigestMismatchError(
+        f"{where}: its SHA-256 is {found}, and {expected} was expected",
+        metadata={"expected_sha256": expected, "found_sha256": found},
+    )
+
+
+def open_disk(path: Path) -> IO[bytes]:
+    """Open a file to read and to write on, made if it is not there; modes honour the umask."""
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", 0)
+    except OSError as error:
+        raise disk_error(error) from error
+
+
+def disk_error(error: OSError) -> Exception:
+    """Return what a failed write means."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"{error.filename or 'the disk of the models'}: no space left")
+    return DownloadError(f"{error.filename or 'the models folder'}: {error.strerror or error}")
+
+
+def guarded(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `work` with its disk's errors said in our terms."""
+
+    def run(*args: Any) -> Any:
+        try:
+            return work(*args)
+        except OSError as error:
+            raise disk_error(error) from error
+
+    return run
+
+
+def _total(response: httpx.Response) -> int:
+    """Return the whole file's size, or 0 if the server does not say."""
+    if response.status_code == 206:
+        match = _RANGE.match(response.headers.get("Content-Range", ""))
+        return int(match[2]) if match and match[2] != "*" else 0
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else 0
+
+
+def _continues(response: httpx.Response, position: int) -> bool:
+    match = _RANGE.match(response.headers.get("Content-Range", ""))
+    return match is not None and int(match[1]) == position
+
+
+def _validator(response: httpx.Response) -> str:
+    etag = str(response.headers.get("ETag", ""))
+    if etag and not etag.startswith("W/"):
+        return etag
+    return str(response.headers.get("Last-Modified", ""))
