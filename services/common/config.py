@@ -109,6 +109,12 @@ class ServiceSettings(BaseSettings):
         """Read the settings, or raise ConfigError; `--help` and `--version` print and exit."""
         return cls._read(sys.argv[1:] if argv is None else argv, os.environ)
 
+    @staticmethod
+    def watch_fd() -> int | None:
+        """Return the descriptor whose end means that the starter is gone (`CORRAL_WATCH_FD`), if any."""
+        text = os.environ.get("CORRAL_WATCH_FD", "")
+        return int(text) if text.isdecimal() else None
+
     @classmethod
     def program(cls) -> str:
         """Return the name of the command."""

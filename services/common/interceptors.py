@@ -20,7 +20,7 @@ from .calls import AccessLog, CallObserver, CallRecord
 from .errors import CorralError, InternalError, NotImplementedYetError
 from .interception import Behaviour, Interceptor, close, responses
 from .logs import get_logger
-from .request_streams import Counted, Until
+from .streams import Counted, Until
 
 __all__ = [
     "REQUEST_ID_KEY",

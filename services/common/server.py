@@ -22,6 +22,7 @@ from .health import SERVICE as HEALTH
 from .health import HealthServicer
 from .interceptors import CallInterceptor, ErrorInterceptor
 from .mounts import AnyMount, GenericMount, Mount, Observe, server_options
+from .reporting import CallReporter
 from .stopping import StopSignals, StopWatchdog
 
 __all__ = [
@@ -233,6 +234,9 @@ async def _main(settings: _Settings, build: Build[_Settings], watchdog: StopWatc
     health = HealthServicer()
     with _signals(settings, watchdog) as signals:
         async with AsyncExitStack() as components:
+            # Entered first, so that it ends last: the last call of a drain is reported too.
+            reporter = CallReporter(settings.metrics, settings.service)
+            await components.enter_async_context(reporter)
             try:
                 mounts = await signals.unless_stopped(_awaited(build(settings, components, health)))
             except BaseException:
@@ -246,12 +250,18 @@ async def _main(settings: _Settings, build: Build[_Settings], watchdog: StopWatc
                     mounts=mounts,
                     components=components,
                     health=health,
+                    observers=(reporter,),
                     signals=signals,
                 )
 
 
 def _signals(settings: ServiceSettings, watchdog: StopWatchdog) -> StopSignals:
-    return StopSignals(grace=settings.grace, limit=settings.stop_timeout, watchdog=watchdog)
+    return StopSignals(
+        grace=settings.grace,
+        limit=settings.stop_timeout,
+        watchdog=watchdog,
+        watch_fd=settings.watch_fd(),
+    )
 
 
 async def _drain(server: Server, grace: float, signals: StopSignals) -> None:

@@ -49,8 +49,14 @@ class StopWatchdog:
 class StopSignals:
     """SIGTERM and SIGINT: the first asks to stop, the second to be quick about it."""
 
-    def __init__(self, *, grace: float, limit: float, watchdog: StopWatchdog) -> None:
-        """After the first signal the stop gets `grace` + `limit` seconds, after the second `limit`."""
+    def __init__(
+        self, *, grace: float, limit: float, watchdog: StopWatchdog, watch_fd: int | None = None
+    ) -> None:
+        """After the first signal the stop gets `grace` + `limit` seconds, after the second `limit`.
+
+        The end of `watch_fd`, one end of a pipe, is a signal too: it says that the starter has died.
+        """
+        self._watch_fd = watch_fd
         self.first = asyncio.Event()
         self.second = asyncio.Event()
         self._grace = grace
@@ -85,6 +91,8 @@ class StopSignals:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._caught, number)
+        if self._watch_fd is not None:
+            loop.add_reader(self._watch_fd, self._starter_gone)
         return self
 
     def __exit__(
@@ -97,6 +105,15 @@ class StopSignals:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
+        if self._watch_fd is not None:
+            loop.remove_reader(self._watch_fd)
+
+    def _starter_gone(self) -> None:
+        """Stop as after SIGTERM when whoever started this service is gone: its end of a pipe closed."""
+        assert self._watch_fd is not None
+        asyncio.get_running_loop().remove_reader(self._watch_fd)
+        _log.warning("whoever started this service is gone")
+        self._caught(signal.SIGTERM)
 
     def _caught(self, number: signal.Signals) -> None:
         if not self.first.is_set():

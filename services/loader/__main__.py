@@ -108,7 +108,7 @@ async def build(
     for model in loader.select(ModelFilter()):
         health.set(f"models/{model.name}", False, "not loaded")
     gateway = Gateway(loader, cause_timeout=settings.exit_cause_timeout)
-    servicer = LoaderServicer(loader)
+    servicer = LoaderServicer(loader, health.stopping)
     return [
         Mount(
             SERVICE,

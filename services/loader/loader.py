@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from services.common.errors import (
@@ -154,7 +154,9 @@ class Loader:
         """Return the installed backends."""
         return list(self._backends.backends().values())
 
-    def logs(self, name: str, *, after: int, tail: int, follow: bool) -> AsyncIterator[LogLine]:
+    def logs(
+        self, name: str, *, after: int, tail: int, follow: bool
+    ) -> AsyncGenerator[LogLine, None]:
         """Return what the model's backends wrote. Raises ModelNotFoundError."""
         supervisor = self._supervisors.get(name)
         if supervisor is None:

@@ -6,7 +6,7 @@ import asyncio
 import codecs
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -68,7 +68,7 @@ class LogBook:
                     break
         return found[::-1]
 
-    async def read(self, *, after: int, tail: int, follow: bool) -> AsyncIterator[LogLine]:
+    async def read(self, *, after: int, tail: int, follow: bool) -> AsyncGenerator[LogLine, None]:
         """Yield the lines after a sequence number, at most `tail` of history if not 0; then follow.
 
         A reader that is slower than the backend misses lines, and sees it by a jump in the numbers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from corral.loader.v1 import loader_pb2_grpc
 from services.common.errors import NotImplementedYetError
 from services.common.names import MODELS, resource_id, resource_name
 from services.common.paging import paginate
+from services.common.streams import until
 
 from . import convert
 from .loader import Loader
@@ -26,9 +28,10 @@ _CHANGES = {
 class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
     """Serves `corral.loader.v1.LoaderService`."""
 
-    def __init__(self, loader: Loader) -> None:
-        """Take the domain object."""
+    def __init__(self, loader: Loader, stopping: asyncio.Event) -> None:
+        """Take the domain object, and the event that ends the streams which nothing else ends."""
         self._loader = loader
+        self._stopping = stopping
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
         """Load a model."""
@@ -73,7 +76,8 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
     ) -> AsyncIterator[pb.WatchModelsResponse]:
         """Stream the state of models."""
         condition = convert.model_filter(request.filter)
-        async for news in watch(self._loader, condition, request.resume_token):
+        changes = watch(self._loader, condition, request.resume_token)
+        async for news in until(self._stopping, changes):
             yield pb.WatchModelsResponse(
                 change_type=_CHANGES[news.said],
                 model=convert.model(news.model)
@@ -119,7 +123,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         after = convert.not_negative("after_sequence", request.after_sequence)
         tail = convert.not_negative("tail_lines", request.tail_lines)
         lines = self._loader.logs(name, after=after, tail=tail, follow=request.follow)
-        async for line in lines:
+        async for line in until(self._stopping, lines):
             yield pb.StreamLogsResponse(line=convert.log_line(line))
 
     async def PinModel(self, request: pb.PinModelRequest, context: Any) -> pb.PinModelResponse:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -29,7 +29,7 @@ class News:
     token: str = ""
 
 
-async def watch(loader: Loader, condition: ModelFilter, token: str) -> AsyncIterator[News]:
+async def watch(loader: Loader, condition: ModelFilter, token: str) -> AsyncGenerator[News, None]:
     """Yield a snapshot unless the token can be resumed, then each change, until cancelled.
 
     A subscriber that falls behind the history gets a new snapshot instead of the changes it missed.

@@ -343,6 +343,29 @@ async def test_sigterm_ends_everything(running: LoaderUnderTest) -> None:
     assert processes_in(running.backends) == []
 
 
+async def test_endless_streams_do_not_hold_up_the_stop(running: LoaderUnderTest) -> None:
+    await running.control.LoadModel(load())
+    watch = running.control.WatchModels(pb.WatchModelsRequest())
+    logs = running.control.StreamLogs(pb.StreamLogsRequest(name="m", follow=True))
+    await watch.read()
+    await logs.read()
+    assert await running.service.stop(timeout=5) == 0
+
+
+async def test_the_loader_stops_when_its_starter_is_gone(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake")
+    loader.add_model("m", "fake")
+    reading, writing = os.pipe()
+    try:
+        await loader.start(env={"CORRAL_WATCH_FD": str(reading)}, pass_fds=(reading,))
+        await loader.control.LoadModel(load())
+    finally:
+        os.close(writing)
+        os.close(reading)
+    assert await asyncio.wait_for(loader.service.process.wait(), 10) == 0
+    assert processes_in(loader.backends) == []
+
+
 async def test_logs_of_a_flood(loader: LoaderUnderTest) -> None:
     loader.add_backend("fake", stderr_lines=5000)
     loader.add_model("m", "fake")

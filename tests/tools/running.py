@@ -88,7 +88,11 @@ class Service:
 
 
 async def start_service(
-    name: str, home: Path, *arguments: str, env: Mapping[str, str] | None = None
+    name: str,
+    home: Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    pass_fds: tuple[int, ...] = (),
 ) -> Service:
     """Start `services.<name>` on a free port; return when it has said that it is ready."""
     home.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a test may block
@@ -106,6 +110,7 @@ async def start_service(
             stderr=errors,
             cwd=ROOT,
             env={**clean, "CORRAL_HOME": str(home), **(env or {})},
+            pass_fds=pass_fds,
         )
     assert process.stdout is not None
     line = (await asyncio.wait_for(process.stdout.readline(), READY_TIMEOUT)).decode()
@@ -152,7 +157,12 @@ class LoaderUnderTest:
             content["backend"] = backend
         (self.models / f"{name}.yaml").write_text(json.dumps(content))
 
-    async def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    async def start(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
         self.service = await start_service(
             "loader",
             self.home,
@@ -164,6 +174,7 @@ class LoaderUnderTest:
             "",
             *arguments,
             env=env,
+            pass_fds=pass_fds,
         )
         self.channel = grpc.aio.insecure_channel(
             self.service.address,

@@ -148,9 +148,9 @@ class LoaderServiceServicer(object):
     def WatchModels(self, request, context):
         """Streams the state of models: first a snapshot of all that match, then each change as it happens.
 
-        Read-only. The stream ends only with an error or the client's cancel. After a broken connection
+        Read-only. The stream ends with the client's cancel or the loader's stop. After a broken connection
         call again with the last `resume_token`: missed changes follow if the loader still has them, else a
-        new snapshot. A client that reads too slowly is cut with RESOURCE_EXHAUSTED and resumes the same way.
+        new snapshot. A client that reads too slowly for the loader's history gets a new snapshot too.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a malformed resume token or filter.
         """

@@ -77,9 +77,9 @@ class LoaderServiceStub:
     WatchModels: _grpc.UnaryStreamMultiCallable[_loader_pb2.WatchModelsRequest, _loader_pb2.WatchModelsResponse]
     """Streams the state of models: first a snapshot of all that match, then each change as it happens.
 
-    Read-only. The stream ends only with an error or the client's cancel. After a broken connection
+    Read-only. The stream ends with the client's cancel or the loader's stop. After a broken connection
     call again with the last `resume_token`: missed changes follow if the loader still has them, else a
-    new snapshot. A client that reads too slowly is cut with RESOURCE_EXHAUSTED and resumes the same way.
+    new snapshot. A client that reads too slowly for the loader's history gets a new snapshot too.
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a malformed resume token or filter.
     """
@@ -168,9 +168,9 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     WatchModels: _aio.UnaryStreamMultiCallable[_loader_pb2.WatchModelsRequest, _loader_pb2.WatchModelsResponse]  # type: ignore[assignment]
     """Streams the state of models: first a snapshot of all that match, then each change as it happens.
 
-    Read-only. The stream ends only with an error or the client's cancel. After a broken connection
+    Read-only. The stream ends with the client's cancel or the loader's stop. After a broken connection
     call again with the last `resume_token`: missed changes follow if the loader still has them, else a
-    new snapshot. A client that reads too slowly is cut with RESOURCE_EXHAUSTED and resumes the same way.
+    new snapshot. A client that reads too slowly for the loader's history gets a new snapshot too.
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a malformed resume token or filter.
     """
@@ -286,9 +286,9 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_loader_pb2.WatchModelsResponse], _abc.AsyncIterator[_loader_pb2.WatchModelsResponse]]:
         """Streams the state of models: first a snapshot of all that match, then each change as it happens.
 
-        Read-only. The stream ends only with an error or the client's cancel. After a broken connection
+        Read-only. The stream ends with the client's cancel or the loader's stop. After a broken connection
         call again with the last `resume_token`: missed changes follow if the loader still has them, else a
-        new snapshot. A client that reads too slowly is cut with RESOURCE_EXHAUSTED and resumes the same way.
+        new snapshot. A client that reads too slowly for the loader's history gets a new snapshot too.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a malformed resume token or filter.
         """

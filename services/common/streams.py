@@ -1,9 +1,12 @@
-"""Streams of requests with something added on their way to the handler."""
+"""Streams of messages with something added on their way."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 class Counted:
@@ -55,3 +58,12 @@ class Until:
         finally:
             end.cancel()
             request.cancel()
+
+
+async def until(end: asyncio.Event, items: AsyncGenerator[_T, None]) -> AsyncIterator[_T]:
+    """Yield the items until `end` is set: for responses that nothing but the stop of a server ends."""
+    try:
+        async for item in Until(items, end):
+            yield item
+    finally:
+        await items.aclose()
