@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .text import printable
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .failures import Failure
 
 # Wide enough that nothing is cut or wrapped where no terminal sets a width.
-_UNLIMITED = 10_000
+_UNLIMITED: Final = 10_000
+_GAP: Final = 2
+_NARROWEST: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +76,29 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for column in columns:
+        cells = [
+            [Text(printable(c)) if isinstance(c, str) else Text(printable(c[0]), c[1]) for c in row]
+            for row in rows
+        ]
+        widths = [
+            max([len(column.title), *(row[at].cell_len for row in cells)])
+            for at, column in enumerate(columns)
+        ]
+        # What identifies a row is never cut; a flexible column gets the room that the others leave.
+        fixed = [width for width, c in zip(widths, columns, strict=True) if not c.flexible]
+        room = self.stdout.width - sum(fixed) - _GAP * (len(columns) - 1)
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+        for column, width in zip(columns, widths, strict=True):
             table.add_column(
                 Text(column.title),
                 justify="right" if column.right else "left",
-                # What identifies a row is never cut; descriptions are.
                 no_wrap=True,
-                overflow="ellipsis" if column.flexible else "fold",
-                min_width=10 if column.flexible else len(column.title),
-                ratio=1 if column.flexible and self.stdout.is_terminal else None,
+                overflow="ellipsis",
+                width=min(width, max(room, _NARROWEST)) if column.flexible else width,
                 style=column.style,
             )
-        for row in rows:
-            cells = [(cell, "") if isinstance(cell, str) else cell for cell in row]
-            table.add_row(*(Text(printable(text), style=style) for text, style in cells))
+        for row in cells:
+            table.add_row(*row)
         self._write_table(table)
 
     def facts(self, rows: Iterable[tuple[str, str, str]]) -> None:
@@ -96,7 +106,7 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value, style in rows:

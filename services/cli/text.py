@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+# They show text in another order than it has. Other unprintable characters only join letters.
+_REORDERING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def size(count: float) -> str:
@@ -67,7 +69,8 @@ def printable(text: str) -> str:
 def _visible(char: str) -> str:
     if char == "\r":
         return ""
-    return char.encode("unicode_escape").decode("ascii") if ord(char) < 0xA0 else char
+    steers = ord(char) < 0xA0 or char in _REORDERING
+    return char.encode("unicode_escape").decode("ascii") if steers else char
 
 
 def _two(whole: int, large: int, first: str, small: int, second: str) -> str:
