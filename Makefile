@@ -1,0 +1,54 @@
+# Every target sets up what it needs; `make` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: help install gen fmt check test e2e bench demo wheel clean
+
+help: ## List the targets
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(READY) ## Make the virtual environment with everything for users and developers
+
+$(READY): pyproject.toml scripts/bootstrap.sh
+	@scripts/bootstrap.sh $(VENV)
+	@touch $@
+
+gen: $(READY) ## Regenerate the Python stubs from protos/
+	$(BIN)/python scripts/gen_protos.py
+
+fmt: $(READY) ## Format code and protos
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format -w
+
+check: $(READY) ## Everything that holds without running the program: format, lint, types, imports, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format -d --exit-code > /dev/null
+	scripts/check_breaking.sh $(BIN)/buf
+	$(BIN)/python scripts/gen_protos.py --check
+	$(BIN)/python scripts/gen_readme.py --check
+
+test: $(READY) ## All tests
+	$(BIN)/pytest
+
+e2e: $(READY) ## The tests of the whole, with real models
+	$(BIN)/pytest tests/e2e
+
+bench: $(READY) ## The benchmarks: ratios, measured side by side
+	$(BIN)/python -m benchmarks
+
+demo: $(READY) ## Install a real language model, load it, and see it answer
+	@$(BIN)/python scripts/demo.py
+
+wheel: $(READY) ## Build the wheel and try it in an empty environment
+	scripts/check_wheel.sh $(VENV)
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
