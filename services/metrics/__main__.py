@@ -6,7 +6,10 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TypeVar
+
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 
 from corral.metrics.v1 import metrics_pb2_grpc
 from services.common import binding
@@ -15,11 +18,15 @@ from services.common.errors import DeadlineError
 from services.common.health import HealthServicer
 from services.common.server import AnyMount, Mount, run_service
 
+from . import otlp_servicer
 from .collector import Collector
 from .config import MetricsSettings
 from .exporter import Exporter, HttpLimits
 from .exposition import Page, render
-from .family import Family
+from .family import Family, merged
+from .instruments import BOUNDS, KINDS
+from .otlp_servicer import OtlpServicer
+from .received import Received
 from .servicer import SERVICE, MetricsServicer
 from .state import StateFolder
 
@@ -39,13 +46,23 @@ async def build(
         max_label_length=settings.max_label_length,
     )
     stack.callback(collector.close)
+    received = Received(
+        own=KINDS,
+        own_bounds=BOUNDS,
+        max_series=settings.max_otlp_series,
+        max_label_length=settings.max_label_length,
+        stale_after=settings.otlp_stale_after,
+    )
     state = StateFolder(settings.state_path / "metrics")
 
+    def families() -> list[Family]:
+        return merged(collector.families(), received.families())
+
     def scrape(accept: str = "", accept_encoding: str = "") -> Page:
-        return render(collector.families(), accept=accept, accept_encoding=accept_encoding)
+        return render(families(), accept=accept, accept_encoding=accept_encoding)
 
     async def read() -> list[Family]:
-        return await _in_thread(collector.families, settings.query_timeout)
+        return await _in_thread(families, settings.query_timeout)
 
     async def keep() -> None:
         await _in_thread(lambda: state.keep(lambda: scrape().body), settings.query_timeout)
@@ -75,11 +92,13 @@ async def build(
         stopping=health.stopping,
         stream_quiet=settings.stream_quiet,
     )
+    otlp = OtlpServicer(received, collector)
     return [
+        Mount(SERVICE, partial(metrics_pb2_grpc.add_MetricsServiceServicer_to_server, servicer)),
         Mount(
-            SERVICE,
-            lambda server: metrics_pb2_grpc.add_MetricsServiceServicer_to_server(servicer, server),
-        )
+            otlp_servicer.SERVICE,
+            partial(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, otlp),
+        ),
     ]
 
 

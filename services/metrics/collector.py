@@ -71,13 +71,13 @@ class Collector:
             raise InvalidRequestError(
                 "OTEL_SDK_DISABLED is set: calls would be acknowledged and lost; unset it"
             )
-        self.instruments = Instruments(meter)
-        self.instruments.build_info.set(1, _build())
+        self._instruments = Instruments(meter)
+        self._instruments.build_info.set(1, _build())
         # From the start, so that a rate over the first of them can be seen.
         for outcome in (ACCEPTED, REJECTED):
-            self.instruments.reported_calls.add(0, {"outcome": outcome})
-            self.instruments.otlp_points.add(0, {"outcome": outcome})
-        self.instruments.folded.add(0, {"metric": API_CALL})
+            self._instruments.reported_calls.add(0, {"outcome": outcome})
+            self._instruments.otlp_points.add(0, {"outcome": outcome})
+        self._instruments.folded.add(0, {"metric": API_CALL})
         self._recorded = 0
         self._closed = False
 
@@ -94,16 +94,16 @@ class Collector:
         try:
             self._check(call)
         except InvalidRequestError:
-            self.instruments.reported_calls.add(1, {"outcome": REJECTED})
+            self._instruments.reported_calls.add(1, {"outcome": REJECTED})
             raise
         values = (call.method, call.path, call.status, call.service)
         counted = self._bound.admit(values)
         if counted != values:
-            self.instruments.folded.add(1, {"metric": API_CALL})
-        self.instruments.api_call.record(
+            self._instruments.folded.add(1, {"metric": API_CALL})
+        self._instruments.api_call.record(
             call.seconds, dict(zip(API_CALL_LABELS, counted, strict=True))
         )
-        self.instruments.reported_calls.add(1, {"outcome": ACCEPTED})
+        self._instruments.reported_calls.add(1, {"outcome": ACCEPTED})
         self._recorded += 1
 
     def observe_all(self, calls: Iterable[Call]) -> tuple[int, int]:
@@ -117,6 +117,11 @@ class Collector:
             else:
                 accepted += 1
         return accepted, rejected
+
+    def count_points(self, *, accepted: int, rejected: int) -> None:
+        """Count data points that came over OTLP."""
+        self._instruments.otlp_points.add(accepted, {"outcome": ACCEPTED})
+        self._instruments.otlp_points.add(rejected, {"outcome": REJECTED})
 
     def families(self) -> list[Family]:
         """Return all metrics as they are now."""

@@ -34,7 +34,11 @@ class MetricsSettings(ServiceSettings):
     """How many characters a label's value can have; longer ones are refused."""
 
     max_otlp_series: int = Field(default=10_000, ge=1)
-    """How many series can come over OTLP, each service's own counted apart; later ones are refused."""
+    """How many series can come over OTLP; points of later ones are refused."""
+
+    otlp_stale_after: Duration = 900.0
+    """How long a sender of OTLP may say nothing before it makes room for another; exporters send each
+    10 to 60 s."""
 
     http_head_timeout: Duration = 75.0
     """How long an HTTP connection may wait for its next request to be whole; Prometheus asks each

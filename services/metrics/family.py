@@ -64,6 +64,34 @@ def labels_of(pairs: Mapping[str, str] | Iterable[tuple[str, str]]) -> Labels:
     return tuple(sorted(pairs.items() if isinstance(pairs, Mapping) else pairs))
 
 
+def together(one: Value, other: Value) -> Value:
+    """Return the sum; both MUST be of one kind, and histograms of the same bounds."""
+    if isinstance(one, Histogram) and isinstance(other, Histogram):
+        return one.plus(other)
+    if isinstance(one, Histogram) or isinstance(other, Histogram):
+        raise TypeError("a histogram and a number cannot be added")
+    return one + other
+
+
+def merged(*groups: Iterable[Family]) -> list[Family]:
+    """Return all families, each name once and each label set once; the groups' families are used up.
+
+    What is there twice adds up; of a gauge the last group's value stands.
+    """
+    families: dict[str, Family] = {}
+    for group in groups:
+        for family in group:
+            first = families.setdefault(family.name, family)
+            if first is family:
+                continue
+            for labels, value in family.series.items():
+                before = first.series.get(labels)
+                if before is not None and family.kind is not Kind.GAUGE:
+                    value = together(before, value)
+                first.series[labels] = value
+    return list(families.values())
+
+
 def select(
     families: Iterable[Family], names: Iterable[str] = (), labels: Labels = ()
 ) -> list[Family]:

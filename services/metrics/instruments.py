@@ -7,6 +7,8 @@ from typing import Final
 from opentelemetry.metrics import Meter
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 
+from .family import Kind
+
 API_CALL: Final = "api_call"
 """LocalAI's name, with its labels `method` and `path`; `status` and `service` are new. Seconds."""
 API_CALL_LABELS: Final = ("method", "path", "status", "service")
@@ -31,6 +33,15 @@ SECONDS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
 )
+
+KINDS: Final = {
+    API_CALL: Kind.HISTOGRAM,
+    REPORTED_CALLS: Kind.COUNTER,
+    FOLDED: Kind.COUNTER,
+    OTLP_POINTS: Kind.COUNTER,
+    BUILD_INFO: Kind.GAUGE,
+}
+BOUNDS: Final = {API_CALL: SECONDS}
 
 
 def views() -> list[View]:

@@ -141,11 +141,11 @@ async def running(state: Path, *flags: str, listen: str = "127.0.0.1:0") -> Asyn
             await process.wait()
 
 
-@pytest.fixture
-async def inside(tmp_path: Path) -> AsyncIterator[Service]:
+@asynccontextmanager
+async def running_here(state: Path) -> AsyncIterator[Service]:
     """The same in this process, which starts in no time, for what needs no process of its own."""
     settings = MetricsSettings(
-        listen="127.0.0.1:0", http_listen="127.0.0.1:0", state_path=tmp_path, grace=1.0
+        listen="127.0.0.1:0", http_listen="127.0.0.1:0", state_path=state, grace=1.0
     )
     health = HealthServicer()
     async with AsyncExitStack() as stack:
@@ -157,11 +157,17 @@ async def inside(tmp_path: Path) -> AsyncIterator[Service]:
             yield Service(
                 process=None,
                 address=server.address,
-                http=(tmp_path / "metrics" / "http_address").read_text().strip(),
-                state=tmp_path / "metrics",
+                http=(state / "metrics" / "http_address").read_text().strip(),
+                state=state / "metrics",
                 channel=channel,
                 stub=metrics_pb2_grpc.MetricsServiceStub(channel),
             )
+
+
+@pytest.fixture
+async def inside(tmp_path: Path) -> AsyncIterator[Service]:
+    async with running_here(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""OpenTelemetry's own collector service, for everything that speaks OTLP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any, Final
+
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
+
+from . import otlp_convert
+from .collector import Collector
+from .received import Received
+
+SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["MetricsService"].full_name
+# 30 us each: other calls wait 8 ms at most for an export of any size.
+_SLICE: Final = 256
+# Senders log them; the first few tell the cause.
+_REASONS: Final = 3
+
+
+class OtlpServicer(metrics_service_pb2_grpc.MetricsServiceServicer):
+    """Takes exports."""
+
+    def __init__(self, received: Received, collector: Collector) -> None:
+        """Keep the points in `received`, and count them in `collector`."""
+        self._received = received
+        self._collector = collector
+
+    async def Export(
+        self, request: pb.ExportMetricsServiceRequest, context: Any
+    ) -> pb.ExportMetricsServiceResponse:
+        """Take all points that can be taken, and say how many could not, and why."""
+        reasons: Counter[str] = Counter()
+        number = 0
+        for number, point in enumerate(otlp_convert.points(request), 1):
+            if reason := point if isinstance(point, str) else self._received.offer(point):
+                reasons[reason] += 1
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+        response = pb.ExportMetricsServiceResponse()
+        self._collector.count_points(accepted=number - reasons.total(), rejected=reasons.total())
+        if reasons:
+            response.partial_success.rejected_data_points = reasons.total()
+            response.partial_success.error_message = "; ".join(list(reasons)[:_REASONS])
+        return response
