@@ -99,7 +99,9 @@ class Engine:
             return
         if word:
             self._ending = True  # it told why, so its end is no crash
-        await self._last_words()
+            await self._last_words()
+        elif self._watching is not None:
+            await self._watching  # which ends this process too
         if word == "refused":
             raise errors.InvalidRequest(json.loads(reason))
         # llama.cpp's own exception says nothing, its log does.

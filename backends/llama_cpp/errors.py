@@ -1,5 +1,6 @@
 """What can go wrong, one exception for each meaning; nothing here knows gRPC."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,12 @@ _MORE_CONTEXT = (
     "shorten the prompt, or load the model with a larger ContextSize, fewer parallel slots, "
     "or Options kv_unified:true"
 )
+# llama.cpp reports what it dislikes while reading a request as a server error.
+_CALLERS_FAULT = re.compile(
+    r"(Failed to parse|Failed to load (image|audio)|\w+ input is not supported|unsupported |invalid "
+    r"|Cannot |Only |Expected |Missing |Unable to generate parser|Assistant response prefill)",
+    re.IGNORECASE,
+)
 _BY_TYPE: dict[str, type[BackendError]] = {
     "invalid_request_error": InvalidRequest,
     "exceed_context_size_error": InvalidRequest,
@@ -75,4 +82,6 @@ def from_engine(error: Mapping[str, Any]) -> BackendError:
         return Exhausted(f"the context shared by all slots is full; {_MORE_CONTEXT}")
     if "does not support logits" in text:
         return Unsupported("this model makes embeddings; it can not generate text")
+    if kind == "server_error" and _CALLERS_FAULT.match(text):
+        return InvalidRequest(text)
     return _BY_TYPE.get(kind, EngineFailed)(text)

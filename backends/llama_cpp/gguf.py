@@ -151,6 +151,12 @@ class Header:
         return str(self.metadata.get("tokenizer.chat_template", ""))
 
     @property
+    def adds_space(self) -> bool:
+        """Whether the tokenizer puts a space in front of every text (SentencePiece)."""
+        sentence_piece = self.metadata.get("tokenizer.ggml.model") == "llama"
+        return sentence_piece and self.metadata.get("tokenizer.ggml.add_space_prefix", True) is True
+
+    @property
     def parameters(self) -> int:
         """How many weights the file holds."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)

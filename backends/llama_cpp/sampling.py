@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from corral.backend import backend_pb2 as pb
 
 from .errors import InvalidRequest, Unsupported
+from .schema import UnsupportedSchemaError, to_grammar
 
 Body = dict[str, Any]
 
@@ -85,8 +86,12 @@ def is_chat(request: pb.PredictOptions) -> bool:
     return request.UseTokenizerTemplate and len(request.Messages) > 0
 
 
-def body(request: pb.PredictOptions, triggers: tuple[str, ...] = ()) -> Body:
+def body(
+    request: pb.PredictOptions, triggers: tuple[str, ...] = (), strict_engine: bool = True
+) -> Body:
     """The request for llama.cpp; stop words are left out, they are matched here.
+
+    `strict_engine` says that the engine's own JSON schemas hold with this model's vocabulary.
 
     Raises:
         InvalidRequest: a field can not be understood.
@@ -115,7 +120,7 @@ def body(request: pb.PredictOptions, triggers: tuple[str, ...] = ()) -> Body:
         out["ignore_eos"] = True
     if request.LogitBias:
         out["logit_bias"] = parse_json(request.LogitBias, "LogitBias")
-    _constrain(out, request, triggers)
+    _constrain(out, request, triggers, strict_engine)
     if is_chat(request):
         _chat(out, request)
     else:
@@ -123,12 +128,14 @@ def body(request: pb.PredictOptions, triggers: tuple[str, ...] = ()) -> Body:
     return out
 
 
-def _constrain(out: Body, request: pb.PredictOptions, triggers: tuple[str, ...]) -> None:
+def _constrain(
+    out: Body, request: pb.PredictOptions, triggers: tuple[str, ...], strict_engine: bool
+) -> None:
     schema = schema_of(request)
     if request.Grammar and schema is not None:
         raise InvalidRequest("give either Grammar or a JSON schema, not both")
     if schema is not None:
-        out["json_schema"] = schema
+        _follow(out, schema, strict_engine)
     if request.Grammar:
         out["grammar"] = request.Grammar
         if triggers:
@@ -136,6 +143,18 @@ def _constrain(out: Body, request: pb.PredictOptions, triggers: tuple[str, ...])
             out["grammar_lazy"] = True
             out["grammar_triggers"] = [{"type": _WORD_TRIGGER, "value": w} for w in triggers]
             out["preserved_tokens"] = list(triggers)
+
+
+def _follow(out: Body, schema: Any, strict_engine: bool) -> None:
+    """Constrain the answer to a schema, with a grammar when one can say it."""
+    try:
+        out["grammar"] = to_grammar(schema)
+    except UnsupportedSchemaError as error:
+        if not strict_engine:
+            raise InvalidRequest(
+                f"the JSON schema is too much for this model's tokenizer: {error}; leave that out"
+            ) from error
+        out["json_schema"] = schema
 
 
 def _completion(out: Body, request: pb.PredictOptions) -> None:

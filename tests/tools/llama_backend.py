@@ -1,0 +1,165 @@
+"""Runs the real llama-cpp backend for tests: starts it, talks to it, looks for what it leaves."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from corral.backend import backend_pb2 as pb
+from corral.backend import backend_pb2_grpc
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = ROOT / "backends" / "llama_cpp" / "run.sh"
+# Generous: the machine may be busy with other tests.
+READY_TIMEOUT = 30.0
+CALL_TIMEOUT = 30.0
+STOP_TIMEOUT = 10.0
+POLL = 0.01
+
+
+class GaveUpError(AssertionError):
+    """What was waited for did not come in time."""
+
+
+def wait_until(check: Callable[[], object], what: str, timeout: float = CALL_TIMEOUT) -> None:
+    """Poll until `check` is true."""
+    deadline = time.monotonic() + timeout
+    while not check():
+        if time.monotonic() > deadline:
+            raise GaveUpError(f"not within {timeout} s: {what}")
+        time.sleep(POLL)
+
+
+async def until(check: Callable[[], Any], what: str, timeout: float = CALL_TIMEOUT) -> None:
+    """Poll until `check` (it may be a coroutine function) is true."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = check()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return
+        if time.monotonic() > deadline:
+            raise GaveUpError(f"not within {timeout} s: {what}")
+        await asyncio.sleep(POLL)
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs; one that is dead and not yet reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    with contextlib.suppress(OSError):
+        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment the loader gives a backend."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LOCALAI_", "LLAMACPP_"))}
+    return {**kept, "CORRAL_PYTHON": sys.executable, **more}
+
+
+class Backend:
+    """One running backend process."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process = process
+        self.log = log
+        self.line = ""
+        self.address = ""
+
+    @classmethod
+    def start(cls, address: str, folder: Path, *, run: Path = RUN, **env: str) -> "Backend":
+        """Start it and wait for its ready line."""
+        backend = cls.spawn(["--addr", address], folder, run=run, **env)
+        backend.read_line()
+        return backend
+
+    @classmethod
+    def spawn(cls, arguments: list[str], folder: Path, *, run: Path = RUN, **env: str) -> "Backend":
+        """Start it and wait for nothing; its stderr goes to a file in `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / "stderr.log"
+        with log.open("ab") as stderr:
+            process = subprocess.Popen(
+                [str(run), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                cwd="/",
+                env=environment(**env),
+                start_new_session=True,
+            )
+        return cls(process, log)
+
+    def read_line(self) -> None:
+        """Wait for the ready line and take the address from it."""
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        if not self.line.startswith("ready "):
+            code = self.stop()
+            raise GaveUpError(f"no ready line but {self.line!r}, exit {code}: {self.errors()}")
+        self.address = self.line.split()[-1]
+
+    def errors(self) -> str:
+        """What it wrote to stderr so far."""
+        return self.log.read_text(errors="replace")
+
+    @property
+    def engine(self) -> int:
+        """The process llama.cpp runs in."""
+        found = children(self.process.pid)
+        return found[0] if found else 0
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = STOP_TIMEOUT) -> int:
+        """Send a signal, wait for the end, return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+
+    @contextlib.contextmanager
+    def stub(self) -> "Iterator[backend_pb2_grpc.BackendStub]":
+        """A blocking client."""
+        with grpc.insecure_channel(self.address) as channel:
+            yield backend_pb2_grpc.BackendStub(channel)
+
+    def load(self, model: Path, **options: Any) -> pb.Result:
+        """Load a model with a blocking call."""
+        options.setdefault("Model", model.name)
+        with self.stub() as stub:
+            request = pb.ModelOptions(ModelFile=str(model), **options)
+            result: pb.Result = stub.LoadModel(request, timeout=CALL_TIMEOUT)
+            return result
+
+
+@contextlib.contextmanager
+def backend(address: str, folder: Path, **env: str) -> Iterator[Backend]:
+    """A backend that is stopped at the end."""
+    started = Backend.start(address, folder, **env)
+    try:
+        yield started
+    finally:
+        started.stop()
