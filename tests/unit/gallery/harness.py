@@ -1,0 +1,246 @@
+"""A gallery for tests: wired as in the real process, served on a real socket, or a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import yaml
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc import aio
+
+from corral.gallery.v1 import gallery_pb2 as pb
+from corral.gallery.v1 import gallery_pb2_grpc as pb_grpc
+from services.common.health import HealthServicer
+from services.common.server import serving
+from services.gallery.__main__ import build
+from services.gallery.config import GallerySettings
+
+ROOT = Path(__file__).parents[3]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def payload(size: int, seed: int = 0) -> bytes:
+    """Return bytes that no compression and no mix-up leaves unnoticed."""
+    block = b"".join(hashlib.sha256(b"%d %d" % (seed, n)).digest() for n in range(1024))
+    return (block * (size // len(block) + 1))[:size]
+
+
+def write_index(path: Path, entries: list[dict[str, Any]]) -> str:
+    """Write an index; returns its `file://` address."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(entries, sort_keys=False))
+    return path.as_uri()
+
+
+def entry(name: str, *files: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """Return an entry of an index."""
+    config = {"backend": "llama-cpp"}
+    if files:
+        config["parameters"] = {"model": files[0]["filename"]}
+    return {"name": name, "config_file": config, "files": list(files), **facts}
+
+
+def file(name: str, uri: str, data: bytes | None = None, *mirrors: str) -> dict[str, Any]:
+    """Return a file of an entry; with data its digest is stated."""
+    row: dict[str, Any] = {"filename": name, "uri": uri}
+    if data is not None:
+        row["sha256"] = sha256(data)
+    if mirrors:
+        row["mirrors"] = list(mirrors)
+    return row
+
+
+def settings(home: Path, index: str = "", **changes: Any) -> GallerySettings:
+    """Return settings that are quick to give up and keep to a folder."""
+    galleries = [{"name": "test", "url": index}] if index else []
+    values: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "models_path": home / "models",
+        "backends_path": home / "backends",
+        "state_path": home / "state",
+        "galleries": galleries,
+        "built_in_gallery": not index,
+        "grace": 1,
+        "connect_timeout": 2,
+        "resolve_timeout": 5,
+        "read_stall_timeout": 5,
+        "retry_initial_delay": 0.01,
+        "retry_maximum_delay": 2,
+        "watch_interval": 0.02,
+        "index_ttl": 0,
+        "index_retry_after": 0,
+        "disk_reserve": 0,
+        "hf_endpoint": "http://127.0.0.1:9",
+        "pypi_index_url": "http://127.0.0.1:9/simple",
+    }
+    return GallerySettings(**{**values, **changes})
+
+
+@dataclass
+class Client:
+    """The stubs on one channel, and what tests do with them."""
+
+    channel: aio.Channel
+    models: Path
+
+    @property
+    def gallery(self) -> Any:
+        return pb_grpc.GalleryServiceStub(self.channel)
+
+    @property
+    def operations(self) -> Any:
+        return operations_pb2_grpc.OperationsStub(self.channel)
+
+    async def begin(self, entry_name: str, **facts: Any) -> str:
+        """Begin an installation; returns the operation's name."""
+        request = pb.InstallModelRequest(entry=entry_name, **facts)
+        return str((await self.gallery.InstallModel(request)).name)
+
+    async def watch(self, name: str) -> AsyncIterator[tuple[Any, pb.OperationMetadata]]:
+        async for update in self.gallery.WatchOperation(pb.WatchOperationRequest(name=name)):
+            yield update.operation, metadata(update.operation)
+
+    async def end(self, name: str) -> Any:
+        """Wait for an operation's end and return it."""
+        async with asyncio.timeout(20):
+            async for operation, _ in self.watch(name):
+                last = operation
+        assert last.done
+        return last
+
+    async def install(self, entry_name: str, **facts: Any) -> pb.InstallModelResult:
+        """Install, and fail the test if that fails."""
+        operation = await self.end(await self.begin(entry_name, **facts))
+        assert not operation.HasField("error"), operation.error
+        result = pb.InstallModelResult()
+        assert operation.response.Unpack(result)
+        return result
+
+    async def failure(self, entry_name: str, **facts: Any) -> Failure:
+        """Install, and return what it failed with."""
+        operation = await self.end(await self.begin(entry_name, **facts))
+        assert operation.HasField("error")
+        return failure(operation.error)
+
+    async def get(self, name: str) -> Any:
+        return await self.operations.GetOperation(operations_pb2.GetOperationRequest(name=name))
+
+    async def cancel(self, name: str) -> None:
+        await self.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=name))
+
+    async def until(self, name: str, condition: Any) -> pb.OperationMetadata:
+        """Watch until a state's metadata fulfils a condition."""
+        async with asyncio.timeout(20):
+            async for _, state in self.watch(name):
+                if condition(state):
+                    return state
+        raise AssertionError("the operation ended without it")
+
+
+@dataclass
+class Failure:
+    """What an error carries."""
+
+    code: str
+    reason: str
+    message: str
+    metadata: dict[str, str]
+    fields: list[str]
+    retry: bool
+
+
+def failure(status: Any) -> Failure:
+    """Read the details of a status."""
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    retry = False
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad)
+        retry = retry or detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR)
+    assert info.domain == "corral"
+    code = next(c.name for c in grpc.StatusCode if c.value[0] == status.code)
+    fields = [violation.field for violation in bad.field_violations]
+    return Failure(code, info.reason, status.message, dict(info.metadata), fields, retry)
+
+
+async def refusal(call: Any) -> Failure:
+    """Await a call that must fail, and return what it failed with."""
+    try:
+        await call
+    except grpc.RpcError as error:
+        trailers = dict(error.trailing_metadata())
+        status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+        found = failure(status)
+        assert found.code == error.code().name
+        return found
+    raise AssertionError("the call succeeded")
+
+
+def metadata(operation: Any) -> pb.OperationMetadata:
+    state = pb.OperationMetadata()
+    assert operation.metadata.Unpack(state)
+    return state
+
+
+@asynccontextmanager
+async def gallery(config: GallerySettings) -> AsyncIterator[Client]:
+    """Serve a gallery within the test's loop."""
+    health = HealthServicer()
+    async with AsyncExitStack() as stack:
+        mounts = await build(config, stack, health)
+        async with (
+            serving(name="gallery", settings=config, mounts=mounts, health=health) as server,
+            aio.insecure_channel(server.address) as channel,
+        ):
+            yield Client(channel, config.models_path)
+
+
+@contextmanager
+def process(config: GallerySettings, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run the real command; yields the process and its address. Killed at the end, whatever happens."""
+    flags = []
+    for field in type(config).model_fields:
+        value = getattr(config, field)
+        if field == "galleries":
+            rows = [{"name": item.name, "url": item.url} for item in value.items]
+            value = json.dumps(rows)
+        if isinstance(value, bool):
+            flags.append(f"--{'' if value else 'no-'}{field.replace('_', '-')}")
+        elif value is not None and value != "":
+            flags.append(f"--{field.replace('_', '-')}={value}")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos' / 'gen'}"}
+    with log.open("ab") as stderr:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "services.gallery", *flags],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            cwd=ROOT,
+        )
+    assert child.stdout is not None
+    try:
+        line = child.stdout.readline().decode().split()
+        assert line[:2] == ["ready", "gallery"], log.read_text()
+        yield child, line[2]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        child.wait(10)
+        child.stdout.close()
