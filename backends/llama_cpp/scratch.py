@@ -12,6 +12,8 @@ from pathlib import Path
 PREFIX = "corral-llama-cpp-"
 # The kernel's limit for a socket's path, with its closing zero.
 MAX_SOCKET_PATH = 107
+# A process id, eight random characters, and the socket itself.
+NAME_LENGTH = 32
 PROBE_TIMEOUT = 1.0
 YOUNG = 60.0
 
@@ -28,10 +30,10 @@ class Scratch:
     def new_socket(self) -> Path:
         """A path that no socket of this process had before."""
         if self._folder is None:
-            sweep(self._base)
             base = self._base
-            if len(str(base)) + len(PREFIX) + 32 > MAX_SOCKET_PATH:
+            if len(os.fsencode(base / PREFIX)) + NAME_LENGTH > MAX_SOCKET_PATH:
                 base = Path("/tmp")  # mkdtemp makes the folder itself private
+            sweep(base)
             self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base))
         return self._folder / f"{next(self._numbers)}.sock"
 

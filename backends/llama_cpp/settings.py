@@ -76,11 +76,12 @@ def threads(text: str) -> int:
     return value if value > 0 else os.cpu_count() or 1
 
 
-def _object(text: str) -> dict[str, Any]:
+def _object(text: str) -> dict[str, str]:
+    """Read a JSON object whose values the engine takes as JSON texts."""
     value = json.loads(text)
     if not isinstance(value, dict):
         raise TypeError("it must be a JSON object")
-    return value
+    return {key: json.dumps(inner) for key, inner in value.items()}
 
 
 def _cpu_experts(text: str) -> str:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(tmp_path: Path) -> Iterator[Backend]:
     with backend(f"unix:{tmp_path}/b.sock", tmp_path) as running_backend:
         yield running_backend
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A temporary folder with a name so short that sockets fit into it."""
+    folder = tempfile.mkdtemp(prefix="lc")
+    yield Path(folder)
+    shutil.rmtree(folder)
 
 
 def scratch_folders(pid: int, base: Path) -> list[Path]:
@@ -415,9 +424,7 @@ def test_metadata_file() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_it_cleanly(tmp_path: Path, models: Path, number: int) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
+def test_signals_end_it_cleanly(tmp_path: Path, temporary: Path, models: Path, number: int) -> None:
     run = Backend.start(f"unix:{tmp_path}/b.sock", tmp_path, TMPDIR=str(temporary))
     assert run.load(models / "slow.gguf", Options=["parallel:2"]).success
     engine = run.engine
@@ -503,9 +510,9 @@ def test_a_killed_backend_leaves_no_engine(tmp_path: Path, models: Path) -> None
     wait_until(lambda: not running(engine), "the engine is gone", ORPHANED_WITHIN)
 
 
-def test_what_a_killed_backend_left_is_removed_by_the_next(tmp_path: Path, models: Path) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
+def test_what_a_killed_backend_left_is_removed_by_the_next(
+    tmp_path: Path, temporary: Path, models: Path
+) -> None:
     run = Backend.start("127.0.0.1:0", tmp_path, TMPDIR=str(temporary))
     assert run.load(models / "count.gguf").success
     engine = run.engine
