@@ -84,6 +84,15 @@ class Output:
             max([len(column.title), *(row[at].cell_len for row in cells)])
             for at, column in enumerate(columns)
         ]
+        # A column that says nothing is left out, if it only says something now and then.
+        kept = [
+            at
+            for at, column in enumerate(columns)
+            if not column.flexible or any(row[at].cell_len for row in cells)
+        ]
+        columns = [columns[at] for at in kept]
+        widths = [widths[at] for at in kept]
+        cells = [[row[at] for at in kept] for row in cells]
         # What identifies a row is never cut; a flexible column gets the room that the others leave.
         fixed = [width for width, c in zip(widths, columns, strict=True) if not c.flexible]
         room = self.stdout.width - sum(fixed) - _GAP * (len(columns) - 1)

@@ -13,6 +13,8 @@ from .output import Output
 # Off a terminal: often enough to see that it moves, seldom enough not to fill a log.
 _LINE_INTERVAL: Final = 5.0
 _LINE_PERCENT: Final = 10.0
+# A file name may be long, and the bar beside it should stay on the screen.
+_FILE_WIDTH: Final = 36
 
 
 class Waiting(Protocol):
@@ -54,6 +56,7 @@ class _Lines:
         self._last = ""
 
     def say(self, message: str) -> None:
+        message = message.removesuffix(" …")
         if message != self._last:
             self._last = message
             self._out.note(message)
@@ -148,7 +151,7 @@ def describe(view: dict[str, Any]) -> str:
 def _what(view: dict[str, Any]) -> str:
     if view["cancel_requested"]:
         return "cancelling"
-    name = view["file"].rpartition("/")[2]
+    name = text.clip(view["file"].rpartition("/")[2], _FILE_WIDTH)
     what = f"{view['phase']} {name}".strip()
     return f"{what} (waits for another operation)" if view["phase"] == "queued" else what
 

@@ -99,7 +99,7 @@ async def get(clients: Clients, name: str) -> loader_pb2.Model:
 async def _watching(clients: Clients, out: Output, name: str, title: str) -> AsyncIterator[None]:
     """Show a model's states, and the time, for as long as the block runs."""
     with spinner(out, f"{title} …") as waiting:
-        watcher = asyncio.create_task(_tell_states(clients, out, name, title, waiting))
+        watcher = asyncio.create_task(_tell_states(clients, name, title, waiting))
         try:
             yield
         finally:
@@ -108,9 +108,7 @@ async def _watching(clients: Clients, out: Output, name: str, title: str) -> Asy
                 await watcher
 
 
-async def _tell_states(
-    clients: Clients, out: Output, name: str, title: str, waiting: Waiting
-) -> None:
+async def _tell_states(clients: Clients, name: str, title: str, waiting: Waiting) -> None:
     request = loader_pb2.WatchModelsRequest(filter=loader_pb2.ModelFilter(name_contains=name))
     # Only decoration: if the watch fails, the call that is waited for tells why.
     with suppress(CorralError, Failure):
@@ -119,7 +117,7 @@ async def _tell_states(
                 continue
             words = _WORDS.get(change.model.state)
             if words and change.model.state not in (_STATE.STATE_UNLOADED, _STATE.STATE_READY):
-                waiting.say(f"{title}: {words} …" if out.live else f"{title}: {words}")
+                waiting.say(f"{title}: {words} …")
 
 
 async def _within(work: Awaitable[_T], message: str, hint: str) -> _T:

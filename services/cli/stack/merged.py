@@ -13,6 +13,7 @@ from services.cli.text import printable
 LONGEST_LINE: Final = 64 * 1024
 _COLOURS: Final = {"loader": "36", "gallery": "35", "monitor": "34", "metrics": "32", "corral": "1"}
 _LEVEL: Final = re.compile(r"\[(error|critical|warning)\s*\]")
+_STAMP: Final = re.compile(r"^\d{4}-\d\d-\d\dT(\d\d:\d\d:\d\d)\.\d+Z")
 _LEVEL_COLOURS: Final = {"error": "31", "critical": "31", "warning": "33"}
 _WIDTH: Final = 7
 
@@ -46,9 +47,12 @@ class MergedLog:
         return json.dumps(fields, ensure_ascii=False)
 
     def _console(self, name: str, line: str) -> str:
-        line = printable(line)
+        # The prefix says it already.
+        line = printable(line).replace(f" service={name}", "", 1)
         if not self._colours:
             return f"{name:<{_WIDTH}} | {line}"
+        # Somebody who looks on needs no date, and the line fits the screen better.
+        line = _STAMP.sub("\x1b[2m\\1\x1b[0m", line, count=1)
         if match := _LEVEL.search(line):
             start, end = match.span()
             colour = _LEVEL_COLOURS[match.group(1)]

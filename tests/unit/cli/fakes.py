@@ -92,7 +92,6 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
     requests: list[Any] = field(default_factory=list)
     metadata: dict[str, str | bytes] = field(default_factory=dict)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
-    first_sent: asyncio.Event = field(default_factory=asyncio.Event)
     new_line: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, name: str, state: Any = STATE.STATE_UNLOADED, **more: Any) -> loader_pb2.Model:
@@ -185,7 +184,6 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
                     await asyncio.sleep(reply)
                 else:
                     yield reply
-                    self.first_sent.set()
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
