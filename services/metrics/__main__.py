@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TypeVar
 
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 
 from corral.metrics.v1 import metrics_pb2_grpc
 from services.common import binding
 from services.common.addresses import parse_address
-from services.common.errors import DeadlineError
+from services.common.channels import open_channel
 from services.common.health import HealthServicer
 from services.common.server import AnyMount, Mount, run_service
 
@@ -22,24 +21,24 @@ from . import otlp_servicer
 from .collector import Collector
 from .config import MetricsSettings
 from .exporter import Exporter, HttpLimits
-from .exposition import Page, render
-from .family import Family, merged
+from .forwarding import Forwarding
 from .instruments import BOUNDS, KINDS
+from .otlp_client import OtlpClient
 from .otlp_servicer import OtlpServicer
+from .readout import Readout
 from .received import Received
 from .servicer import SERVICE, MetricsServicer
 from .state import StateFolder
-
-_T = TypeVar("_T")
 
 
 async def build(
     settings: MetricsSettings, stack: AsyncExitStack, health: HealthServicer
 ) -> Sequence[AnyMount]:
-    """Make the collector and what reads it. On the way down the order is:
+    """Make what holds the values, and what hands them out. On the way down the order is:
 
-    calls end, then scrapes end, then the last values are kept, then the collector closes.
+    calls end, then scrapes end, then the last values are kept and pushed, then the collector closes.
     """
+    instance = uuid.uuid4()
     collector = Collector(
         max_label_values=settings.max_label_values,
         max_series=settings.max_series,
@@ -53,46 +52,30 @@ async def build(
         max_label_length=settings.max_label_length,
         stale_after=settings.otlp_stale_after,
     )
+    readout = Readout(collector.families, received.families, limit=settings.query_timeout)
     state = StateFolder(settings.state_path / "metrics")
-
-    def families() -> list[Family]:
-        return merged(collector.families(), received.families())
-
-    def scrape(accept: str = "", accept_encoding: str = "") -> Page:
-        return render(families(), accept=accept, accept_encoding=accept_encoding)
-
-    async def read() -> list[Family]:
-        return await _in_thread(families, settings.query_timeout)
+    forwarding = await _forwarding(settings, stack, readout, instance)
 
     async def keep() -> None:
-        await _in_thread(lambda: state.keep(lambda: scrape().body), settings.query_timeout)
+        await readout.on_thread(lambda: state.keep(lambda: readout.page().body))
+
+    async def flush() -> None:
+        await keep()
+        if forwarding is not None:
+            await forwarding.flush()
 
     stack.push_async_callback(keep)
-    binding.prepare(
-        parse_address(settings.http_listen, field="http_listen", listen=True), flag="--http-listen"
-    )
-    exporter = await stack.enter_async_context(
-        Exporter(
-            settings.http_listen,
-            scrape,
-            HttpLimits(
-                head_timeout=settings.http_head_timeout,
-                scrape_timeout=settings.http_scrape_timeout,
-                send_timeout=settings.http_send_timeout,
-                max_connections=settings.http_max_connections,
-            ),
-        )
-    )
+    exporter = await stack.enter_async_context(_exporter(settings, readout))
     state.announce(exporter.address)
     stack.callback(state.withdraw)
     servicer = MetricsServicer(
         collector,
-        read=read,
-        flush=keep,
+        read=readout.read,
+        flush=flush,
         stopping=health.stopping,
         stream_quiet=settings.stream_quiet,
     )
-    otlp = OtlpServicer(received, collector)
+    otlp = OtlpServicer(received, collector, instance=instance)
     return [
         Mount(SERVICE, partial(metrics_pb2_grpc.add_MetricsServiceServicer_to_server, servicer)),
         Mount(
@@ -102,12 +85,38 @@ async def build(
     ]
 
 
-async def _in_thread(work: Callable[[], _T], limit: float) -> _T:
-    try:
-        async with asyncio.timeout(limit):
-            return await asyncio.to_thread(work)
-    except TimeoutError as error:
-        raise DeadlineError(f"reading the metrics took longer than {limit:g} s") from error
+def _exporter(settings: MetricsSettings, readout: Readout) -> Exporter:
+    address = parse_address(settings.http_listen, field="http_listen", listen=True)
+    binding.prepare(address, flag="--http-listen")
+    limits = HttpLimits(
+        head_timeout=settings.http_head_timeout,
+        scrape_timeout=settings.http_scrape_timeout,
+        send_timeout=settings.http_send_timeout,
+        close_timeout=settings.http_close_timeout,
+        max_connections=settings.http_max_connections,
+    )
+    return Exporter(address, readout.page, limits)
+
+
+async def _forwarding(
+    settings: MetricsSettings, stack: AsyncExitStack, readout: Readout, instance: uuid.UUID
+) -> Forwarding | None:
+    if settings.otlp_endpoint is None:
+        return None
+    channel = await stack.enter_async_context(
+        open_channel(settings.otlp_endpoint, max_message_size=settings.max_message_size)
+    )
+    client = OtlpClient(
+        channel,
+        settings.otlp_endpoint,
+        push_timeout=settings.otlp_timeout,
+        instance=instance,
+    )
+
+    async def push() -> None:
+        await client.push(await readout.read())
+
+    return await stack.enter_async_context(Forwarding(push, interval=settings.otlp_interval))
 
 
 def main() -> int:

@@ -40,6 +40,16 @@ class MetricsSettings(ServiceSettings):
     """How long a sender of OTLP may say nothing before it makes room for another; exporters send each
     10 to 60 s."""
 
+    otlp_endpoint: str | None = None
+    """The address of another OpenTelemetry collector (OTLP over gRPC, plaintext) to send all values
+    to; empty for none."""
+
+    otlp_interval: Duration = Field(default=60.0, gt=0)
+    """How often to send all values there."""
+
+    otlp_timeout: Duration = 3.0
+    """How long that collector may take to answer; a stop may wait for two answers, within stop_timeout."""
+
     http_head_timeout: Duration = 75.0
     """How long an HTTP connection may wait for its next request to be whole; Prometheus asks each
     15 to 60 s and keeps its connection."""
@@ -49,6 +59,9 @@ class MetricsSettings(ServiceSettings):
 
     http_send_timeout: Duration = 10.0
     """How long a client may take to receive an answer."""
+
+    http_close_timeout: Duration = 2.0
+    """How long a stop waits for scrapes that are on their way to a client."""
 
     http_max_connections: int = Field(default=64, ge=1)
     """How many HTTP connections may be open; further ones are answered 503."""
@@ -62,7 +75,16 @@ class MetricsSettings(ServiceSettings):
     @field_validator("http_listen", mode="after")
     @classmethod
     def _http_listen(cls, value: str) -> str:
-        try:
-            return validate_address(value, field="http_listen", listen=True)
-        except InvalidRequestError as error:
-            raise ValueError(error.violations[0].description) from None
+        return _address(value, listen=True)
+
+    @field_validator("otlp_endpoint", mode="after")
+    @classmethod
+    def _otlp_endpoint(cls, value: str | None) -> str | None:
+        return _address(value, listen=False) if value else None
+
+
+def _address(text: str, *, listen: bool) -> str:
+    try:
+        return validate_address(text, listen=listen)
+    except InvalidRequestError as error:
+        raise ValueError(error.violations[0].description) from None

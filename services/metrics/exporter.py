@@ -10,12 +10,15 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Final, Self
 
-from services.common.addresses import Address, parse_address
+from services.common import binding
+from services.common.addresses import Address
 from services.common.logs import get_logger
 
 from .exposition import Page
 from .request import MAX_HEAD, BadRequest, Request, read_request
 
+# One connection too many is told so, if it asks soon; a flood of silent ones is let go.
+_REFUSAL_TIMEOUT: Final = 1.0
 _METHODS: Final = ("GET", "HEAD")
 _HEALTHY: Final = Page(b"ok\n", "text/plain; charset=utf-8")
 _log = get_logger(__name__)
@@ -31,6 +34,8 @@ class HttpLimits:
     """Seconds to render the values."""
     send_timeout: float
     """Seconds for the client to take an answer."""
+    close_timeout: float
+    """Seconds that a stop waits for answers that are on their way."""
     max_connections: int
 
 
@@ -41,12 +46,15 @@ class Exporter:
     series takes long enough to be felt by the calls that are served meanwhile.
     """
 
-    def __init__(self, listen: str, scrape: Callable[[str, str], Page], limits: HttpLimits) -> None:
-        """Prepare to listen on `host:port` (0 for any free port) or `unix:/path`."""
-        self._listen = parse_address(listen, field="http_listen", listen=True)
+    def __init__(
+        self, listen: Address, scrape: Callable[[str, str], Page], limits: HttpLimits
+    ) -> None:
+        """Prepare to listen there; port 0 takes any free one."""
+        self._listen = listen
         self._scrape = scrape
         self._limits = limits
         self._server: asyncio.Server | None = None
+        self._socket: tuple[int, int] | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
     @property
@@ -63,6 +71,7 @@ class Exporter:
             self._server = await asyncio.start_unix_server(
                 self._connected, self._listen.path, limit=MAX_HEAD
             )
+            self._socket = binding.identity(self._listen)
         else:
             self._server = await asyncio.start_server(
                 self._connected, self._listen.host, self._listen.port, limit=MAX_HEAD
@@ -79,14 +88,15 @@ class Exporter:
         """Stop listening, and let answers that are on their way arrive."""
         assert self._server is not None
         self._server.close()
+        binding.release(self._listen, self._socket)
         if self._connections:
-            # Idle connections wait in a read; those that answer have the time of one answer.
+            # Those that wait for a request will not get one.
             for task in self._connections:
                 if task.get_name() == _IDLE:
                     task.cancel()
             _, late = await asyncio.wait(
                 self._connections,
-                timeout=self._limits.scrape_timeout + self._limits.send_timeout,
+                timeout=self._limits.close_timeout,
             )
             for task in late:
                 task.cancel()
@@ -116,8 +126,10 @@ class Exporter:
         while True:
             # A connection that is not in the middle of an answer may be cut at any time.
             task.set_name(_IDLE)
+            full = len(self._connections) > self._limits.max_connections
+            limit = self._limits.head_timeout
             try:
-                async with asyncio.timeout(self._limits.head_timeout):
+                async with asyncio.timeout(min(limit, _REFUSAL_TIMEOUT) if full else limit):
                     request = await read_request(reader)
             except BadRequest as bad:
                 task.set_name(_ANSWERING)
@@ -127,9 +139,12 @@ class Exporter:
             task.set_name(_ANSWERING)
             if request is None:
                 return
-            status, page = await self._answer(request)
+            if full:
+                status, page = HTTPStatus.SERVICE_UNAVAILABLE, _text("too many connections")
+            else:
+                status, page = await self._answer(request)
             assert self._server is not None
-            keep_alive = request.keep_alive and self._server.is_serving()
+            keep_alive = request.keep_alive and not full and self._server.is_serving()
             await self._send(
                 writer, status, page, keep_alive=keep_alive, body=request.method != "HEAD"
             )
@@ -137,8 +152,6 @@ class Exporter:
                 return
 
     async def _answer(self, request: Request) -> tuple[HTTPStatus, Page]:
-        if len(self._connections) > self._limits.max_connections:
-            return HTTPStatus.SERVICE_UNAVAILABLE, _text("too many connections")
         if request.path not in ("/metrics", "/healthz"):
             return HTTPStatus.NOT_FOUND, _text("not found; see /metrics")
         if request.method not in _METHODS:

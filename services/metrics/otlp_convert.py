@@ -1,28 +1,35 @@
-"""From OpenTelemetry's messages to points."""
+"""From OpenTelemetry's messages to points, and from families to OpenTelemetry's messages."""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 
-from .family import Histogram, Kind
+from .family import Family, Histogram, Kind
 from .received import Point
 
 _NO_VALUE: Final = metrics_pb2.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
 _TOTAL: Final = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
 _SERVICE: Final = "service.name"
+_INSTANCE: Final = "service.instance.id"
 
 
-def points(request: pb.ExportMetricsServiceRequest) -> Iterator[Point | str]:
-    """Yield each point, or a text where one is of a kind that has no place here."""
+def points(request: pb.ExportMetricsServiceRequest, *, own: str) -> Iterator[Point | str]:
+    """Yield each point, or a text where one is of a kind that has no place here.
+
+    What the instance `own` sent (that is: we) is left out. It would be added to what it came from.
+    """
     for resource in request.resource_metrics:
         attributes = _labels(resource.resource.attributes)
+        if attributes.get(_INSTANCE) == own:
+            yield "the values come from here: this service is told to forward to itself"
+            continue
         source = json.dumps(sorted(attributes.items()))
         service = attributes.get(_SERVICE, "")
         for scope in resource.scope_metrics:
@@ -32,6 +39,46 @@ def points(request: pb.ExportMetricsServiceRequest) -> Iterator[Point | str]:
                         yield point
                     else:
                         yield _point(metric, point, f"{source}{scope.scope.name}", service)
+
+
+def request(
+    families: Iterable[Family], *, instance: str, start: int, now: int
+) -> pb.ExportMetricsServiceRequest:
+    """Return the message with all values as totals since `start`; both are nanoseconds since 1970."""
+    made = pb.ExportMetricsServiceRequest()
+    resource = made.resource_metrics.add()
+    for key, text in ((_SERVICE, "corral-metrics"), (_INSTANCE, instance)):
+        resource.resource.attributes.add(key=key, value=AnyValue(string_value=text))
+    scope = resource.scope_metrics.add()
+    scope.scope.name = "corral"
+    for family in families:
+        metric = scope.metrics.add(
+            name=family.name, description=family.description, unit=family.unit
+        )
+        for labels, value in family.series.items():
+            facts: Any = {
+                "attributes": [
+                    KeyValue(key=key, value=AnyValue(string_value=text)) for key, text in labels
+                ],
+                "start_time_unix_nano": start,
+                "time_unix_nano": now,
+            }
+            if isinstance(value, Histogram):
+                metric.histogram.aggregation_temporality = _TOTAL
+                metric.histogram.data_points.add(
+                    count=value.count,
+                    sum=value.sum,
+                    explicit_bounds=value.bounds,
+                    bucket_counts=value.counts,
+                    **facts,
+                )
+            elif family.kind is Kind.COUNTER:
+                metric.sum.aggregation_temporality = _TOTAL
+                metric.sum.is_monotonic = True
+                metric.sum.data_points.add(as_double=value, **facts)
+            else:
+                metric.gauge.data_points.add(as_double=value, **facts)
+    return made
 
 
 def _of_metric(metric: metrics_pb2.Metric) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import Counter
 from typing import Any, Final
 
@@ -23,8 +24,9 @@ _REASONS: Final = 3
 class OtlpServicer(metrics_service_pb2_grpc.MetricsServiceServicer):
     """Takes exports."""
 
-    def __init__(self, received: Received, collector: Collector) -> None:
-        """Keep the points in `received`, and count them in `collector`."""
+    def __init__(self, received: Received, collector: Collector, *, instance: uuid.UUID) -> None:
+        """Keep the points in `received`, and count them in `collector`; `instance` is this process."""
+        self._own = str(instance)
         self._received = received
         self._collector = collector
 
@@ -34,7 +36,7 @@ class OtlpServicer(metrics_service_pb2_grpc.MetricsServiceServicer):
         """Take all points that can be taken, and say how many could not, and why."""
         reasons: Counter[str] = Counter()
         number = 0
-        for number, point in enumerate(otlp_convert.points(request), 1):
+        for number, point in enumerate(otlp_convert.points(request, own=self._own), 1):
             if reason := point if isinstance(point, str) else self._received.offer(point):
                 reasons[reason] += 1
             if number % _SLICE == 0:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -398,6 +399,32 @@ async def test_calls_that_were_answered_during_a_stop_are_counted(service: Servi
     last = parsed((service.state / "last.prom").read_bytes())
     # What was answered is there; what was not may be.
     assert 1 + answered <= total(last["api_call"], "_count") <= 201
+
+
+async def test_a_stop_does_not_wait_for_idle_or_stalled_scrapers(service: Service) -> None:
+    host, _, port = service.http.rpartition(":")
+    idle = await asyncio.open_connection(host, int(port))
+    half = await asyncio.open_connection(host, int(port))
+    half[1].write(b"GET /metrics HTTP/1.1\r\n")
+    await service.scrape()
+    begun = time.monotonic()
+    assert await service.stop() == 0
+    assert time.monotonic() - begun < 3
+    for _, writer in (idle, half):
+        writer.close()
+
+
+async def test_scrapes_over_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "http.sock"
+    async with running(tmp_path, f"--http-listen=unix:{path}") as service:
+        assert service.http == f"unix:{path}"
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+        async with asyncio.timeout(DEADLINE):
+            assert (await reader.read()).endswith(b"ok\n")
+        writer.close()
+        assert await service.stop() == 0
+        assert not path.exists()
 
 
 async def test_an_address_that_is_taken(tmp_path: Path, inside: Service) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from grpc import aio
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 from opentelemetry.proto.common.v1 import common_pb2
@@ -15,6 +18,10 @@ from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
 
+from corral.metrics.v1.metrics_pb2 import FlushRequest
+from services.common.channels import call
+from services.common.errors import ServiceUnreachableError
+from services.common.tasks import wait_until
 from services.metrics.instruments import SECONDS
 from tests.integration.test_metrics import DEADLINE, Service, running, running_here, total
 
@@ -166,3 +173,97 @@ async def test_what_was_exported_before_a_stop_is_kept(tmp_path: Path) -> None:
         await export(service, sender.request())
         assert await service.stop() == 0
         assert b'c_total{service="web"} 7.0' in (service.state / "last.prom").read_bytes()
+
+
+class Endpoint(metrics_service_pb2_grpc.MetricsServiceServicer):
+    """A collector that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.requests: list[pb.ExportMetricsServiceRequest] = []
+        self.address = ""
+
+    async def Export(self, request: pb.ExportMetricsServiceRequest, context: object) -> object:
+        self.requests.append(request)
+        return pb.ExportMetricsServiceResponse()
+
+    def count(self) -> int:
+        """Return the number of calls in the newest push."""
+        metrics = self.requests[-1].resource_metrics[0].scope_metrics[0].metrics
+        (found,) = (metric for metric in metrics if metric.name == "api_call")
+        return sum(point.count for point in found.histogram.data_points)
+
+    @asynccontextmanager
+    async def serving(self, address: str = "127.0.0.1:0") -> AsyncIterator[Endpoint]:
+        server = aio.server(options=[("grpc.so_reuseport", 0)])
+        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(self, server)
+        self.address = f"127.0.0.1:{server.add_insecure_port(address)}"
+        await server.start()
+        try:
+            yield self
+        finally:
+            await server.stop(None)
+
+
+async def test_values_are_pushed_at_intervals_on_demand_and_at_the_end(tmp_path: Path) -> None:
+    async with Endpoint().serving() as endpoint:
+        flags = (f"--otlp-endpoint={endpoint.address}", "--otlp-interval=100ms")
+        async with running(tmp_path / "a", *flags) as service:
+            await service.observe()
+
+            def pushed() -> bool:
+                return len(endpoint.requests) > 2 and endpoint.count() == 1
+
+            await wait_until(pushed, timeout=DEADLINE, what="the push")
+        flags = (f"--otlp-endpoint={endpoint.address}", "--otlp-interval=1h")
+        async with running(tmp_path / "b", *flags) as service:
+            endpoint.requests.clear()
+            await service.observe()
+            await call(service.stub.Flush, FlushRequest(), timeout=DEADLINE)
+            assert endpoint.count() == 1
+            await service.observe()
+            assert await service.stop() == 0
+            assert endpoint.count() == 2
+
+
+async def test_an_endpoint_that_is_away_loses_nothing(tmp_path: Path) -> None:
+    endpoint = Endpoint()
+    async with endpoint.serving():
+        pass
+    flags = (f"--otlp-endpoint={endpoint.address}", "--otlp-interval=100ms")
+    async with running(tmp_path, *flags) as service:
+        await service.observe()
+        with pytest.raises(ServiceUnreachableError, match=endpoint.address):
+            await call(service.stub.Flush, FlushRequest(), timeout=DEADLINE)
+        async with endpoint.serving(endpoint.address):
+
+            def pushed() -> bool:
+                return bool(endpoint.requests) and endpoint.count() == 1
+
+            await wait_until(pushed, timeout=DEADLINE, what="the push")
+        await service.observe()
+        assert await service.stop() == 0
+        assert b"api_call_count" in (service.state / "last.prom").read_bytes()
+
+
+async def test_what_is_forwarded_arrives_in_another_metrics_service(tmp_path: Path) -> None:
+    async with running_here(tmp_path / "b") as second:
+        flags = (f"--otlp-endpoint={second.address}", "--otlp-interval=1h")
+        async with running(tmp_path / "a", *flags) as first:
+            await first.observe(seconds=0.3)
+            for _ in range(3):
+                await call(first.stub.Flush, FlushRequest(), timeout=DEADLINE)
+        family = (await second.scrape())["api_call"]
+        assert total(family, "_count") == 1
+        assert total(family, "_sum") == pytest.approx(0.3)
+
+
+async def test_forwarding_to_itself_counts_nothing_twice(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = (f"--otlp-endpoint={address}", "--otlp-interval=1h")
+    async with running(tmp_path, *flags, listen=address) as service:
+        await service.observe()
+        for _ in range(3):
+            await call(service.stub.Flush, FlushRequest(), timeout=DEADLINE)
+        assert total((await service.scrape())["api_call"], "_count") == 1

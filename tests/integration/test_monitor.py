@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -299,3 +301,34 @@ async def test_a_loader_that_is_away_and_comes_back(tmp_path: Path) -> None:
                         break
                     except ServiceUnreachableError:
                         assert time.monotonic() < deadline
+
+
+async def test_the_process_of_the_monitor(tmp_path: Path) -> None:
+    async with LoaderFake().serving() as loader:
+        running_monitor = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("corral-monitor"),
+            "--listen=127.0.0.1:0",
+            f"--loader={loader.address}",
+            "--metrics=",
+            f"--state-path={tmp_path}",
+            "--log-level=error",
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert running_monitor.stdout is not None
+            async with asyncio.timeout(10):
+                words = (await running_monitor.stdout.readline()).decode().split()
+            assert words[:2] == ["ready", "monitor"]
+            with child(IDLE) as process:
+                loader.models["m"] = running(process, "ok")
+                async with open_channel(words[2]) as channel:
+                    world = World(loader, monitor_pb2_grpc.MonitorServiceStub(channel))
+                    assert (await world.status()).state == State.STATE_READY
+            running_monitor.terminate()
+            async with asyncio.timeout(10):
+                assert await running_monitor.wait() == 0
+                assert await running_monitor.stdout.read() == b""
+        finally:
+            if running_monitor.returncode is None:
+                running_monitor.kill()
+                await running_monitor.wait()
