@@ -17,10 +17,8 @@ from services.common.errors import InvalidRequestError
 
 from .family import Family, Histogram, Kind, Value, labels_of
 from .instruments import (
-    ACCEPTED,
-    API_CALL,
     API_CALL_LABELS,
-    REJECTED,
+    Counts,
     Instruments,
     views,
 )
@@ -71,20 +69,15 @@ class Collector:
             raise InvalidRequestError(
                 "OTEL_SDK_DISABLED is set: calls would be acknowledged and lost; unset it"
             )
-        self._instruments = Instruments(meter)
+        self._counts = Counts()
+        self._instruments = Instruments(meter, self._counts)
         self._instruments.build_info.set(1, _build())
-        # From the start, so that a rate over the first of them can be seen.
-        for outcome in (ACCEPTED, REJECTED):
-            self._instruments.reported_calls.add(0, {"outcome": outcome})
-            self._instruments.otlp_points.add(0, {"outcome": outcome})
-        self._instruments.folded.add(0, {"metric": API_CALL})
-        self._recorded = 0
         self._closed = False
 
     @property
     def recorded_calls(self) -> int:
         """How many calls were counted since the start."""
-        return self._recorded
+        return self._counts.accepted_calls
 
     def observe(self, call: Call) -> None:
         """Count one call; it is in whatever is read after the return.
@@ -94,17 +87,16 @@ class Collector:
         try:
             self._check(call)
         except InvalidRequestError:
-            self._instruments.reported_calls.add(1, {"outcome": REJECTED})
+            self._counts.rejected_calls += 1
             raise
         values = (call.method, call.path, call.status, call.service)
         counted = self._bound.admit(values)
         if counted != values:
-            self._instruments.folded.add(1, {"metric": API_CALL})
+            self._counts.folded_calls += 1
         self._instruments.api_call.record(
             call.seconds, dict(zip(API_CALL_LABELS, counted, strict=True))
         )
-        self._instruments.reported_calls.add(1, {"outcome": ACCEPTED})
-        self._recorded += 1
+        self._counts.accepted_calls += 1
 
     def observe_all(self, calls: Iterable[Call]) -> tuple[int, int]:
         """Count many calls; return how many were counted and how many were malformed."""
@@ -120,8 +112,8 @@ class Collector:
 
     def count_points(self, *, accepted: int, rejected: int) -> None:
         """Count data points that came over OTLP."""
-        self._instruments.otlp_points.add(accepted, {"outcome": ACCEPTED})
-        self._instruments.otlp_points.add(rejected, {"outcome": REJECTED})
+        self._counts.accepted_points += accepted
+        self._counts.rejected_points += rejected
 
     def families(self) -> list[Family]:
         """Return all metrics as they are now."""

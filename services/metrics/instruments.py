@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import Meter, Observation
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 
 from .family import Kind
@@ -56,25 +57,51 @@ def views() -> list[View]:
     ]
 
 
+@dataclass(slots=True)
+class Counts:
+    """What this service counts of its own work; plain numbers, since each call adds to them."""
+
+    accepted_calls: int = 0
+    rejected_calls: int = 0
+    folded_calls: int = 0
+    accepted_points: int = 0
+    rejected_points: int = 0
+
+
 class Instruments:
     """The instruments, made once on one meter."""
 
-    def __init__(self, meter: Meter) -> None:
-        """Make them all."""
+    def __init__(self, meter: Meter, counts: Counts) -> None:
+        """Make them all; the counts are read at each collection."""
         self.api_call = meter.create_histogram(
             API_CALL, unit="s", description="Duration of API calls in seconds."
-        )
-        self.reported_calls = meter.create_counter(
-            REPORTED_CALLS, unit="1", description="Calls reported to the metrics service."
-        )
-        self.folded = meter.create_counter(
-            FOLDED,
-            unit="1",
-            description="Observations counted as `other` because a limit of labels was reached.",
-        )
-        self.otlp_points = meter.create_counter(
-            OTLP_POINTS, unit="1", description="Data points received over OTLP."
         )
         self.build_info = meter.create_gauge(
             BUILD_INFO, unit="1", description="What runs; always 1."
         )
+        # Observed, not added to: a synchronous counter would make each call half as dear again.
+        meter.create_observable_counter(
+            REPORTED_CALLS,
+            [lambda _: _outcomes(counts.accepted_calls, counts.rejected_calls)],
+            unit="1",
+            description="Calls reported to the metrics service.",
+        )
+        meter.create_observable_counter(
+            FOLDED,
+            [lambda _: [Observation(counts.folded_calls, {"metric": API_CALL})]],
+            unit="1",
+            description="Observations counted as `other` because a limit of labels was reached.",
+        )
+        meter.create_observable_counter(
+            OTLP_POINTS,
+            [lambda _: _outcomes(counts.accepted_points, counts.rejected_points)],
+            unit="1",
+            description="Data points received over OTLP.",
+        )
+
+
+def _outcomes(accepted: int, rejected: int) -> list[Observation]:
+    return [
+        Observation(accepted, {"outcome": ACCEPTED}),
+        Observation(rejected, {"outcome": REJECTED}),
+    ]
