@@ -152,8 +152,7 @@ def _what(view: dict[str, Any]) -> str:
     if view["cancel_requested"]:
         return "cancelling"
     name = text.clip(view["file"].rpartition("/")[2], _FILE_WIDTH)
-    what = f"{view['phase']} {name}".strip()
-    return f"{what} (waits for another operation)" if view["phase"] == "queued" else what
+    return f"{view['phase']} {name}".strip()
 
 
 def _amount(view: dict[str, Any]) -> str:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from typing import Final, TypeVar
 
+from corral.gallery.v1 import gallery_pb2
 from corral.loader.v1 import loader_pb2
 from services.cli import text, views
 from services.cli.clients import Clients
 from services.cli.failures import Failure
 from services.cli.output import Output
 from services.cli.progress import Waiting, spinner
-from services.common.errors import CorralError, DeadlineError
+from services.common.errors import CorralError, DeadlineError, ModelNotFoundError
 
 _T = TypeVar("_T")
+_PAGE: Final = 1000
+# Advice on a failure is a courtesy: it must not delay the failure much.
+_ADVICE_TIMEOUT: Final = 2.0
 _STATE = loader_pb2.Model.State
 _WORDS: Final = {
     _STATE.STATE_UNLOADED: "is not loaded",
@@ -92,7 +97,38 @@ async def ensure_loaded(
 async def get(clients: Clients, name: str) -> loader_pb2.Model:
     """Return a model, or say what to do if there is none of that name."""
     request = loader_pb2.GetModelRequest(name=name)
-    return (await clients.call("loader", clients.loader.GetModel, request)).model
+    try:
+        return (await clients.call("loader", clients.loader.GetModel, request)).model
+    except ModelNotFoundError as error:
+        if hint := await _advice(clients, views.bare(name)):
+            text = f"there is no model {views.bare(name)!r} here"
+            raise Failure(text, hint, reason=error.reason) from error
+        raise
+
+
+async def _advice(clients: Clients, name: str) -> str:
+    """Return what somebody who asked for a missing model may have meant; empty if nothing is near."""
+    with suppress(CorralError, Failure):
+        models = await clients.call(
+            "loader",
+            clients.loader.ListModels,
+            loader_pb2.ListModelsRequest(page_size=_PAGE),
+            timeout=_ADVICE_TIMEOUT,
+        )
+        names = [views.bare(model.name) for model in models.models]
+        near = difflib.get_close_matches(name, names, n=1)
+        near += [other for other in names if name.lower() in other.lower()]
+        if near:
+            return f"did you mean {near[0]}? list all with `corral models`"
+    with suppress(CorralError, Failure):
+        offered = await clients.call(
+            "gallery",
+            clients.gallery.GetModelEntry,
+            gallery_pb2.GetModelEntryRequest(name=name),
+            timeout=_ADVICE_TIMEOUT,
+        )
+        return f"install it first: `corral install {offered.entry.id}`"
+    return ""
 
 
 @asynccontextmanager
