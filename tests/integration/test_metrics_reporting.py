@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,8 +15,12 @@ from grpc import aio
 
 from corral.metrics.v1 import metrics_pb2 as pb
 from corral.metrics.v1 import metrics_pb2_grpc
+from corral.monitor.v1 import monitor_pb2_grpc
+from corral.monitor.v1.monitor_pb2 import GetStatusRequest
 from services.common.backoff import Backoff
 from services.common.calls import CallRecord
+from services.common.channels import call, open_channel
+from services.common.errors import ServiceUnreachableError
 from services.common.reporting import CallReporter
 from services.common.tasks import wait_until
 from tests.integration.test_metrics import running, total
@@ -243,3 +248,41 @@ async def test_the_real_service_is_killed_and_started_again(tmp_path: Path) -> N
     assert "/a.B/Last" in paths
     # Those that were on their way when the service died are lost, and said to be.
     assert counted == observer.reported - 100 == 101 - observer.dropped
+
+
+async def test_a_service_reports_its_calls_to_the_last(tmp_path: Path) -> None:
+    async with running(tmp_path) as metrics:
+        monitor = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("corral-monitor"),
+            "--listen=127.0.0.1:0",
+            "--loader=127.0.0.1:1",
+            f"--metrics={metrics.address}",
+            f"--state-path={tmp_path}",
+            "--log-level=error",
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert monitor.stdout is not None
+            async with asyncio.timeout(10):
+                address = (await monitor.stdout.readline()).decode().split()[2]
+            async with open_channel(address) as channel:
+                stub = monitor_pb2_grpc.MonitorServiceStub(channel)
+                for _ in range(3):
+                    with pytest.raises(ServiceUnreachableError):
+                        await call(stub.GetStatus, GetStatusRequest(model="m"), timeout=10)
+            monitor.terminate()
+            async with asyncio.timeout(10):
+                assert await monitor.wait() == 0
+        finally:
+            if monitor.returncode is None:
+                monitor.kill()
+                await monitor.wait()
+        family = (await metrics.scrape())["api_call"]
+        (count,) = (sample for sample in family.samples if sample.name == "api_call_count")
+        assert count.labels == {
+            "method": "GRPC",
+            "path": "/corral.monitor.v1.MonitorService/GetStatus",
+            "status": "UNAVAILABLE",
+            "service": "monitor",
+        }
+        assert count.value == 3
