@@ -68,6 +68,12 @@ def children(pid: int) -> list[int]:
     return []
 
 
+def cpu_seconds(pid: int) -> float:
+    """The processor time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def environment(**more: str) -> dict[str, str]:
     """The environment the loader gives a backend."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("LOCALAI_", "LLAMACPP_"))}
