@@ -215,10 +215,22 @@ class Operations:
         self._tasks[operation.name] = task
 
     async def _run(self, operation: Operation) -> None:
+        try:
+            async with self._turn(operation.target):
+                await self._work(operation)
+        except asyncio.CancelledError:
+            # While it waited for its turn; without a request it is the service that stops.
+            if not operation.cancel_requested or operation.ending:
+                raise
+            await self._end(operation, error=_cancelled(operation))
+        await self._prune()
+        self._when_idle()
+
+    async def _work(self, operation: Operation) -> None:
         result: Mapping[str, Any] | None = None
         error: CorralError | None = None
         try:
-            async with self._turn(operation.target), self._slots:
+            async with self._slots:
                 operation.start_time = time.time()
                 operation.progress.enter(Phase.RESOLVING)
                 await self._save(operation)
@@ -237,8 +249,6 @@ class Operations:
                 f"internal error; the service's log has the details under {operation.name}"
             )
         await self._end(operation, result=result, error=error)
-        await self._prune()
-        self._when_idle()
 
     async def _end(
         self,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ class Client:
 
     channel: aio.Channel
     models: Path
+    health: HealthServicer = field(default_factory=HealthServicer)
 
     @property
     def gallery(self) -> Any:
@@ -209,22 +210,22 @@ async def gallery(config: GallerySettings) -> AsyncIterator[Client]:
             serving(name="gallery", settings=config, mounts=mounts, health=health) as server,
             aio.insecure_channel(server.address) as channel,
         ):
-            yield Client(channel, config.models_path)
+            yield Client(channel, config.models_path, health)
 
 
 @contextmanager
 def process(config: GallerySettings, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run the real command; yields the process and its address. Killed at the end, whatever happens."""
     flags = []
-    for field in type(config).model_fields:
-        value = getattr(config, field)
-        if field == "galleries":
+    for setting in type(config).model_fields:
+        value = getattr(config, setting)
+        if setting == "galleries":
             rows = [{"name": item.name, "url": item.url} for item in value.items]
             value = json.dumps(rows)
         if isinstance(value, bool):
-            flags.append(f"--{'' if value else 'no-'}{field.replace('_', '-')}")
+            flags.append(f"--{'' if value else 'no-'}{setting.replace('_', '-')}")
         elif value is not None and value != "":
-            flags.append(f"--{field.replace('_', '-')}={value}")
+            flags.append(f"--{setting.replace('_', '-')}={value}")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos' / 'gen'}"}
     with log.open("ab") as stderr:
         child = subprocess.Popen(

