@@ -16,8 +16,9 @@ $(READY): pyproject.toml scripts/bootstrap.sh
 	@scripts/bootstrap.sh $(VENV)
 	@touch $@
 
-gen: $(READY) ## Regenerate the Python stubs from protos/
+gen: $(READY) ## Regenerate what is generated: the stubs from protos/, the tables of the README
 	$(BIN)/python scripts/gen_protos.py
+	$(BIN)/python scripts/gen_readme.py
 
 fmt: $(READY) ## Format code and protos
 	$(BIN)/ruff format .

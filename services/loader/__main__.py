@@ -39,7 +39,7 @@ async def build(
     settings: LoaderSettings, stack: AsyncExitStack, health: HealthServicer
 ) -> Sequence[AnyMount]:
     """Put the loader together; what is entered on the stack ends in reverse order."""
-    marker = f"CORRAL_LOADER={uuid.uuid4().hex}"
+    marker = f"CORRAL_LOADER_ID={uuid.uuid4().hex}"
     guard = await stack.enter_async_context(Guard(marker))
     tasks = await stack.enter_async_context(Background())
     backends = BackendCatalog(settings.backends_path, settings.external_backend, bundled_backends())

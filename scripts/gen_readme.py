@@ -1,0 +1,77 @@
+"""Write the README's configuration tables from the settings classes; --check fails when they are stale."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from services.common.config import FieldDoc, ServiceSettings, describe
+from services.gallery.config import GallerySettings
+from services.loader.config import LoaderSettings
+from services.metrics.config import MetricsSettings
+from services.monitor.config import MonitorSettings
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
+SERVICES: tuple[type[ServiceSettings], ...] = (
+    LoaderSettings,
+    GallerySettings,
+    MonitorSettings,
+    MetricsSettings,
+)
+
+
+def tables() -> str:
+    """Return the tables: what all services share, then each service's own."""
+    shared = {doc.name: doc for doc in describe(ServiceSettings)}
+    parts = [_table("All services", "CORRAL_<SERVICE>_…", list(shared.values()), shared=True)]
+    for cls in SERVICES:
+        own = [doc for doc in describe(cls) if _differs(doc, shared.get(doc.name))]
+        parts.append(_table(f"`corral-{cls.service}`", f"CORRAL_{cls.service.upper()}_…", own))
+    return "\n".join(parts)
+
+
+def _differs(doc: FieldDoc, base: FieldDoc | None) -> bool:
+    return base is None or doc.default != base.default
+
+
+def _table(title: str, prefix: str, docs: list[FieldDoc], *, shared: bool = False) -> str:
+    lines = [
+        f"<details><summary>{title} (<code>{prefix.replace('<', '&lt;')}</code>)</summary>",
+        "",
+        "| Flag | Variable | Default | What |",
+        "|---|---|---|---|",
+    ]
+    for doc in docs:
+        env = [f"`…_{doc.name.upper()}`" if shared else f"`{doc.env}`"]
+        env += [f"`{name}`" for name in doc.localai_env]
+        cells = (
+            f"`{doc.flag}`",
+            ", ".join(env),
+            f"`{doc.default}`" if doc.default else "",
+            doc.help,
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, "", "</details>", ""])
+
+
+def main() -> int:
+    """Write or check; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail when the tables are stale")
+    check = parser.parse_args().check
+    text = README.read_text()
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    fresh = f"{head}{BEGIN}\n{tables()}\n{END}{tail}"
+    if check:
+        if fresh != text:
+            print("README.md's configuration tables are stale: run `make gen`", file=sys.stderr)
+        return fresh != text
+    README.write_text(fresh)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
