@@ -108,9 +108,9 @@ class Gateway(grpc.GenericRpcHandler):
         async def behaviour(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
             async with self._passage(method, request, context) as (call, failed):
                 try:
+                    response: bytes = await call
                     if initial := await call.initial_metadata():
                         await context.send_initial_metadata(_passed_back(initial))
-                    response: bytes = await call
                 except (grpc.RpcError, asyncio.CancelledError) as error:
                     await failed(error)
                 await _finish(call, context)
