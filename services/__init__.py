@@ -1,0 +1,1 @@
+"""The application: the four services, what they share, and the command line."""
