@@ -21,7 +21,7 @@ gen: $(READY) ## Regenerate what is generated: the stubs from protos/, the table
 	$(BIN)/python scripts/gen_readme.py
 
 baseline: $(READY) ## Take the contracts as they are for the ones that later changes must not break
-	$(BIN)/buf build --path protos/corral --exclude-source-info -o protos/baseline.binpb
+	$(BIN)/buf build --exclude-source-info -o protos/baseline.binpb
 
 fmt: $(READY) ## Format code and protos
 	$(BIN)/ruff format .
@@ -35,7 +35,7 @@ check: $(READY) ## Everything that holds without running the program: format, li
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format -d --exit-code --path protos/corral
-	$(BIN)/buf breaking --path protos/corral --exclude-imports --against protos/baseline.binpb
+	$(BIN)/buf breaking --against protos/baseline.binpb
 	$(BIN)/python scripts/gen_protos.py --check
 	$(BIN)/python scripts/gen_readme.py --check
 
