@@ -227,8 +227,14 @@ class ModelHost:
     async def _detached(self, work: Coroutine[Any, Any, R]) -> R:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
         return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        # Looked at here, since a cancelled caller does not.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("ended with %r", error)
 
     async def _ready_engine(self) -> Engine:
         if self._engine is None or not self._engine.alive:

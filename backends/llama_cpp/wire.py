@@ -88,8 +88,8 @@ class Exchange:
         async for piece in self.pieces():
             *events, pending = (pending + piece).split(b"\n\n")
             for event in events:
-                _, _, data = event.partition(b": ")
-                if data and data != b"[DONE]":
+                kind, _, data = event.partition(b": ")
+                if kind in (b"data", b"error") and data != b"[DONE]":
                     yield json.loads(data)
 
     async def anything(self) -> None:

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-REFUSED, FAILED = 2, 1
+FAILED, REFUSED, INCOMPLETE = 1, 2, 3
 
 
 def _die_with(parent: int) -> None:
@@ -83,8 +83,11 @@ def main() -> int:
     try:
         import xllamacpp
     except ImportError as error:
-        _answer(answer, "failed", f"xllamacpp can not be imported: {error}")
-        return FAILED
+        sys.stderr.write(
+            f"llama-cpp: xllamacpp can not be imported: {error}; "
+            "run: pip install 'corral[llama-cpp]'\n"
+        )
+        return INCOMPLETE
     line = sys.stdin.readline()
     if not line:
         return 0

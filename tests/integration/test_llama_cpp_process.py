@@ -148,6 +148,34 @@ def test_missing_packages_are_named(tmp_path: Path) -> None:
     assert "pip install" in result.stderr
 
 
+def test_a_broken_engine_is_told(tmp_path: Path) -> None:
+    """The package is there, but its native library does not load."""
+    (tmp_path / "xllamacpp").mkdir()
+    (tmp_path / "xllamacpp" / "__init__.py").write_text("raise ImportError('no libgomp')\n")
+    run = Backend.start("127.0.0.1:0", tmp_path, PYTHONPATH=str(tmp_path))
+    assert run.process.wait(STOP_TIMEOUT) == 3
+    run.stop()
+    assert "no libgomp" in run.errors()
+    assert "pip install" in run.errors()
+
+
+def test_installed_beside_an_environment(tmp_path: Path, models: Path) -> None:
+    """As a wheel puts it: the environment's own interpreter is found."""
+    environment_ = tmp_path / "venv"
+    copy = shutil.copytree(RUN.parent, environment_ / "share/corral/backends/llama_cpp")
+    (environment_ / "pyvenv.cfg").touch()
+    (environment_ / "bin").mkdir()
+    python = environment_ / "bin" / "python3"
+    python.write_text(f'#!/bin/sh\necho "this one" >&2\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    run = Backend.start("127.0.0.1:0", tmp_path, run=copy / "run.sh", CORRAL_PYTHON="")
+    try:
+        assert run.load(models / "count.gguf").success
+        assert "this one" in run.errors()
+    finally:
+        assert run.stop() == 0
+
+
 @pytest.mark.parametrize("address", ["nonsense", "unix:", "127.0.0.1:99999", "unix:/" + "x" * 200])
 def test_bad_addresses(address: str) -> None:
     result = subprocess.run(
