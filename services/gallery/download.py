@@ -28,7 +28,7 @@ from .progress import FileProgress, Phase
 from .retry import Patience, persist
 from .sources import LocalFile, Located, Remote, Sources
 from .staging import Stage, forget
-from .threads import to_end
+from .threads import stoppable, to_end
 from .transfer import Transfer, guarded, mismatch, open_disk
 from .web import Web, public
 
@@ -160,9 +160,8 @@ class Downloader:
         transfer = Transfer(self._web, located, stage, stage.archive, progress, located.sha256)
         await self._persist(transfer.run, candidates, progress)
         progress.enter(Phase.EXTRACTING)
-        stop = threading.Event()
 
-        def work() -> str:
+        def work(stop: threading.Event) -> str:
             return extract(
                 stage.archive,
                 located.member,
@@ -173,7 +172,7 @@ class Downloader:
             )
 
         try:
-            found = await _stoppable(work, stop)
+            found = await stoppable(work)
         except _SOURCE_ERRORS:
             await to_end(forget, stage.archive)
             raise
@@ -184,12 +183,11 @@ class Downloader:
         progress.resize(located.size)
         progress.at(0)
         loop = asyncio.get_running_loop()
-        stop = threading.Event()
 
         def arrived(count: int) -> None:
             loop.call_soon_threadsafe(progress.arrived, count)
 
-        return await _stoppable(lambda: _copied(located.path, stage.part, stop, arrived), stop)
+        return await stoppable(lambda stop: _copied(located.path, stage.part, stop, arrived))
 
     def _agreed(self, located: Located, candidates: Candidates) -> Located:
         """Refuse a source that says beforehand that it has something else."""
@@ -221,17 +219,6 @@ class Downloader:
             position=lambda: progress.bytes_done,
             waiting=lambda message: progress.enter(Phase.DOWNLOADING, message),
         )
-
-
-async def _stoppable(work: Callable[[], _T], stop: threading.Event) -> _T:
-    """Run it in a thread; when cancelled, tell it so and wait for its end."""
-    running = asyncio.ensure_future(to_end(work))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait({running})
-        raise
 
 
 def _copied(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from .plan import InstallRequest, Plan, Planner
 from .progress import FileProgress, Phase, Progress
 from .sources import LocalFile, Remote
 from .staging import Stage, Staging
-from .threads import to_end
+from .threads import stoppable, to_end
 from .transfer import guarded
 
 # Questions to servers at once while the sizes are found out; each is one small request.
@@ -121,20 +123,22 @@ class Installer:
     ) -> None:
         contents = await to_end(self._folder.scan)
         self._check_config(plan, contents, force)
-        if force:
-            self._staging.discard(item.stage for item in items)
+        progress.enter(Phase.VERIFYING, "looking at what is there")
         for item in items:
-            if not force and await to_end(_same, item):
+            if force and not item.spec.sha256:
+                # Left over from an earlier try, and nothing says whether it is still the same.
+                self._staging.discard([item.stage])
+            if not force and await stoppable(functools.partial(_same, item)):
                 self._is_there(item)
             elif item.spec.sha256:
-                await to_end(_check_file, plan, item, contents)
+                await stoppable(functools.partial(_check_file, plan, item, contents))
         asking = asyncio.Semaphore(_PARALLEL_QUESTIONS)
 
         async def size_up(item: _Item) -> None:
             async with asking:
                 await self._size_up(item, force)
                 if not item.there:
-                    await to_end(_check_file, plan, item, contents)
+                    await stoppable(functools.partial(_check_file, plan, item, contents))
 
         missing = [item for item in items if not item.there]
         if missing:
@@ -147,10 +151,16 @@ class Installer:
         await to_end(self._check_room, missing)
         for item in missing:
             async with self._staging.lock(item.stage):
-                if item.stage.whole.exists():
-                    item.progress.finish()
-                else:
-                    await self._downloader.fetch(item.candidates, item.stage, item.progress)
+                await self._fetch_one(item, force)
+
+    async def _fetch_one(self, item: _Item, force: bool) -> None:
+        """Fetch a file, unless an operation that shares it has done so in the meantime."""
+        if item.stage.whole.exists():
+            item.progress.finish()
+        elif not force and await stoppable(functools.partial(_same, item)):
+            self._is_there(item)
+        else:
+            await self._downloader.fetch(item.candidates, item.stage, item.progress)
 
     async def _size_up(self, item: _Item, force: bool) -> None:
         """Find the file's size, and whether a file without a digest is there already."""
@@ -215,19 +225,19 @@ class Installer:
         for item in items:
             # What is not staged any more was put in place by an operation that shares it.
             if not item.there and item.stage.whole.exists():
-                _check_file(plan, item, contents)
+                _check_file(plan, item, contents, threading.Event())
         Placement(self._staging.folder).run(
             [(item.stage.whole, item.target) for item in items if not item.there],
             {self._folder.path / name: text for name, text in plan.texts.items()},
         )
 
 
-def _check_file(plan: Plan, item: _Item, contents: Contents) -> None:
+def _check_file(plan: Plan, item: _Item, contents: Contents, stop: threading.Event) -> None:
     """Refuse to replace a file that another model uses: it would silently get other weights."""
     if item.target.is_dir():
         raise ConflictError(f"{item.spec.filename!r} is a folder in the models folder")
     users = contents.users(item.spec.filename, but=plan.config_file)
-    if users and item.target.exists() and not _same(item):
+    if users and item.target.exists() and not _same(item, stop):
         raise ConflictError(
             f"{item.spec.filename!r} is there with other contents and used by {', '.join(users)};"
             " delete that first, or install it from another gallery entry",
@@ -235,19 +245,22 @@ def _check_file(plan: Plan, item: _Item, contents: Contents) -> None:
         )
 
 
-def _same(item: _Item) -> bool:
+def _same(item: _Item, stop: threading.Event) -> bool:
     """Say whether the file is there, whole and right; without a digest that cannot be known."""
     if not item.spec.sha256 or not item.target.is_file():
         return False
-    return _digest(item.target) == item.spec.sha256
+    return _digest(item.target, stop) == item.spec.sha256
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, stop: threading.Event) -> str:
+    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb", 0) as file:
+            while not stop.is_set() and (block := file.read(_BLOCK)):
+                digest.update(block)
     except OSError as error:
         raise DownloadError(f"{path.name}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def _size(path: Path) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from services.common.errors import ConflictError
 from services.common.logs import get_logger
 
 _SCHEMA: Final = """
@@ -35,6 +38,7 @@ class Journal:
         # One thread: SQLite's connection is bound to it, and the order of the writes is kept.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._database: sqlite3.Connection | None = None
+        self._lock: int | None = None
 
     async def open(self) -> list[dict[str, Any]]:
         """Open it, made if it is not there, and return all records, the oldest first."""
@@ -62,17 +66,37 @@ class Journal:
 
     def _open(self) -> list[dict[str, Any]]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._claim()
         try:
             return self._connect()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             # Not a database: better to begin anew, and keep it for whoever wants to look.
-            self._close()
+            self._disconnect()
             aside = self._path.with_name(f"{self._path.name}.broken-{int(time.time())}")
             self._path.rename(aside)
             _log.error("the journal cannot be read; begun anew", kept=str(aside), error=str(error))
             return self._connect()
+
+    def _claim(self) -> None:
+        """Be the only one: two galleries would run each operation twice, into the same files.
+
+        The system gives the lock back when the process ends, however it ends.
+        """
+        self._lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._release()
+            raise ConflictError(
+                f"another gallery runs with {self._path.parent}; stop it, or give --state-path"
+            ) from None
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _connect(self) -> list[dict[str, Any]]:
         database = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)
@@ -97,6 +121,10 @@ class Journal:
         self._database.executemany("DELETE FROM operations WHERE name = ?", [(n,) for n in names])
 
     def _close(self) -> None:
+        self._disconnect()
+        self._release()
+
+    def _disconnect(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None

@@ -1,9 +1,11 @@
-"""Blocking work off the event loop, without leaving it running behind a cancelled caller."""
+"""Blocking work off the event loop: to its end, until it is told to stop, or left to itself."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -26,3 +28,50 @@ async def to_end(work: Callable[..., T], *args: object) -> T:
         future.exception()
         raise asyncio.CancelledError
     return future.result()
+
+
+async def stoppable(work: Callable[[threading.Event], T]) -> T:
+    """Run `work` in a thread; when cancelled, set the event it was given and wait for its end.
+
+    For what may take minutes, such as the digest of a large file: `work` MUST look at the event often.
+    """
+    stop = threading.Event()
+    running = asyncio.ensure_future(to_end(work, stop))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait({running})
+        raise
+
+
+async def aside(work: Callable[[], T], *, name: str) -> T:
+    """Run `work` in a thread of its own; when cancelled, give way at once and forget it.
+
+    For questions to servers through a library that cannot be interrupted: nobody should have to wait
+    for an answer that is not wanted any more, not even the end of the process.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: Exception | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result: T | None = None
+        failure: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
+            failure = error
+        # The loop may be closed by the time that the answer comes.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(deliver, result, failure)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await answer

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from services.common.errors import DigestMismatchError, DiskFullError, DownloadE
 from .progress import FileProgress
 from .sources import Remote
 from .staging import Origin, Stage, forget
-from .threads import to_end
+from .threads import stoppable, to_end
 from .web import Web, public, status_error, transport_error
 
 # Each block is one hop to a thread (some 50 us) and about 1 ms of hashing and writing.
@@ -92,7 +93,7 @@ class Transfer:
 
     async def _fetch(self) -> str:
         with open_disk(self._path) as file:
-            sink = await to_end(self._begin, file)
+            sink = await stoppable(lambda stop: self._begin(file, stop))
             self._spliced = sink.position > 0
             self._progress.resize(self._remote.size)
             self._progress.at(sink.position)
@@ -101,7 +102,7 @@ class Transfer:
             await to_end(guarded(sink.finish))
             return str(sink.digest.hexdigest())
 
-    def _begin(self, file: IO[bytes]) -> _Sink:
+    def _begin(self, file: IO[bytes], stop: threading.Event) -> _Sink:
         """Take over what is there, if the rest may be put behind it."""
         sink = _Sink(file, hashlib.sha256())
         size = file.seek(0, os.SEEK_END)
@@ -109,7 +110,7 @@ class Transfer:
         origin = self._stage.origin(self._path)
         mine = origin.url == self._remote.url and origin.validator
         if size and (self._sha256 or mine) and (not self._remote.size or size <= self._remote.size):
-            while block := file.read(_BLOCK):
+            while not stop.is_set() and (block := file.read(_BLOCK)):
                 sink.digest.update(block)
                 sink.position += len(block)
         else:

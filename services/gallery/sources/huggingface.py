@@ -16,7 +16,7 @@ from services.common.errors import (
     SourceNotFoundError,
     UnsupportedSourceError,
 )
-from services.gallery.threads import to_end
+from services.gallery.threads import aside
 from services.gallery.web import UnreachableError
 
 from . import Remote, scheme
@@ -61,7 +61,8 @@ class HuggingFaceSource:
 
     async def locate(self, uri: str) -> Remote:
         """Ask the hub for size, digest and commit; the address is pinned to that commit."""
-        return await to_end(self._ask, parse_reference(uri))
+        reference = parse_reference(uri)
+        return await aside(lambda: self._ask(reference), name="hub")
 
     def _ask(self, reference: Reference) -> Remote:
         # Imported only now: it takes 150 ms, and many an install never needs it.
