@@ -12,6 +12,7 @@ from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from services.common.backoff import Backoff
 from services.common.health import HealthServicer
 from services.common.mounts import AnyMount, Mount
+from services.common.names import MODELS, resource_name
 from services.common.server import run_service
 from services.common.tasks import Background
 
@@ -23,7 +24,7 @@ from .environment import backend_environment
 from .events import ChangeLog
 from .gateway import Gateway
 from .guarding import Guard
-from .loader import Loader, ModelFilter
+from .loader import Loader
 from .logs import LogBook
 from .model_catalog import ModelCatalog
 from .model_view import ModelView
@@ -101,12 +102,16 @@ async def build(
     )
     stack.push_async_callback(loader.close)
 
-    def tell_health(model: ModelView) -> None:
-        health.set(f"models/{model.name}", model.state == "READY", model.message or model.state)
+    def tell_health(name: str, model: ModelView | None) -> None:
+        if model is None:
+            health.forget(resource_name(MODELS, name))
+        else:
+            ready = model.state == "READY"
+            health.set(resource_name(MODELS, name), ready, model.message or model.state)
 
     loader.listen(tell_health)
-    for model in loader.select(ModelFilter()):
-        health.set(f"models/{model.name}", False, "not loaded")
+    loader.refresh()
+    tasks.spawn(loader.follow_folder(settings.models_interval), name="follow the models folder")
     gateway = Gateway(loader, cause_timeout=settings.exit_cause_timeout)
     servicer = LoaderServicer(loader, health.stopping)
     return [

@@ -54,6 +54,9 @@ class LoaderSettings(ServiceSettings):
     )
     """The folder of model configurations and model files."""
 
+    models_interval: Duration = 1.0
+    """How often the models folder is looked at for models that came, went or changed."""
+
     backends_path: Annotated[list[Path], localai("LOCALAI_BACKENDS_PATH", "BACKENDS_PATH")] = Field(
         default_factory=_BackendFolders("backends")
     )

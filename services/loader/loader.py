@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from services.common.errors import (
-    BackendNotFoundError,
     CorralError,
     ModelNotFoundError,
     ModelNotLoadedError,
@@ -15,6 +14,7 @@ from services.common.errors import (
     Resource,
     ShuttingDownError,
 )
+from services.common.logs import get_logger
 from services.common.tasks import Background
 
 from .backend_catalog import Backend, BackendCatalog
@@ -27,6 +27,9 @@ from .model_view import ModelView, view
 from .selection import candidates
 from .supervisor import Supervisor
 
+_log = get_logger(__name__)
+
+Listener = Callable[[str, ModelView | None], None]
 MakeSupervisor = Callable[[str, Callable[[Supervisor], None], Background], Supervisor]
 
 
@@ -69,11 +72,38 @@ class Loader:
         self._tasks = tasks
         self._supervisors: dict[str, Supervisor] = {}
         self._closing = False
-        self._listeners: list[Callable[[ModelView], None]] = []
+        self._revisions: dict[str, str] = {}
+        self._listeners: list[Listener] = []
 
-    def listen(self, listener: Callable[[ModelView], None]) -> None:
-        """Call `listener` after every change of a model's state."""
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` after every change of a model: its name, and what it is now, if it still is."""
         self._listeners.append(listener)
+
+    # Noticing what others put into the models folder
+
+    def refresh(self) -> None:
+        """Compare the models folder with what was seen last, and tell of models that came or went.
+
+        A model whose configuration or file changed is unloaded as soon as no call holds it; the next
+        call loads it anew. Earlier failures of a changed model no longer count.
+        """
+        entries = self._models.models()
+        revisions = {name: self._models.revision(entry) for name, entry in entries.items()}
+        for name in revisions.keys() | self._revisions.keys():
+            if revisions.get(name) != self._revisions.get(name):
+                self._publish(name)
+        for name in self._supervisors.keys() & revisions.keys():
+            self._supervisors[name].configuration_is(revisions[name])
+        self._revisions = revisions
+
+    async def follow_folder(self, interval: float) -> None:
+        """Refresh every `interval` seconds, for ever."""
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                self.refresh()
+            except OSError as error:
+                _log.warning("the models folder cannot be read", why=str(error))
 
     # Loading and unloading
 
@@ -211,11 +241,13 @@ class Loader:
         )
 
     def _changed(self, supervisor: Supervisor) -> None:
+        self._publish(supervisor.name)
+
+    def _publish(self, name: str) -> None:
         try:
-            model = self.get(supervisor.name)
-        except (ModelNotFoundError, BackendNotFoundError):
-            self.changes.append(supervisor.name, None)
-            return
-        self.changes.append(model.name, model)
+            model = self.get(name)
+        except ModelNotFoundError:
+            model = None
+        self.changes.append(name, model)
         for listener in self._listeners:
-            listener(model)
+            listener(name, model)

@@ -107,7 +107,7 @@ class ModelCatalog:
                 f"model {entry.name!r} is disabled; set `disabled: false` in {entry.config_file}",
                 resource=Resource("model", entry.name),
             )
-        return replace(entry, revision=self._revision(entry))
+        return replace(entry, revision=self.revision(entry))
 
     def find(self, name: str) -> ModelEntry:
         """Return the model as it stands there, usable or not. Raises ModelNotFoundError."""
@@ -163,7 +163,8 @@ class ModelCatalog:
             self._read[file.name] = known
         return known.entries
 
-    def _revision(self, entry: ModelEntry) -> str:
+    def revision(self, entry: ModelEntry) -> str:
+        """Return what changes when the model's configuration or its file does."""
         try:
             status = (self.folder / entry.config.model).stat()
         except (OSError, ValueError):

@@ -165,6 +165,15 @@ class Supervisor:
         """An external backend does not answer any more; the next call connects anew."""
         self._post(life.Exited(instance.generation, Failure(instance.backend.name, error)))
 
+    def configuration_is(self, revision: str) -> None:
+        """Take note of the configuration's revision now; an idle instance of another one is stopped."""
+        if self.entry is None or self.entry.revision == revision:
+            return
+        if self.state.phase in (Phase.BACKOFF, Phase.FAILED):
+            self._post(life.Changed())
+        elif self.state.phase is Phase.READY and self.instance and not self.instance.leases:
+            self._post(life.StopRequested("its configuration or file changed"))
+
     # The machine
 
     def _post(self, event: life.Event) -> None:

@@ -107,6 +107,39 @@ async def test_return_immediately_and_watch(running: LoaderUnderTest) -> None:
     assert (await resumed.read()).model.state == pb.Model.STATE_READY
 
 
+async def test_models_that_come_change_and_go(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake")
+    loader.add_model("m", "fake")
+    await loader.start("--models-interval", "50ms")
+    health = health_pb2_grpc.HealthStub(loader.channel)
+    watch = loader.control.WatchModels(pb.WatchModelsRequest())
+    for _ in range(2):
+        await watch.read()
+    first = (await loader.control.LoadModel(load())).model.instance
+    loader.add_model("new", "fake")
+
+    async def until(name: str, kind: int, state: int) -> None:
+        while True:
+            news = await asyncio.wait_for(watch.read(), 5)
+            found = (news.model.name, news.change_type, news.model.state)
+            if found == (f"models/{name}", kind, state):
+                return
+
+    changed = pb.WatchModelsResponse.CHANGE_TYPE_CHANGED
+    await until("new", changed, pb.Model.STATE_UNLOADED)
+    await health.Check(health_pb2.HealthCheckRequest(service="models/new"))
+    (loader.models / "new.yaml").unlink()
+    gone = pb.WatchModelsResponse.CHANGE_TYPE_REMOVED
+    await until("new", gone, pb.Model.STATE_UNSPECIFIED)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await health.Check(health_pb2.HealthCheckRequest(service="models/new"))
+    # A changed one is unloaded when it is idle, and the next call gets the new configuration.
+    loader.add_model("m", "fake", context_size=99)
+    await until("m", changed, pb.Model.STATE_UNLOADED)
+    assert not alive(first.pid)
+    await loader.data.Predict(prompt("x"), metadata=MODEL)
+
+
 async def test_killed_while_streaming(running: LoaderUnderTest) -> None:
     """The client hears UNAVAILABLE with the cause, and its next call works."""
     stream = running.data.PredictStream(FOREVER, metadata=MODEL)

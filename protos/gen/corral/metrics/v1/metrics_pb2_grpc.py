@@ -95,6 +95,7 @@ class MetricsServiceServicer(object):
         """Hands everything that was recorded to the exporters, and waits until they took it. Idempotent.
 
         - DEADLINE_EXCEEDED: an exporter did not take it in time; nothing is lost, call again.
+        - UNAVAILABLE (`SERVICE_UNREACHABLE`): the collector to forward to is away; nothing is lost, call again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

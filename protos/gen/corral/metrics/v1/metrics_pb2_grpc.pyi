@@ -60,6 +60,7 @@ class MetricsServiceStub:
     """Hands everything that was recorded to the exporters, and waits until they took it. Idempotent.
 
     - DEADLINE_EXCEEDED: an exporter did not take it in time; nothing is lost, call again.
+    - UNAVAILABLE (`SERVICE_UNREACHABLE`): the collector to forward to is away; nothing is lost, call again.
     """
 
 @_typing.type_check_only
@@ -89,6 +90,7 @@ class MetricsServiceAsyncStub(MetricsServiceStub):
     """Hands everything that was recorded to the exporters, and waits until they took it. Idempotent.
 
     - DEADLINE_EXCEEDED: an exporter did not take it in time; nothing is lost, call again.
+    - UNAVAILABLE (`SERVICE_UNREACHABLE`): the collector to forward to is away; nothing is lost, call again.
     """
 
 class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -139,6 +141,7 @@ class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
         """Hands everything that was recorded to the exporters, and waits until they took it. Idempotent.
 
         - DEADLINE_EXCEEDED: an exporter did not take it in time; nothing is lost, call again.
+        - UNAVAILABLE (`SERVICE_UNREACHABLE`): the collector to forward to is away; nothing is lost, call again.
         """
 
 def add_MetricsServiceServicer_to_server(servicer: MetricsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
