@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 from google.longrunning import operations_pb2_grpc
 
-from corral.gallery.v1 import gallery_pb2, gallery_pb2_grpc
+from corral.gallery.v1 import gallery_pb2_grpc
 from services.common.backoff import Backoff
 from services.common.health import HealthServicer
 from services.common.server import AnyMount, Mount, run_service
@@ -24,11 +24,9 @@ from .journal import Journal
 from .listing import Listing
 from .operation import Kind
 from .operations import OperationLimits, Operations
-from .operations_servicer import SERVICE as OPERATIONS_SERVICE
-from .operations_servicer import OperationsServicer
 from .plan import Planner
 from .retry import Patience
-from .servicer import GalleryServicer
+from .servicer import OPERATIONS_SERVICE, SERVICE, GalleryServicer, OperationsServicer
 from .sources import Sources
 from .sources.file import FileSource
 from .sources.https import GithubSource, HttpsSource
@@ -36,8 +34,6 @@ from .sources.huggingface import HuggingFaceSource
 from .sources.pypi import PypiSource
 from .staging import Staging
 from .web import Web
-
-SERVICE = gallery_pb2.DESCRIPTOR.services_by_name["GalleryService"].full_name
 
 
 async def build(
@@ -80,7 +76,14 @@ async def build(
         sources,
         DownloadLimits(patience, settings.maximum_extracted_size, settings.disk_reserve),
     )
-    installer = Installer(planner, downloader, folder, staging, disk_reserve=settings.disk_reserve)
+    installer = Installer(
+        planner,
+        downloader,
+        folder,
+        staging,
+        disk_reserve=settings.disk_reserve,
+        extracted_size=settings.maximum_extracted_size,
+    )
     installs = InstallJobs(planner, installer)
     operations = Operations(
         Journal(settings.gallery_state / "operations.db"),

@@ -156,7 +156,7 @@ class GallerySettings(ServiceSettings):
     """The largest index or base configuration to read."""
 
     maximum_extracted_size: ByteSize = 64 * 1024**3
-    """The largest file to take out of an archive."""
+    """How many bytes may come out of one archive."""
 
     hf_endpoint: Annotated[str, localai("HF_MIRROR", "HF", "HF_ENDPOINT")] = (
         "https://huggingface.co"

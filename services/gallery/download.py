@@ -30,7 +30,7 @@ from .sources import LocalFile, Located, Remote, Sources
 from .staging import Stage, forget
 from .threads import stoppable, to_end
 from .transfer import Transfer, guarded, mismatch, open_disk
-from .web import Web, public
+from .web import RefusedError, Web, public
 
 _BLOCK: Final = 1024 * 1024
 # The failures of a source after which the next one is asked; anything else ends the operation.
@@ -112,7 +112,7 @@ class Downloader:
         """Return what the first source that answers says; the file's size is known then, mostly."""
         while candidates.located is None:
             if not candidates.left:
-                raise candidates.verdict()
+                raise self._told(candidates.verdict())
             ask = functools.partial(self._sources.locate, candidates.uri)
             try:
                 candidates.located = self._agreed(await self._persist(ask, candidates), candidates)
@@ -188,6 +188,13 @@ class Downloader:
             loop.call_soon_threadsafe(progress.arrived, count)
 
         return await stoppable(lambda stop: _copied(located.path, stage.part, stop, arrived))
+
+    def _told(self, error: CorralError) -> CorralError:
+        """Say when to come back, of what may pass."""
+        passing = isinstance(error, DownloadError) and not isinstance(error, RefusedError)
+        if passing and error.retry_after is None:
+            error.retry_after = self._limits.patience.longest_wait
+        return error
 
     def _agreed(self, located: Located, candidates: Candidates) -> Located:
         """Refuse a source that says beforehand that it has something else."""

@@ -90,9 +90,10 @@ class Contents:
     """Regular files directly in it that can be models by their names, sorted."""
 
     def users(self, filename: str, *, but: str) -> list[str]:
-        """Return the models that use a file, except the one whose configuration file is `but`."""
+        """Return the models that use a file, or are it, but for the one configured in `but`."""
         path = os.path.normpath(filename)
-        return [one.name for one in self.configured if path in one.uses and one.file != but]
+        others = (one for one in self.configured if one.file != but)
+        return [one.name for one in others if path in one.uses or path == one.file]
 
 
 class ModelsFolder:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import filecmp
 import functools
 import hashlib
 import shutil
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from services.common.errors import (
     DiskFullError,
     DownloadError,
     ModelNotFoundError,
+    PathEscapeError,
 )
 from services.common.logs import get_logger
 
@@ -31,6 +33,8 @@ from .sources import LocalFile, Remote
 from .staging import Stage, Staging
 from .threads import stoppable, to_end
 from .transfer import guarded
+from .unpack import is_archive, unpack, unpacked
+from .web import RefusedError
 
 # Questions to servers at once while the sizes are found out; each is one small request.
 _PARALLEL_QUESTIONS: Final = 4
@@ -57,6 +61,8 @@ class _Item:
     candidates: Candidates
     there: bool = False
     """In the models folder already, as it should be."""
+    members: list[tuple[Path, str]] = field(default_factory=list)
+    """What an archive holds: where it is unpacked, and where it goes below the models folder."""
 
 
 class Installer:
@@ -70,6 +76,7 @@ class Installer:
         staging: Staging,
         *,
         disk_reserve: int,
+        extracted_size: int,
     ) -> None:
         """Take what it works with."""
         self._planner = planner
@@ -78,6 +85,7 @@ class Installer:
         self._staging = staging
         self._listing = Listing(folder)
         self._disk_reserve = disk_reserve
+        self._extracted_size = extracted_size
         self._placing = asyncio.Lock()
 
     async def install(self, request: InstallRequest, progress: Progress) -> Installed:
@@ -159,8 +167,32 @@ class Installer:
             item.progress.finish()
         elif not force and await stoppable(functools.partial(_same, item)):
             self._is_there(item)
+            return
         else:
             await self._downloader.fetch(item.candidates, item.stage, item.progress)
+        if is_archive(item.spec.filename):
+            item.progress.enter(Phase.EXTRACTING, f"unpacking {item.spec.filename}")
+            await stoppable(functools.partial(self._unpack, item))
+
+    def _unpack(self, item: _Item, stop: threading.Event) -> None:
+        try:
+            unpack(
+                item.stage.whole,
+                item.spec.filename,
+                item.stage.tree,
+                limit=self._extracted_size,
+                reserve=self._disk_reserve,
+                stop=stop,
+            )
+        except (RefusedError, PathEscapeError):
+            # It will be no better the next time; what comes then may be another edition.
+            item.stage.discard()
+            raise
+        parent = Path(item.spec.filename).parent
+        item.members = [
+            (item.stage.tree / name, (parent / name).as_posix())
+            for name in unpacked(item.stage.tree)
+        ]
 
     async def _size_up(self, item: _Item, force: bool) -> None:
         """Find the file's size, and whether a file without a digest is there already."""
@@ -222,14 +254,23 @@ class Installer:
 
     def _place(self, plan: Plan, items: Sequence[_Item]) -> None:
         contents = self._folder.scan()
+        moves = []
         for item in items:
+            if item.there:
+                continue
             # What is not staged any more was put in place by an operation that shares it.
-            if not item.there and item.stage.whole.exists():
+            if item.stage.whole.exists():
                 _check_file(plan, item, contents, threading.Event())
-        Placement(self._staging.folder).run(
-            [(item.stage.whole, item.target) for item in items if not item.there],
-            {self._folder.path / name: text for name, text in plan.texts.items()},
-        )
+            for staged, name in item.members:
+                target = self._folder.target(name)
+                _check_member(staged, target, contents.users(name, but=plan.config_file))
+                moves.append((staged, target))
+            # After its files: an archive that is there says that they are there too.
+            moves.append((item.stage.whole, item.target))
+        texts = {self._folder.path / name: text for name, text in plan.texts.items()}
+        Placement(self._staging.folder).run(moves, texts)
+        for item in items:
+            shutil.rmtree(item.stage.tree, ignore_errors=True)
 
 
 def _check_file(plan: Plan, item: _Item, contents: Contents, stop: threading.Event) -> None:
@@ -242,6 +283,15 @@ def _check_file(plan: Plan, item: _Item, contents: Contents, stop: threading.Eve
             f"{item.spec.filename!r} is there with other contents and used by {', '.join(users)};"
             " delete that first, or install it from another gallery entry",
             metadata={"file": item.spec.filename, "used_by": ",".join(users)},
+        )
+
+
+def _check_member(staged: Path, target: Path, users: Sequence[str]) -> None:
+    """The same for a file out of an archive."""
+    if users and target.is_file() and staged.exists() and not filecmp.cmp(staged, target, False):
+        raise ConflictError(
+            f"{target.name!r} is there with other contents and used by {', '.join(users)}",
+            metadata={"file": target.name, "used_by": ",".join(users)},
         )
 
 

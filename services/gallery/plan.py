@@ -25,7 +25,6 @@ from .retry import Patience, persist
 from .sources import Sources, scheme
 
 _BACKEND: Final = re.compile(r"[a-zA-Z0-9_.-]+")
-_ARCHIVES: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar", ".zip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +171,6 @@ def _unique(files: Sequence[FileSpec], reserved: set[str]) -> tuple[FileSpec, ..
         if file.filename in reserved:
             raise InvalidRequestError.of(
                 "files", f"{file.filename!r} is where the configuration goes"
-            )
-        if file.filename.lower().endswith(_ARCHIVES):
-            raise UnsupportedSourceError(
-                f"{file.filename!r} is an archive, and unpacking one is not implemented yet;"
-                " name the files in it instead"
             )
         known = found.setdefault(file.filename, file)
         if known is file:

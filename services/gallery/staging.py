@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
@@ -20,7 +21,7 @@ from services.common.logs import get_logger
 from .entry import FileSpec
 
 FOLDER: Final = ".corral"
-_SUFFIXES: Final = (".part", ".whole", ".zip", ".origin", ".spare")
+_SUFFIXES: Final = (".part", ".whole", ".zip", ".origin", ".spare", ".tree", ".new")
 _log = get_logger(__name__)
 
 
@@ -55,6 +56,11 @@ class Stage:
         """The file, whole and verified."""
         return self.folder / f"{self.key}.whole"
 
+    @property
+    def tree(self) -> Path:
+        """The folder with an archive's files, all of them."""
+        return self.folder / f"{self.key}.tree"
+
     def origin(self, path: Path) -> Origin:
         """Return where a beginning came from, as far as it is recorded."""
         try:
@@ -70,6 +76,7 @@ class Stage:
         """Remove all of it."""
         for path in (self.part, self.archive, self.whole):
             forget(path)
+        shutil.rmtree(self.tree, ignore_errors=True)
 
 
 class Staging:
@@ -124,9 +131,13 @@ class Staging:
                 if suffix not in _SUFFIXES or self._claims[key] > 0:
                     continue
                 with contextlib.suppress(FileNotFoundError):
-                    if item.stat().st_mtime < limit:
+                    if item.stat().st_mtime >= limit:
+                        continue
+                    if item.is_dir():
+                        shutil.rmtree(item.path, ignore_errors=True)
+                    else:
                         os.unlink(item.path)
-                        _log.info("removed the beginning of a file", file=item.name)
+                    _log.info("removed the beginning of a file", file=item.name)
 
 
 def forget(path: Path) -> None:

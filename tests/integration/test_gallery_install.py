@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import socket
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -278,7 +280,7 @@ async def test_what_a_refusal_is_called(
     server.fail(PATH, *[Status(status)] * 9)
     async with gallery(settings(tmp_path, one_file(tmp_path, server.url(PATH)))) as client:
         found = await client.failure("m")
-    assert (found.code, found.reason) == (code, reason)
+    assert (found.code, found.reason, found.retry) == (code, reason, status == 500)
     assert str(status) in found.message
     assert len(server.gets(PATH)) == (4 if status == 500 else 1)
     assert sorted(p.name for p in client.models.iterdir()) == [".corral"]
@@ -536,6 +538,21 @@ async def test_another_models_file_is_not_replaced(tmp_path: Path, server: Fault
     assert not (client.models / "b.yaml").exists()
 
 
+async def test_a_file_is_not_put_over_a_configuration(tmp_path: Path, server: FaultyServer) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "other.yaml").write_text("name: other\n")
+    data = packed("gz", {"other.yaml": b"name: evil\n"})
+    rows = [
+        entry("m", file("other.yaml", server.url(PATH), DATA)),
+        entry("n", file("a.tar.gz", server.add("/a", data), data)),
+    ]
+    index = write_index(tmp_path / "gallery" / "index.yaml", rows)
+    async with gallery(settings(tmp_path, index)) as client:
+        for name in ("m", "n"):
+            assert (await client.failure(name)).reason == "CONFLICT"
+    assert (tmp_path / "models" / "other.yaml").read_text() == "name: other\n"
+
+
 async def test_a_configuration_written_by_hand_is_not_replaced(
     tmp_path: Path, server: FaultyServer
 ) -> None:
@@ -612,3 +629,96 @@ async def test_localais_own_models_install(tmp_path: Path, server: FaultyServer)
     config = yaml.safe_load((client.models / "m:q4.yaml").read_text())
     assert config["mmap"] is True
     assert config["stop"] == "it's"
+
+
+def packed(kind: str, members: dict[str, bytes]) -> bytes:
+    made = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(made, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(fileobj=made, mode=f"w:{kind}") as tar:
+            for name, data in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "zip"])
+async def test_an_archive_is_unpacked_beside_itself(
+    tmp_path: Path, server: FaultyServer, kind: str
+) -> None:
+    data = packed(kind, {"./voice/x.onnx": b"voice", "voice/deep/tokens.txt": b"a b"})
+    name = f"sub/voice.{'zip' if kind == 'zip' else f'tar.{kind}'}"
+    row = entry("m", file(name, server.add("/a", data), data))
+    row["config_file"]["parameters"]["model"] = "sub/voice/x.onnx"
+    index = write_index(tmp_path / "gallery" / "index.yaml", [row])
+    async with gallery(settings(tmp_path, index)) as client:
+        await client.install("m")
+        folder = client.models / "sub"
+        assert (folder / "voice" / "x.onnx").read_bytes() == b"voice"
+        assert (folder / "voice" / "deep" / "tokens.txt").read_bytes() == b"a b"
+        assert (client.models / name).read_bytes() == data
+        assert leftovers(client.models) == []
+        assert (await client.install("m")).bytes_fetched == 0
+
+
+@pytest.mark.parametrize(
+    ("members", "changes", "reason"),
+    [
+        ({"../x": b"1"}, {}, "PATH_ESCAPES_FOLDER"),
+        ({"/etc/x": b"1"}, {}, "PATH_ESCAPES_FOLDER"),
+        ({"a": b"1" * 2000}, {"maximum_extracted_size": 1000}, "DOWNLOAD_FAILED"),
+        (None, {}, "DOWNLOAD_FAILED"),
+    ],
+    ids=["parent", "root", "large", "broken"],
+)
+async def test_a_bad_archive_leaves_nothing(
+    tmp_path: Path,
+    server: FaultyServer,
+    members: dict[str, bytes] | None,
+    changes: dict[str, Any],
+    reason: str,
+) -> None:
+    data = b"no archive at all" if members is None else packed("gz", {"good": b"1", **members})
+    rows = [entry("m", file("a.tar.gz", server.add("/a", data), data))]
+    index = write_index(tmp_path / "gallery" / "index.yaml", rows)
+    async with gallery(settings(tmp_path, index, **changes)) as client:
+        assert (await client.failure("m")).reason == reason
+        assert sorted(p.name for p in client.models.iterdir()) == [".corral"]
+        assert not [name for name in leftovers(client.models) if "tree" in name]
+
+
+async def test_the_hubs_token_stays_with_the_hub(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "o" / "r"
+    folder.mkdir(parents=True)
+    (folder / "m.gguf").write_bytes(DATA)
+    with HfStub(tmp_path / "hub", token="good") as stub, FaultyServer("127.0.0.2") as elsewhere:
+        path = f"/o/r/resolve/{stub.commit('o/r')}/m.gguf"
+        stub.fail(path, Status(302, {"Location": elsewhere.add("/cdn", DATA)}))
+        index = one_file(tmp_path, f"{stub.address}/o/r/resolve/main/m.gguf")
+        config = settings(tmp_path, index, hf_endpoint=stub.address, hf_token="good")
+        async with gallery(config) as client:
+            await client.install("m")
+        assert stub.gets(path)[0].headers["Authorization"] == "Bearer good"
+        assert elsewhere.gets("/cdn")[0].headers["Authorization"] is None
+
+
+async def test_a_hub_that_does_not_answer_holds_up_no_cancellation(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    """The hub's library cannot be interrupted; nobody waits for it."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    port = silent.getsockname()[1]
+    index = one_file(tmp_path, "hf://o/r/m.gguf")
+    config = settings(tmp_path, index, hf_endpoint=f"http://127.0.0.1:{port}")
+    with silent:
+        async with gallery(config) as client:
+            name = await client.begin("m")
+            await client.until(name, lambda state: "sizes" in state.message)
+            start = asyncio.get_running_loop().time()
+            await client.cancel(name)
+            await client.end(name)
+            assert asyncio.get_running_loop().time() - start < 2
