@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +29,11 @@ def show_tracebacks(show: bool) -> None:
     _traceback = show
 
 
+def quiet_grpc() -> None:
+    """Keep gRPC's own log off stderr: what it has to say arrives as errors, which are told once."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def run(
     work: Callable[[Clients, Output], Awaitable[Any]],
     *,
@@ -40,6 +46,7 @@ def run(
     `model` is the one the command is about, for the hints.
     """
     out = Output(as_json=as_json)
+    quiet_grpc()
 
     async def main() -> None:
         from services.common.config_fields import corral_home
@@ -65,6 +72,10 @@ def guarded(work: Callable[[], Any], out: Output, *, model: str = "") -> None:
         raise typer.Exit(INTERRUPTED) from None
     except (BrokenPipeError, typer.Exit):
         raise
+    except UnicodeError:
+        # A prompt from a file in another encoding, or an argument with bytes that are no text.
+        hint = "convert the text to UTF-8 first"
+        _fail(out, Failure("the input is not UTF-8", hint, exit_code=2, reason="NOT_UTF8"))
     except Exception as error:
         if _traceback:
             raise

@@ -41,6 +41,10 @@ LoaderAddress = Annotated[str | None, _address("loader", 50051)]
 GalleryAddress = Annotated[str | None, _address("gallery", 50052)]
 MonitorAddress = Annotated[str | None, _address("monitor", 50053)]
 MetricsAddress = Annotated[str | None, _address("metrics", 50054)]
+# Where the loader does all the work, and the gallery only helps to say what to do next.
+AdvisingGallery = Annotated[
+    str | None, typer.Option("--gallery", envvar="CORRAL_GALLERY", hidden=True)
+]
 
 ModelName = Annotated[
     str,

@@ -218,6 +218,22 @@ async def test_an_unknown_model(world: World) -> None:
         assert done.err.startswith("error: model 'x' not found\nnext:  "), command
 
 
+async def test_a_name_that_is_nearly_right(world: World) -> None:
+    world.loader.add("smollm2-135m")
+    for name in ("smollm2-135", "smolm2-135m", "SMOL"):
+        done = await world.run("load", name)
+        assert done.err.splitlines() == [
+            f"error: there is no model {name!r} here",
+            "next:  did you mean smollm2-135m? list all with `corral models`",
+        ]
+
+
+async def test_a_model_that_only_needs_installing(world: World) -> None:
+    world.gallery.entries = [entry("tiny")]
+    done = await world.run("run", "tiny", "hello")
+    assert done.err.splitlines()[1] == "next:  install it first: `corral install tiny`"
+
+
 # Status
 
 

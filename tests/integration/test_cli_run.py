@@ -97,6 +97,28 @@ async def test_characters_that_are_cut_come_out_whole(model: Model) -> None:
     assert (await model.run("hi")).out == "a�\n"
 
 
+async def test_a_name_that_metadata_cannot_carry_goes_in_the_request(model: Model) -> None:
+    model.loader.add("münchen", STATE.STATE_READY)
+    done = await corral(model.home, "run", "münchen", "hi", **model.env)
+    assert done.out == "Hello there\n"
+    assert "corral-model" not in model.loader.metadata
+    assert model.asked[0].ModelIdentity == "münchen"
+    await model.run("hi")
+    assert model.asked[1].ModelIdentity == ""
+
+
+async def test_what_is_no_text_is_refused(model: Model) -> None:
+    done = await model.run(os.fsdecode(b"\xff\xfe"))
+    assert done.code == 2
+    assert done.err.startswith("error: the input is not UTF-8")
+
+
+async def test_a_terminal_without_the_characters_shows_others(model: Model) -> None:
+    model.loader.replies = [reply("naïve")]
+    done = await corral(model.home, "run", "m", "hi", PYTHONIOENCODING="ascii", **model.env)
+    assert done.out == "na?ve\n"
+
+
 async def test_answers_that_come_as_deltas(model: Model) -> None:
     delta = backend_pb2.ChatDelta(content="hi")
     model.loader.replies = [backend_pb2.Reply(chat_deltas=[delta])]

@@ -31,13 +31,14 @@ class Up:
         self.process: asyncio.subprocess.Process
         self.processes: list[asyncio.subprocess.Process] = []
 
-    async def start(self, *words: str, **modes: str) -> None:
+    async def start(self, *words: str, wrapper: str = "env", **modes: str) -> None:
         env = environment(
             self.home,
             STANDIN_LOG=str(self.told),
             **{f"STANDIN_{service.upper()}": mode for service, mode in modes.items()},
         )
         self.process = await asyncio.create_subprocess_exec(
+            wrapper,
             sys.executable,
             *("-m", "tests.unit.cli.up_standins", "listen=127.0.0.1:0", *words),
             cwd=ROOT,
@@ -223,6 +224,23 @@ async def test_a_second_signal_kills(up: Up) -> None:
     assert up.living() == set()
 
 
+async def test_nohup_is_meant(up: Up) -> None:
+    await up.start("json", wrapper="nohup")
+    await up.ready()
+    up.process.send_signal(signal.SIGHUP)
+    # It goes on: a service that ends is still started again.
+    os.kill(up.pid("monitor"), signal.SIGKILL)
+    await wait_until(lambda: len(up.starts("monitor")) == 2, timeout=10, what="the restart")
+
+
+async def test_a_closed_terminal_stops_all(up: Up) -> None:
+    await up.start("json")
+    await up.ready()
+    up.process.send_signal(signal.SIGHUP)
+    assert (await up.ends())[0] == 0
+    assert up.living() == set()
+
+
 async def test_a_signal_during_the_start_stops_what_was_started(up: Up) -> None:
     await up.start("json", loader="hang-at-start")
     await wait_until(lambda: bool(up.starts("loader")), timeout=10, what="the loader's start")
@@ -270,6 +288,16 @@ async def test_a_log_that_nobody_reads_stops_nothing(up: Up) -> None:
     await up.ready()
     assert up.process.stderr is not None
     up.process.stderr._transport.close()  # type: ignore[attr-defined]
+    os.kill(up.pid("loader"), signal.SIGKILL)
+    await wait_until(lambda: len(up.starts("loader")) == 2, timeout=10, what="the restart")
+
+
+@pytest.mark.parametrize("words", [(), ("json",)])
+async def test_a_summary_that_nobody_reads_stops_nothing(up: Up, words: tuple[str, ...]) -> None:
+    await up.start(*words)
+    assert up.process.stdout is not None
+    up.process.stdout._transport.close()  # type: ignore[attr-defined]
+    await wait_until(lambda: endpoints.read(up.file) is not None, timeout=20, what="the start")
     os.kill(up.pid("loader"), signal.SIGKILL)
     await wait_until(lambda: len(up.starts("loader")) == 2, timeout=10, what="the restart")
 

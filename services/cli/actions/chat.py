@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -24,15 +24,18 @@ _HELP: Final = "/reset forgets the conversation, /system TEXT sets the system me
 _PROMPT: Final = ">>> "
 
 
-def talk(settings: Settings, *, first: str | None, as_json: bool, loader: str | None) -> None:
+def talk(
+    settings: Settings, *, first: str | None, as_json: bool, addresses: Mapping[str, str | None]
+) -> None:
     """Keep a conversation until its end; `first` is said before anything is read."""
     out = Output(as_json=as_json)
+    launch.quiet_grpc()
 
     def work() -> None:
         # The loop stands still while a line is typed, so that input() has the terminal's signals
         # and line editing to itself; the channel lives through that.
         with asyncio.Runner() as runner:
-            clients = Clients(resolve({"loader": loader}, corral_home()))
+            clients = Clients(resolve(addresses, corral_home()))
             runner.run(clients.__aenter__())
             try:
                 _Conversation(runner, clients, out, settings).hold(first)

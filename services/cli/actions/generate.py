@@ -103,8 +103,10 @@ def request_for(
         TopK=_TOP_K,
         Seed=settings.seed,
         StopPrompts=settings.stop,
-        ModelIdentity=views.bare(settings.model),
     )
+    if not settings.model.isascii():
+        # Metadata is ASCII. The loader takes the name from here too, if it finds none there.
+        request.ModelIdentity = views.bare(settings.model)
     if settings.raw:
         request.Prompt = prompt
     else:
@@ -161,13 +163,14 @@ async def _pieces(
 ) -> AsyncIterator[str]:
     """Yield the answer's text as it comes, noting sizes and times in `answer`."""
     # A backend may cut its bytes anywhere, also within a character.
+    name = views.bare(settings.model)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     replies = clients.stream(
         "loader",
         clients.backend.PredictStream,
         request,
         timeout=settings.timeout,
-        metadata={MODEL_KEY: views.bare(settings.model)},
+        metadata={MODEL_KEY: name} if name.isascii() else {},
     )
     async with aclosing(replies) as stream:
         try:

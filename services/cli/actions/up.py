@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -71,7 +71,10 @@ async def _serve(out: Output, stack: Stack, file: Path) -> None:
     await stack.start()
     pid = os.getpid()
     endpoints.write(file, Running(pid, endpoints.start_time(pid), stack.addresses))
-    _announce(out, stack)
+    # Nobody reads it (`corral up | true`): the services are there all the same. Rich answers a
+    # closed pipe with SystemExit.
+    with suppress(OSError, SystemExit):
+        _announce(out, stack)
     await stack.keep()
 
 
@@ -83,6 +86,8 @@ class _Signals:
         self._log = log
         self._first = asyncio.Event()
         self._hurry = hurry
+        # What was set to be ignored stays so: `nohup` means it, and a shell's background jobs.
+        self._wanted = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
 
     async def unless_caught(self, work: Coroutine[None, None, None]) -> None:
         """Run this until a signal comes; its failure is ours."""
@@ -99,13 +104,13 @@ class _Signals:
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in self._wanted:
             loop.add_signal_handler(number, self._catch, number)
         return self
 
     def __exit__(self, *details: object) -> None:
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in self._wanted:
             loop.remove_signal_handler(number)
 
     def _catch(self, number: signal.Signals) -> None:

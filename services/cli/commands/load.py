@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from services.cli import completion, launch
-from services.cli.options import JsonFlag, LoaderAddress, ModelName, Timeout
+from services.cli.options import AdvisingGallery, JsonFlag, LoaderAddress, ModelName, Timeout
 
 LoadedModel = Annotated[
     str,
@@ -25,6 +25,7 @@ def load(
     timeout: Timeout = 600.0,
     json: JsonFlag = False,
     loader: LoaderAddress = None,
+    gallery: AdvisingGallery = None,
 ) -> None:
     """Load a model and wait until it is ready. The first call to a model does the same by itself."""
     from services.cli.actions import load as action
@@ -32,7 +33,7 @@ def load(
     launch.run(
         lambda clients, out: action.load(clients, out, model, limit=timeout),
         as_json=json,
-        addresses={"loader": loader},
+        addresses={"loader": loader, "gallery": gallery},
         model=model,
     )
 

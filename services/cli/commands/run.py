@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from services.cli import launch
-from services.cli.options import JsonFlag, LoaderAddress, ModelName, Timeout
+from services.cli.options import AdvisingGallery, JsonFlag, LoaderAddress, ModelName, Timeout
 
 _SAMPLING = "How it answers"
 
@@ -76,6 +76,7 @@ def run(
     ] = False,
     json: JsonFlag = False,
     loader: LoaderAddress = None,
+    gallery: AdvisingGallery = None,
 ) -> None:
     """Let a model answer, word by word; it is loaded first if it must be. Ctrl-C stops the answer."""
     from services.cli.actions import chat as conversation
@@ -102,12 +103,13 @@ def run(
         timeout=timeout,
         stats=stats,
     )
+    addresses = {"loader": loader, "gallery": gallery}
     if chat:
-        conversation.talk(settings, first=prompt, as_json=json, loader=loader)
+        conversation.talk(settings, first=prompt, as_json=json, addresses=addresses)
         return
     launch.run(
         lambda clients, out: action.answer_once(clients, out, settings, prompt or ""),
         as_json=json,
-        addresses={"loader": loader},
+        addresses=addresses,
         model=model,
     )

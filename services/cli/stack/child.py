@@ -21,6 +21,11 @@ _TAIL_LINES: Final = 40
 _STDOUT: Final = 1
 
 
+def called(name: str) -> str:
+    """Return what a sentence calls a service."""
+    return "the metrics service" if name == "metrics" else f"the {name}"
+
+
 class StartFailure(Failure):
     """A service did not become ready."""
 
@@ -56,7 +61,7 @@ class Child:
             )
         except OSError as error:
             raise StartFailure(
-                f"the {self.name} cannot be started: {error}", "look at the installation"
+                f"{called(self.name)} cannot be started: {error}", "look at the installation"
             ) from error
         self.pid = transport.get_pid()
 
@@ -69,7 +74,7 @@ class Child:
         if self.exited.done():
             raise self.start_failure()
         raise StartFailure(
-            f"the {self.name} was not ready within {limit:g} s",
+            f"{called(self.name)} was not ready within {limit:g} s",
             "see what it does with `corral up --log-level debug`",
             reason="START_TIMEOUT",
         )
@@ -116,11 +121,12 @@ class Child:
         usage = self.exited.result() == 2
         hint = "mend it, then start again: see `corral up --help`" if usage else "see its log above"
         if "in use" in text.lower():
+            flag = f"--{self.name}-http-listen" if "--http-" in text else f"--{self.name}-listen"
             hint = (
-                f"choose another address with --{self.name}-listen, or free ports for all with"
+                f"choose another address with {flag}, or free ports for all with"
                 " --listen 127.0.0.1:0"
             )
-        message = f"the {self.name} could not start ({self.ending()})"
+        message = f"{called(self.name)} could not start ({self.ending()})"
         return StartFailure(
             f"{message}: {text}" if text else message,
             hint,

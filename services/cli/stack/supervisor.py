@@ -16,7 +16,7 @@ from services.cli.text import duration
 from services.common.backoff import Backoff
 
 from . import plan
-from .child import Child, StartFailure
+from .child import Child, StartFailure, called
 from .merged import MergedLog
 from .plan import Options
 
@@ -87,7 +87,14 @@ class Stack:
     async def start(self) -> None:
         """Start the services in order; StartFailure with the service's own words if one cannot."""
         for services in plan.START_ORDER:
-            await asyncio.gather(*(self._bring_up(service) for service in services))
+            tasks = [asyncio.create_task(self._bring_up(service)) for service in services]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                # What fails here must not leave a sister behind that is just being started.
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def keep(self) -> None:
         """Start again what ends, for ever; Failure when a service fails too often."""
@@ -139,7 +146,7 @@ class Stack:
             ran = loop.time() - child.started
             stable = child.ready.done() and ran >= self._limits.stable_after
             failures = 1 if stable else failures + 1
-            what = f"the {service} ended ({child.ending()}) after {duration(ran)}"
+            what = f"{called(service)} ended ({child.ending()}) after {duration(ran)}"
             if failures > self._limits.most_restarts:
                 raise Failure(
                     f"{what}, {failures} times in a row",
@@ -160,14 +167,14 @@ class Stack:
                 # One that hangs at its start must be gone before the next try takes its address.
                 await self._children[service].stop(self._limits.stop_timeout, self.hurry)
             else:
-                self._tell(f"the {service} is back at {self.addresses[service]}")
+                self._tell(f"{called(service)} is back at {self.addresses[service]}")
 
     async def _stop(self, service: Service) -> None:
         child = self._children.get(service)
         if child is None or child.exited.done():
             return
         if not await child.stop(self._limits.stop_timeout, self.hurry):
-            self._tell(f"the {service} did not stop in time and was killed", level="warning")
+            self._tell(f"{called(service)} did not stop in time and was killed", level="warning")
 
     def _tell(self, text: str, *, level: str = "info") -> None:
         self._log.write("corral", text, level=level)

@@ -177,7 +177,7 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
     async def PredictStream(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
         self.metadata = dict(context.invocation_metadata() or ())
-        self._find(str(self.metadata["corral-model"]))
+        self._find(str(self.metadata.get("corral-model") or request.ModelIdentity))
         try:
             for reply in self.replies:
                 if isinstance(reply, float):
@@ -220,6 +220,12 @@ class FakeGallery(gallery_pb2_grpc.GalleryServiceServicer, operations_pb2_grpc.O
         return gallery_pb2.SearchModelEntriesResponse(
             entries=found, total_size=len(found), unavailable_galleries=["far-away"]
         )
+
+    async def GetModelEntry(self, request: Any, context: Any) -> Any:
+        for entry in self.entries:
+            if entry.id == request.name:
+                return gallery_pb2.GetModelEntryResponse(entry=entry)
+        raise errors.EntryNotFoundError(f"no gallery offers {request.name!r}")
 
     async def ListInstalledModels(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
