@@ -10,8 +10,11 @@ trap 'rm -rf "$work"' EXIT
     { cat "$work/build.log" >&2; exit 1; }
 "$venv/bin/python" -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet --upgrade pip
-"$work/venv/bin/python" -m pip install --quiet "$work"/dist/*.whl
+"$work/venv/bin/python" -m pip install --quiet "$(echo "$work"/dist/*.whl)[llama-cpp]"
+mkdir -p "$work/home/models"
+"$venv/bin/python" -m tests.tools.tiny_gguf count "$work/home/models/tiny.gguf"
 cd /
+export CORRAL_HOME=$work/home
 for command in corral corral-loader corral-gallery corral-monitor corral-metrics; do
     "$work/venv/bin/$command" --version
     "$work/venv/bin/$command" --help >/dev/null
@@ -20,7 +23,6 @@ test -x "$work/venv/share/corral/backends/llama_cpp/run.sh"
 
 # Each service starts, says so, and stops when told to.
 for service in loader gallery monitor metrics; do
-    export CORRAL_HOME=$work/home
     arguments=(--listen 127.0.0.1:0)
     [ "$service" != metrics ] || arguments+=(--http-listen 127.0.0.1:0)
     "$work/venv/bin/corral-$service" "${arguments[@]}" >"$work/$service.out" 2>"$work/$service.err" &
@@ -35,4 +37,19 @@ for service in loader gallery monitor metrics; do
     kill -TERM $pid
     wait $pid
 done
+
+# The bundled backend runs from where the wheel put it, and a loose model file needs no configuration.
+"$work/venv/bin/corral" up --listen 127.0.0.1:0 --metrics-http-listen 127.0.0.1:0 \
+    >"$work/up.out" 2>"$work/up.err" &
+pid=$!
+trap 'kill $pid 2>/dev/null || true; wait $pid 2>/dev/null || true; rm -rf "$work"' EXIT
+for _ in $(seq 300); do
+    [ ! -e "$work/home/run/endpoints.json" ] || break
+    read -rt 0.1 <> <(:) || true
+done
+answer=$("$work/venv/bin/corral" run tiny.gguf "one two three" --raw --max-tokens 3 2>"$work/run.err") ||
+    { cat "$work/run.err" "$work/up.err" >&2; exit 1; }
+[ "$answer" = " four five six" ] || { echo "the model said: $answer" >&2; exit 1; }
+kill -TERM $pid
+wait $pid
 echo "the wheel works in an empty environment"
