@@ -35,6 +35,9 @@ class CallObserver(Protocol):
 
 PROBES: Final = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.")
 
+# Services report their calls twice a second; a line for each would drown all others.
+_QUIET: Final = (*PROBES, "/corral.metrics.v1.MetricsService/Observe")
+
 # What the caller did, or was told to wait for: nothing that an operator must look at.
 _EXPECTED: Final = frozenset(
     {"OK", "CANCELLED", "NOT_FOUND", "ALREADY_EXISTS", "INVALID_ARGUMENT", "OUT_OF_RANGE"}
@@ -57,7 +60,7 @@ class AccessLog:
             write = self._log.error
         elif record.code not in _EXPECTED:
             write = self._log.warning
-        elif record.method.startswith(PROBES):
+        elif record.method.startswith(_QUIET):
             write = self._log.debug
         write(
             "call",

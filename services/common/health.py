@@ -53,8 +53,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """State whether a service serves; a change is logged with its reason. Ignored after shut_down."""
         if self._stopping.is_set() or self._serving.get(service) is serving:
             return
+        first = service not in self._serving
         self._serving[service] = serving
-        _log.info("health changed", health_of=service or "*", serving=serving, why=why)
+        # What every start brings is no news; what comes later is.
+        tell = _log.debug if first else _log.info
+        tell("health changed", health_of=service or "*", serving=serving, why=why)
         self._wake(service)
 
     def forget(self, service: str) -> None:
