@@ -59,7 +59,7 @@ CODES: Final[Mapping[type[CorralError], grpc.StatusCode]] = {
     errors.SourceNotFoundError: _C.NOT_FOUND,
     errors.AccessDeniedError: _C.PERMISSION_DENIED,
     errors.DiskFullError: _C.RESOURCE_EXHAUSTED,
-    errors.ConflictError: _C.ABORTED,
+    errors.ConflictError: _C.FAILED_PRECONDITION,
     errors.ServiceUnreachableError: _C.UNAVAILABLE,
     errors.DeadlineError: _C.DEADLINE_EXCEEDED,
     # Keeps the code of the server it came from; this is for one that has none.

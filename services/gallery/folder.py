@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from services.common.errors import InvalidRequestError, PathEscapeError
 from services.common.logs import get_logger
+from services.common.loose_files import is_loose_model
 
 from .document import DocumentError, parse_mapping
 from .entry import usecases
@@ -18,12 +19,6 @@ from .staging import FOLDER
 
 RECORD_PREFIX: Final = "._gallery_"
 _YAML: Final = (".yaml", ".yml")
-# LocalAI's lists of what is no model; its comparison is in lower case, too.
-_NO_MODEL_NAMES: Final = ("model_card", "readme", "readme.md")
-_NO_MODEL_SUFFIXES: Final = (
-    ".tmpl", ".keep", ".yaml", ".yml", ".json", ".txt", ".md", ".ds_store", ".", ".safetensors",
-    ".partial", ".tar.gz", ".pt", ".onnx", ".bin", ".gguf", ".ggml", ".ckpt", ".zip", ".tag", ".bak",
-)  # fmt: skip
 # Where a configuration names files, as paths below the models folder.
 _FILE_KEYS: Final = ("mmproj", "draft_model", "lora_adapter", "lora_base", "vae", "tokenizer")
 _FILE_LIST_KEYS: Final = ("lora_adapters",)
@@ -117,7 +112,9 @@ class ModelsFolder:
             if (config := self._mapping(name)) is not None:
                 record = self._mapping(f"{RECORD_PREFIX}{Path(name).stem}.yaml") or {}
                 configured.append(Configured(name, config, record))
-        files = tuple(name for name in names if can_be_model(name) and (self.path / name).is_file())
+        files = tuple(
+            name for name in names if is_loose_model(name) and (self.path / name).is_file()
+        )
         return Contents(tuple(configured), files)
 
     def size(self, names: frozenset[str]) -> int:
@@ -165,14 +162,6 @@ class ModelsFolder:
             config = None
         self._read[name] = (stamp, config)
         return config
-
-
-def can_be_model(name: str) -> bool:
-    """Say whether a file of this name counts as a model without a configuration."""
-    lower = name.lower()
-    if name.startswith(".") or lower in _NO_MODEL_NAMES or ".bak" in lower:
-        return False
-    return not lower.endswith(_NO_MODEL_SUFFIXES)
 
 
 def check_name(name: str, field: str) -> str:

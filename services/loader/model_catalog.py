@@ -18,17 +18,11 @@ from services.common.errors import (
     Resource,
 )
 from services.common.logs import get_logger
+from services.common.loose_files import is_loose_model
 
 from .model_config import ModelConfig, inside_models_folder, parse_config, read_documents
 
 _log = get_logger(__name__)
-
-_HIDDEN_NAMES = frozenset({"model_card", "readme", "readme.md"})
-_HIDDEN_SUFFIXES = (
-    *(".tmpl", ".keep", ".yaml", ".yml", ".json", ".txt", ".md", ".ds_store", ".partial"),
-    *(".tar.gz", ".zip", ".tag", ".bak", ".png", ".jpg", ".lock", ".sha256"),
-)
-"""Files that are no models. LocalAI also hides weights; here a loose weight file is a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +75,7 @@ class ModelCatalog:
             del self._read[gone]
         used = {path for entry in found.values() for path in _used_files(entry.config)}
         for file in files:
-            if _is_model_file(file.name) and file.name not in used and file.name not in found:
+            if is_loose_model(file.name) and file.name not in used and file.name not in found:
                 found[file.name] = self._loose(file.name)
         return dict(sorted(found.items()))
 
@@ -199,8 +193,3 @@ def _used_files(config: ModelConfig) -> set[str]:
     return {config.model, config.mmproj, config.draft_model, config.lora_adapter} | set(
         config.lora_adapters
     )
-
-
-def _is_model_file(name: str) -> bool:
-    lowered = name.lower()
-    return lowered not in _HIDDEN_NAMES and not lowered.endswith(_HIDDEN_SUFFIXES)

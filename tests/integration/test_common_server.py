@@ -267,7 +267,7 @@ async def test_a_unix_socket_is_guarded_replaced_and_removed(toy: Any, tmp_path:
 
 
 async def test_a_closed_stdout_is_no_reason_not_to_serve(toy: Any) -> None:
-    process = await toy("--log-level=info")
+    process = await toy("--log-level=debug")
     process.process.stdout._transport.close()
     async with asyncio.timeout(DEADLINE):
         while "health changed" not in await process.line(process.process.stderr):

@@ -425,13 +425,16 @@ async def test_installed_models(tmp_path: Path, server: FaultyServer) -> None:
             assert answer.total_size == len(answer.models)
             return [item.name.removeprefix("models/") for item in answer.models]
 
-        assert await listed() == ["loose", "m", "mine"]
-        assert await listed(loose_file_policy=pb.LOOSE_FILE_POLICY_LOOSE_ONLY) == ["loose"]
+        loose = ["loose", "weights.gguf"]
+        assert await listed() == sorted([*loose, "m", "mine"])
+        assert await listed(loose_file_policy=pb.LOOSE_FILE_POLICY_LOOSE_ONLY) == loose
         assert await listed(loose_file_policy=pb.LOOSE_FILE_POLICY_SKIP_ALWAYS) == ["m", "mine"]
         every = pb.LOOSE_FILE_POLICY_ALWAYS_INCLUDE
-        assert await listed(loose_file_policy=every) == ["loose", "m", "mine", "p", "w"]
+        assert await listed(loose_file_policy=every) == sorted(
+            [*loose, "m", "m.bin", "mine", "p", "w"]
+        )
         assert await listed(usecase="CHAT") == ["mine"]
-        assert await listed(name_contains="M") == ["m", "mine"]
+        assert await listed(name_contains="MI") == ["mine"]
         assert (await refusal(listed(loose_file_policy=9))).fields == ["loose_file_policy"]
 
         async def exists(name: str, policy: Any = 0) -> bool:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.gallery.folder import ModelsFolder, can_be_model
+from services.common.loose_files import is_loose_model
+from services.gallery.folder import ModelsFolder
 from services.gallery.listing import Listing, LooseFiles
 
 
@@ -14,14 +15,14 @@ from services.gallery.listing import Listing, LooseFiles
     ("name", "expected"),
     [
         ("model", True), ("ggml-tiny.en", True), ("a.task", True), ("archive.tar", True),
-        ("w.gguf", False), ("W.GGUF", False), ("w.bin", False), ("w.safetensors", False),
+        ("w.gguf", True), ("W.GGUF", True), ("w.bin", True), ("w.safetensors", False),
         ("README", False), ("Readme.md", False), ("MODEL_CARD", False), ("notes.TXT", False),
         ("a.tar.gz", False), ("x.partial", False), ("x.bak2", False), (".hidden", False),
         ("c.yaml", False), ("c.yml", False), ("t.tmpl", False), ("dot.", False),
     ],
 )  # fmt: skip
 def test_what_can_be_a_model_by_its_name(name: str, expected: bool) -> None:
-    assert can_be_model(name) is expected
+    assert is_loose_model(name) is expected
 
 
 @pytest.fixture
@@ -55,14 +56,14 @@ def listing(tmp_path: Path) -> Listing:
     return Listing(ModelsFolder(tmp_path))
 
 
-FILES = ["draft", "loose", "one", "projector", "recorded", "three", "two", "used"]
+FILES = ["draft", "loose", "one", "projector", "recorded", "three", "two", "used", "w.gguf"]
 
 
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [
-        (LooseFiles.LOOSE_ONLY, ["loose"]),
-        (LooseFiles.SKIP_IF_CONFIGURED, ["b", "chat", "loose", "odd"]),
+        (LooseFiles.LOOSE_ONLY, ["loose", "w.gguf"]),
+        (LooseFiles.SKIP_IF_CONFIGURED, ["b", "chat", "loose", "odd", "w.gguf"]),
         (LooseFiles.SKIP_ALWAYS, ["b", "chat", "odd"]),
         (LooseFiles.ALWAYS_INCLUDE, sorted([*FILES, "b", "chat", "odd"])),
     ],

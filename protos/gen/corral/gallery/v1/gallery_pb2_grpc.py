@@ -248,8 +248,8 @@ class GalleryServiceServicer(object):
 
         The operation may fail with: DATA_LOSS (`DIGEST_MISMATCH`), UNAVAILABLE (`DOWNLOAD_FAILED`, RetryInfo),
         NOT_FOUND (`SOURCE_NOT_FOUND`), PERMISSION_DENIED (`SOURCE_ACCESS_DENIED`), RESOURCE_EXHAUSTED
-        (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`, `NOTHING_TO_INSTALL`),
-        CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
+        (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`), FAILED_PRECONDITION
+        (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

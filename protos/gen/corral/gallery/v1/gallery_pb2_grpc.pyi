@@ -97,8 +97,8 @@ class GalleryServiceStub:
 
     The operation may fail with: DATA_LOSS (`DIGEST_MISMATCH`), UNAVAILABLE (`DOWNLOAD_FAILED`, RetryInfo),
     NOT_FOUND (`SOURCE_NOT_FOUND`), PERMISSION_DENIED (`SOURCE_ACCESS_DENIED`), RESOURCE_EXHAUSTED
-    (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`, `NOTHING_TO_INSTALL`),
-    CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
+    (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`), FAILED_PRECONDITION
+    (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
     """
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.DeleteModelRequest, _operations_pb2.Operation]
     """Deletes an installed model: unloads it, and removes its files unless another model uses them.
@@ -226,8 +226,8 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
 
     The operation may fail with: DATA_LOSS (`DIGEST_MISMATCH`), UNAVAILABLE (`DOWNLOAD_FAILED`, RetryInfo),
     NOT_FOUND (`SOURCE_NOT_FOUND`), PERMISSION_DENIED (`SOURCE_ACCESS_DENIED`), RESOURCE_EXHAUSTED
-    (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`, `NOTHING_TO_INSTALL`),
-    CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
+    (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`), FAILED_PRECONDITION
+    (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
     """
     DeleteModel: _aio.UnaryUnaryMultiCallable[_gallery_pb2.DeleteModelRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Deletes an installed model: unloads it, and removes its files unless another model uses them.
@@ -412,8 +412,8 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The operation may fail with: DATA_LOSS (`DIGEST_MISMATCH`), UNAVAILABLE (`DOWNLOAD_FAILED`, RetryInfo),
         NOT_FOUND (`SOURCE_NOT_FOUND`), PERMISSION_DENIED (`SOURCE_ACCESS_DENIED`), RESOURCE_EXHAUSTED
-        (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`, `NOTHING_TO_INSTALL`),
-        CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
+        (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`), FAILED_PRECONDITION
+        (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
         """
 
     @_abc_1.abstractmethod

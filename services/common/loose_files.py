@@ -1,0 +1,28 @@
+"""Which files of a models folder are models by themselves, without a configuration.
+
+The loader loads them and the gallery lists them, so both must mean the same. The lists are LocalAI's
+(v2 and HEAD), but for weights in one file (`.gguf`, `.ggml`, `.bin`): HEAD hides them, and with them
+what people put into the folder to try it out.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_NAMES: Final = frozenset({"model_card", "readme", "readme.md"})
+_SUFFIXES: Final = (
+    *(".tmpl", ".keep", ".yaml", ".yml", ".json", ".txt", ".md", ".ds_store", ".", ".safetensors"),
+    *(".partial", ".tar.gz", ".pt", ".onnx", ".ckpt", ".zip", ".tag", ".bak"),
+)
+_ANYWHERE: Final = ".bak"
+
+
+def is_loose_model(name: str) -> bool:
+    """Whether a file of this name is a model; dot files and configurations are not."""
+    lowered = name.lower()
+    return not (
+        lowered in _NAMES
+        or lowered.startswith(".")
+        or lowered.endswith(_SUFFIXES)
+        or _ANYWHERE in lowered
+    )
