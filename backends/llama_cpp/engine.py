@@ -148,7 +148,7 @@ class Engine:
                     raise errors.from_engine(chunk["error"])
                 yield chunk
         except WireError as error:
-            raise errors.EngineFailed(str(error)) from error
+            raise errors.EngineGone(str(error)) from error
 
     async def call(self, route: str, body: Any = None, limit: float | None = None) -> Any:
         """Call one of the engine's routes and wait `limit` seconds, or as long as it takes.
@@ -163,7 +163,7 @@ class Engine:
                 await exchange.status()
                 answer = await exchange.json()
         except WireError as error:
-            raise errors.EngineFailed(f"{route}: {error}") from error
+            raise errors.EngineGone(f"{route}: {error}") from error
         except TimeoutError as error:
             raise errors.EngineFailed(f"{route}: no answer within {limit} s") from error
         finally:

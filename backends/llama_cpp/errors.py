@@ -49,6 +49,10 @@ class EngineFailed(BackendError):
     """llama.cpp failed in a way it does not explain as the caller's fault."""
 
 
+class EngineGone(EngineFailed):
+    """The engine's process broke off in the middle of an answer; this backend is about to end too."""
+
+
 _MORE_CONTEXT = (
     "shorten the prompt, or load the model with a larger ContextSize, fewer parallel slots, "
     "or Options kv_unified:true"

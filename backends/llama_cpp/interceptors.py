@@ -23,6 +23,8 @@ _CODES: dict[type[errors.BackendError], grpc.StatusCode] = {
     errors.Exhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unloaded: grpc.StatusCode.ABORTED,
     errors.EngineFailed: grpc.StatusCode.INTERNAL,
+    # What a client sees when the connection breaks a moment later; which of the two is quicker is chance.
+    errors.EngineGone: grpc.StatusCode.UNAVAILABLE,
 }
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
