@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,10 +13,11 @@ import psutil
 import pytest
 import yaml
 
-from tests.tools.running import ROOT, alive, eventually
+from tests.tools.processes import alive
+from tests.tools.service import ROOT, environment, installed
 from tests.tools.tiny_gguf import write_tiny
+from tests.tools.waiting import eventually
 
-CORRAL = Path(sys.executable).with_name("corral")
 UP_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
 COMMAND_TIMEOUT = 120.0
@@ -35,7 +35,7 @@ class Stack:
     async def corral(self, *arguments: str, ok: bool = True) -> str:
         """Run a command against this stack; return its stdout."""
         process = await asyncio.create_subprocess_exec(
-            CORRAL,
+            installed("corral"),
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -96,26 +96,31 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
             "tiny-embed": {"kind": "embed", "known_usecases": ["embeddings"]},
         },
     )
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CORRAL_", "LOCALAI_"))}
-    environment = {
-        **clean,
-        "CORRAL_HOME": str(home),
-        "NO_COLOR": "1",
-        "CORRAL_GALLERY_GALLERIES": json.dumps([{"name": "tiny", "url": index.as_uri()}]),
-    }
+    env = environment(
+        CORRAL_HOME=str(home),
+        NO_COLOR="1",
+        CORRAL_GALLERY_GALLERIES=json.dumps([{"name": "tiny", "url": index.as_uri()}]),
+    )
     log = (tmp_path / "up.log").open("wb")
     process = await asyncio.create_subprocess_exec(
-        *(CORRAL, "up", "--listen", "127.0.0.1:0", "--metrics-http-listen", "127.0.0.1:0"),
+        *(
+            installed("corral"),
+            "up",
+            "--listen",
+            "127.0.0.1:0",
+            "--metrics-http-listen",
+            "127.0.0.1:0",
+        ),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        env=environment,
+        env=env,
     )
     endpoints = home / "run" / "endpoints.json"
     try:
         await eventually(endpoints.exists, timeout=UP_TIMEOUT, what="`corral up`")
         addresses = json.loads(endpoints.read_text())["addresses"]
-        running = Stack(home, process, addresses, environment)
+        running = Stack(home, process, addresses, env)
         yield running
         family = running.family()
     except BaseException:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.e2e.conftest import Stack
-from tests.tools.running import ROOT
+from tests.tools.service import ROOT, installed
 
 README = (ROOT / "README.md").read_text()
 
@@ -51,7 +51,7 @@ def test_every_command_of_the_tour_exists() -> None:
     assert {"up", "install", "run", "status", "logs", "models", "unload"} <= commands
     for command in commands:
         shown = subprocess.run(
-            [Path(sys.executable).with_name("corral"), command, "--help"],
+            [installed("corral"), command, "--help"],
             capture_output=True,
             check=True,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Stack
-from tests.tools.running import ROOT
+from tests.tools.service import ROOT, announced, environment
 
 CLIENT = Path(__file__).with_name("plain_client.py")
 RUN = ROOT / "backends" / "llama_cpp" / "run.sh"
@@ -49,11 +48,10 @@ async def both(
         *(RUN, "--addr", "127.0.0.1:0"),
         stdout=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.DEVNULL,
-        env={**os.environ, "CORRAL_PYTHON": sys.executable},
+        env=environment(CORRAL_PYTHON=sys.executable),
     )
     try:
-        assert backend.stdout is not None
-        address = (await asyncio.wait_for(backend.stdout.readline(), 30)).decode().split()[2]
+        address = await announced(backend, "llama-cpp")
         load = {"Model": file.name, "ModelFile": str(file), "ContextSize": 4096, "NBatch": 512}
         direct = await ask(stubs, address, load={**load, "MMap": True}, rpc=rpc, request=request)
     finally:

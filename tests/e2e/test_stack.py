@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,11 @@ import pytest
 from corral.backend import backend_pb2, backend_pb2_grpc
 from corral.monitor.v1 import monitor_pb2, monitor_pb2_grpc
 from services.common.status import from_rpc_error
-from tests.e2e.conftest import CORRAL, Stack
+from tests.e2e.conftest import Stack
 from tests.e2e.test_same_tokens import ask
-from tests.tools.running import ROOT, alive, eventually
+from tests.tools.processes import alive
+from tests.tools.service import ROOT, installed
+from tests.tools.waiting import eventually
 
 COUNT = (("corral-model", "tiny-count"),)
 ENDLESS = backend_pb2.PredictOptions(Prompt="one", Tokens=100_000, IgnoreEOS=True)
@@ -67,7 +68,7 @@ async def test_embeddings_and_other_languages(stack: Stack, plain_stubs: Path) -
     await stack.corral("install", "tiny-count")
     # buf's client is written in Go; it is given the .proto file and nothing else.
     process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("buf"),
+        installed("buf"),
         *("curl", "--protocol", "grpc", "--http2-prior-knowledge"),
         *("--schema", ROOT / "protos" / "corral" / "backend" / "backend.proto"),
         *("-H", "corral-model: tiny-count", "-d", '{"Prompt": "one two", "Tokens": 2}'),
@@ -132,7 +133,7 @@ async def test_kill_the_loader_and_it_comes_back(stack: Stack) -> None:
 async def test_a_conversation(stack: Stack) -> None:
     await stack.corral("install", "tiny-count")
     process = await asyncio.create_subprocess_exec(
-        *(CORRAL, "run", "tiny-count", "--chat", "--max-tokens", "3"),
+        *(installed("corral"), "run", "tiny-count", "--chat", "--max-tokens", "3"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.tools.running import ROOT
+from tests.tools.service import ROOT, installed, running_service
 
 SERVICES = ("metrics", "loader", "gallery", "monitor")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
-BIN = Path(sys.executable).parent
 
 
 def test_it_has_the_four_services() -> None:
@@ -61,28 +59,18 @@ async def test_each_command_serves_and_passes_its_health_check(name: str, tmp_pa
         "127.0.0.1:0" if argument.startswith("0.0.0.0:") else argument
         for argument in service["command"]
     ]
-    process = await asyncio.create_subprocess_exec(
-        BIN / program,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        cwd=tmp_path,
-        env={**os.environ, "CORRAL_HOME": str(tmp_path)},
-    )
-    try:
-        assert process.stdout is not None
-        ready = (await asyncio.wait_for(process.stdout.readline(), 20)).decode().split()
-        assert ready[:2] == ["ready", name]
-        check = service["healthcheck"]["test"]
-        assert check[:2] == ["CMD", "python"]
-        probe = await asyncio.create_subprocess_exec(
-            sys.executable, *check[2:-1], ready[2], cwd=tmp_path
+    check = service["healthcheck"]["test"]
+    assert check[:2] == ["CMD", "python"]
+
+    async def probe(address: str) -> int:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *check[2:-1], address, cwd=tmp_path
         )
-        assert await asyncio.wait_for(probe.wait(), 10) == 0
-    finally:
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), 20) == 0
-    dead = await asyncio.create_subprocess_exec(
-        sys.executable, *check[2:-1], ready[2], cwd=tmp_path
-    )
-    assert await asyncio.wait_for(dead.wait(), 10) == 1
+        return await asyncio.wait_for(process.wait(), 10)
+
+    async with running_service(
+        name, tmp_path, *arguments, program=[installed(program)], cwd=tmp_path
+    ) as process:
+        assert await probe(process.address) == 0
+        assert await process.stop() == 0
+    assert await probe(process.address) == 1

@@ -1,121 +1,24 @@
-"""Real processes for tests: start a service, wait for its ready line, end it, look for what is left."""
+"""A real loader for tests, with its folders and scripted backends."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import shlex
-import signal
 import sys
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 
 from corral.backend import backend_pb2_grpc
 from corral.loader.v1 import loader_pb2_grpc
 from tests.fakes import backend_fake
+from tests.tools.processes import alive, processes_in
+from tests.tools.service import Service, start_service
+from tests.tools.waiting import eventually
 
-ROOT = Path(__file__).resolve().parents[2]
-READY_TIMEOUT = 20.0
-
-
-async def eventually(
-    condition: Callable[[], Any], *, timeout: float = 10.0, what: str = "the condition"
-) -> Any:
-    """Wait until the condition is true, and return what it returned; fail the test at the deadline."""
-    deadline = time.monotonic() + timeout
-    while True:
-        answer = condition()
-        if isinstance(answer, Awaitable):
-            answer = await answer
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"{what} did not come true within {timeout} s"
-        await asyncio.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def processes_in(folder: Path) -> list[psutil.Process]:
-    """Return the living processes whose working folder is below `folder`."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and process.cwd().startswith(str(folder)):
-                found.append(process)
-    return found
-
-
-class Service:
-    """A running service process."""
-
-    def __init__(self, process: asyncio.subprocess.Process, address: str, log: Path) -> None:
-        self.process = process
-        self.address = address
-        self.log = log
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGKILL)
-
-    async def stop(self, timeout: float = 20.0) -> int:
-        """SIGTERM and wait; return the exit code."""
-        with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return await asyncio.wait_for(self.process.wait(), timeout)
-        except TimeoutError:
-            self.kill()
-            raise AssertionError(
-                f"the service hangs in its stop:\n{self.log.read_text()}"
-            ) from None
-
-
-async def start_service(
-    name: str,
-    home: Path,
-    *arguments: str,
-    env: Mapping[str, str] | None = None,
-    pass_fds: tuple[int, ...] = (),
-) -> Service:
-    """Start `services.<name>` on a free port; return when it has said that it is ready."""
-    home.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a test may block
-    log = home / f"{name}.log"
-    command = [sys.executable, "-m", f"services.{name}"]
-    if "--listen" not in arguments:
-        command += ["--listen", "127.0.0.1:0"]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CORRAL_", "LOCALAI_"))}
-    with log.open("ab") as errors:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            cwd=ROOT,
-            env={**clean, "CORRAL_HOME": str(home), **(env or {})},
-            pass_fds=pass_fds,
-        )
-    assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), READY_TIMEOUT)).decode()
-    assert line.startswith(f"ready {name} "), f"{name} said {line!r}:\n{log.read_text()}"
-    return Service(process, line.split()[2], log)
+__all__ = ["LoaderUnderTest", "alive", "eventually", "processes_in"]
 
 
 class LoaderUnderTest:

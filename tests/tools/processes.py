@@ -1,0 +1,50 @@
+"""Looking at processes: which of them live, whose children they are, what they have used."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+
+def alive(process: int | psutil.Process) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        found = psutil.Process(process) if isinstance(process, int) else process
+        return found.is_running() and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Return the living processes whose working folder is below `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.cwd().startswith(str(folder)):
+                found.append(process)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Return the pids of the processes that a process has started, the oldest first."""
+    # Unlike psutil this reads one file, which a test that polls can afford.
+    with suppress(OSError):
+        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    used = psutil.Process(pid).cpu_times()
+    return used.user + used.system
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
