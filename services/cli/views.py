@@ -28,6 +28,12 @@ def bare(name: str) -> str:
     )
 
 
+def origin(entry: str) -> str:
+    """Return a gallery's entry as it is typed, `gallery@model`."""
+    gallery, _, model = entry.removeprefix("galleries/").partition("/models/")
+    return f"{gallery}@{model}" if model else gallery
+
+
 def state_of(model: loader_pb2.Model) -> str:
     """Return a model's state in one lower-case word."""
     return loader_pb2.Model.State.Name(model.state).removeprefix("STATE_").lower()
@@ -47,7 +53,7 @@ def model(message: loader_pb2.Model) -> View:
         "pinned": message.pinned,
         "config_error": message.config_error,
         "retry_time": _time(message, "retry_time"),
-        "instance": _instance(message.instance) if message.HasField("instance") else None,
+        "instance": _instance(message.instances[0]) if message.instances else None,
     }
 
 
@@ -75,7 +81,7 @@ def installed(message: gallery_pb2.InstalledModel) -> View:
         "usecases": list(message.usecases),
         "config_file": message.config_file,
         "model_file": message.model_file,
-        "entry": message.entry,
+        "entry": origin(message.entry),
         "size_bytes": message.size_bytes,
         "loose": message.loose,
     }
@@ -91,7 +97,7 @@ def status(message: monitor_pb2.ModelStatus) -> View:
         .removeprefix("SOURCE_")
         .lower(),
         "memory_bytes": message.memory_bytes,
-        "memory_breakdown": dict(message.memory_breakdown),
+        "memory_breakdown": dict(message.memory_breakdown_bytes),
         "active_calls": message.active_calls,
         "backend_error": message.backend_error,
         "time": _time(message, "time"),

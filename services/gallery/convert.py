@@ -19,7 +19,7 @@ from .catalog import EntryFilter
 from .document import DocumentError
 from .entry import Entry, FileSpec, digest
 from .index import GalleryState
-from .listing import InstalledModel, InstalledNames, LooseFiles
+from .listing import InstalledModel, InstalledNames, LooseFiles, ModelFilter
 from .operation import Kind, Operation
 from .plan import InstallRequest
 from .progress import Phase
@@ -43,14 +43,31 @@ def entry_filter(message: pb.ModelEntryFilter) -> EntryFilter:
         usecase=message.usecase,
         backend=message.backend,
         installed=message.installed if message.HasField("installed") else None,
-        gallery=message.gallery,
+        gallery=message.gallery.removeprefix(f"{GALLERIES}/"),
     )
+
+
+def model_filter(message: pb.InstalledModelFilter) -> ModelFilter:
+    """Read which installed models are wanted."""
+    return ModelFilter(
+        backend=message.backend, usecase=message.usecase, name_contains=message.name_contains
+    )
+
+
+def entry_name(gallery: str, model: str) -> str:
+    """Return the resource name of an entry."""
+    return f"{GALLERIES}/{gallery}/{MODELS}/{model}"
+
+
+def gallery_names(galleries: Iterable[str]) -> list[str]:
+    """Return the resource names of galleries."""
+    return [resource_name(GALLERIES, name) for name in galleries]
 
 
 def model_entry(entry: Entry, installed: InstalledNames, *, whole: bool = False) -> pb.ModelEntry:
     """Write an entry; `whole` adds what lists leave out."""
     message = pb.ModelEntry(
-        name=f"galleries/{entry.gallery}/models/{entry.name}",
+        name=entry_name(entry.gallery, entry.name),
         id=entry.name,
         gallery=entry.gallery,
         description=entry.description,
@@ -60,14 +77,17 @@ def model_entry(entry: Entry, installed: InstalledNames, *, whole: bool = False)
         tags=entry.tags,
         usecases=entry.usecases,
         backend=entry.backend,
-        size_bytes=entry.size or sum(file.size for file in entry.files),
+        size_bytes=entry.size or sum(file.size for file in entry.files) or None,
         installed=installed.has(entry.gallery, entry.name),
-        variants=entry.variants,
+        variants=[pb.ModelVariant(id=variant) for variant in entry.variants],
     )
     if whole:
         message.files.extend(
             pb.FileSource(
-                filename=file.filename, uris=file.uris, sha256=file.sha256, size_bytes=file.size
+                filename=file.filename,
+                uris=file.uris,
+                sha256=file.sha256,
+                size_bytes=file.size or None,
             )
             for file in entry.files
         )
@@ -122,13 +142,15 @@ def policy(value: pb.LooseFilePolicy.ValueType) -> LooseFiles:
 
 def installed_model(model: InstalledModel) -> pb.InstalledModel:
     """Write a model of the models folder."""
+    # Recorded as LocalAI writes it: `gallery@entry`.
+    gallery, _, entry = model.entry.partition("@")
     return pb.InstalledModel(
         name=resource_name(MODELS, model.name),
         config_file=model.config_file,
         model_file=model.model_file,
         backend=model.backend,
         usecases=model.usecases,
-        entry=model.entry,
+        entry=entry_name(gallery, entry) if entry else "",
         size_bytes=model.size,
         loose=model.loose,
     )
@@ -160,7 +182,7 @@ def _metadata(item: Operation) -> pb.OperationMetadata:
         phase=_PHASES[progress.phase],
         file=progress.file,
         bytes_done=progress.done,
-        bytes_total=progress.total,
+        bytes_total=progress.total or None,
         percent=progress.percent,
         bytes_per_second=progress.rate,
         source=progress.source,

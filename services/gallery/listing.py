@@ -37,6 +37,23 @@ class InstalledModel:
         return not self.config_file
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFilter:
+    """Conditions that must all hold; an empty one holds always."""
+
+    backend: str = ""
+    usecase: str = ""
+    name_contains: str = ""
+
+    def keeps(self, model: InstalledModel) -> bool:
+        """Say whether a model fulfils them; a loose file is for no backend and no use case."""
+        return (
+            (not self.backend or self.backend.lower() == model.backend.lower())
+            and (not self.usecase or self.usecase.lower() in model.usecases)
+            and self.name_contains.lower() in model.name.lower()
+        )
+
+
 class Listing:
     """Reads the models folder anew with each question, so the answer is never stale."""
 
@@ -45,14 +62,14 @@ class Listing:
         self._folder = folder
 
     async def models(
-        self, policy: LooseFiles, *, name_contains: str = "", usecase: str = ""
+        self, policy: LooseFiles, wanted: ModelFilter = ModelFilter()
     ) -> list[InstalledModel]:
         """Return the models, sorted by name; the order is the same each time.
 
         A file counts as used if any configuration names it, as model, projector, draft or adapter, also
         one that the conditions leave out.
         """
-        return await to_end(self._models, policy, name_contains.lower(), usecase.lower())
+        return await to_end(self._models, policy, wanted)
 
     async def exists(self, name: str, policy: LooseFiles) -> bool:
         """Say whether there is a model of exactly this name; with loose files, also a weights file's."""
@@ -70,20 +87,15 @@ class Listing:
             frozenset(one.file for one in contents.configured),
         )
 
-    def _models(self, policy: LooseFiles, contains: str, usecase: str) -> list[InstalledModel]:
+    def _models(self, policy: LooseFiles, wanted: ModelFilter) -> list[InstalledModel]:
         contents = self._folder.scan()
         found: list[InstalledModel] = []
         if policy is not LooseFiles.LOOSE_ONLY:
             found += (self._describe(one) for one in contents.configured)
-        # A loose file is for no use case, so a condition on it leaves them all out.
-        if not usecase:
-            found += self._loose(contents, policy)
-        kept = (
-            one
-            for one in found
-            if contains in one.name.lower() and (not usecase or usecase in one.usecases)
+        found += self._loose(contents, policy)
+        return sorted(
+            _distinct(filter(wanted.keeps, found)), key=lambda one: (one.name, one.config_file)
         )
-        return sorted(_distinct(kept), key=lambda one: (one.name, one.config_file))
 
     def _loose(self, contents: Contents, policy: LooseFiles) -> Iterable[InstalledModel]:
         if policy is LooseFiles.SKIP_ALWAYS:
@@ -96,7 +108,7 @@ class Listing:
                 )
 
     def _exists(self, name: str, policy: LooseFiles) -> bool:
-        if any(one.name == name for one in self._models(policy, "", "")):
+        if any(one.name == name for one in self._models(policy, ModelFilter())):
             return True
         if policy is LooseFiles.SKIP_ALWAYS or "/" in name or name.startswith("."):
             return False

@@ -52,7 +52,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
             entries=messages,
             next_page_token=page.next_token,
             total_size=page.total,
-            unavailable_galleries=missing,
+            unreachable=convert.gallery_names(missing),
         )
 
     async def SearchModelEntries(
@@ -66,7 +66,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
             entries=messages,
             next_page_token=page.next_token,
             total_size=page.total,
-            unavailable_galleries=missing,
+            unreachable=convert.gallery_names(missing),
         )
 
     async def GetModelEntry(
@@ -96,6 +96,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
         return pb.ListGalleriesResponse(
             galleries=[convert.gallery(state) for _, state in page.items],
             next_page_token=page.next_token,
+            total_size=page.total,
         )
 
     async def InstallModel(self, request: pb.InstallModelRequest, context: _Context) -> Any:
@@ -110,15 +111,14 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
     ) -> pb.ListInstalledModelsResponse:
         """List the models folder."""
         policy = convert.policy(request.loose_file_policy)
-        models = await self._listing.models(
-            policy, name_contains=request.name_contains, usecase=request.usecase
-        )
+        wanted = convert.model_filter(request.filter)
+        models = await self._listing.models(policy, wanted)
         page = paginate(
             models,
             size=request.page_size,
             token=request.page_token,
             key=lambda model: model.name,
-            scope=("models", policy.value, request.name_contains, request.usecase),
+            scope=("models", policy.value, wanted),
         )
         return pb.ListInstalledModelsResponse(
             models=[convert.installed_model(model) for model in page.items],

@@ -64,7 +64,7 @@ def model(view: ModelView) -> pb.Model:
         config_file=view.config_file,
         usecases=view.usecases,
         pinned=view.pinned,
-        instance=instance(view.instance) if view.instance else None,
+        instances=[instance(view.instance)] if view.instance else [],
         config_error=view.config_error,
         retry_time=timestamp(view.retry_time),
         etag=view.etag,

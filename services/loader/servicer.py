@@ -101,6 +101,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         return pb.ListBackendsResponse(
             backends=[convert.backend(item) for _, item in page.items],
             next_page_token=page.next_token,
+            total_size=page.total,
         )
 
     async def PlanEviction(

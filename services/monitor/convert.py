@@ -46,7 +46,10 @@ _SOURCES: Final = {
 }
 
 
-def model_id(name: str, field: str = "model") -> str:
+_LARGEST: Final = 2**63 - 1
+
+
+def model_id(name: str, field: str = "name") -> str:
     """Return the id in `models/{model}` or the bare id; InvalidRequestError if there is none."""
     return resource_id(MODELS, name, field)
 
@@ -54,8 +57,8 @@ def model_id(name: str, field: str = "model") -> str:
 def known(model: loader_pb2.Model) -> Known:
     """Return what the loader told of a model."""
     running = None
-    if model.HasField("instance"):
-        instance = model.instance
+    if model.instances:
+        instance = model.instances[0]
         started = instance.start_time
         running = Running(
             pid=instance.pid,
@@ -89,8 +92,8 @@ def status(value: Status) -> pb.ModelStatus:
         model=resource_name(MODELS, value.model),
         state=_STATES[value.state],
         source=_SOURCES[value.origin],
-        memory_bytes=value.memory,
-        memory_breakdown=dict(value.breakdown),
+        memory_bytes=_bytes(value.memory) if value.memory else None,
+        memory_breakdown_bytes={part: _bytes(size) for part, size in value.breakdown.items()},
         active_calls=value.active_calls,
         process=sample(value.sample) if value.sample else None,
         backend_error=value.backend_error,
@@ -115,6 +118,11 @@ def sample(value: Sample) -> pb.ProcessSample:
         start_time=_timestamp(value.start_time),
         time=_timestamp(value.time),
     )
+
+
+def _bytes(size: int) -> int:
+    """Return the size as the wire holds it: a backend's has 64 bits without a sign."""
+    return min(size, _LARGEST)
 
 
 def _timestamp(seconds: float) -> Timestamp:

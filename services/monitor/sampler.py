@@ -32,20 +32,20 @@ class Sample:
     process_count: int
     thread_count: int
     rss: int
-    pss: int
-    """0 where the system does not tell for each process of the tree."""
+    pss: int | None
+    """None where the system does not tell for each process of the tree."""
     vms: int
     cpu_percent: float
     cpu_seconds: float
-    open_files: int
-    """0 where the system does not tell for each process of the tree."""
+    open_files: int | None
+    """None where the system does not tell for each process of the tree."""
     start_time: float
     time: float
 
     @property
     def memory(self) -> int:
         """The memory that would come back if the tree ended, as well as the system tells."""
-        return self.pss or self.rss
+        return self.rss if self.pss is None else self.pss
 
 
 @dataclass(slots=True)
@@ -105,11 +105,11 @@ class Sampler:
             process_count=tree.processes,
             thread_count=tree.threads,
             rss=tree.rss,
-            pss=tree.pss if tree.pss_known else 0,
+            pss=tree.pss if tree.pss_known else None,
             vms=tree.vms,
             cpu_percent=self._percent(key, tree.cpu_seconds, start_time),
             cpu_seconds=tree.cpu_seconds,
-            open_files=tree.open_files if tree.files_known else 0,
+            open_files=tree.open_files if tree.files_known else None,
             start_time=start_time,
             time=time.time(),
         )

@@ -24,7 +24,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """Return what a loaded model does and uses now."""
-        status = await self._statuses.get(convert.model_id(request.model))
+        status = await self._statuses.get(convert.model_id(request.name))
         return pb.GetStatusResponse(status=convert.status(status))
 
     async def WatchStatus(
@@ -38,14 +38,14 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: pb.SampleProcessRequest, context: Any
     ) -> pb.SampleProcessResponse:
         """Return what a loaded model's process tree uses now."""
-        sample = await self._statuses.sample(convert.model_id(request.model))
+        sample = await self._statuses.sample(convert.model_id(request.name))
         return pb.SampleProcessResponse(sample=convert.sample(sample))
 
     async def ShutdownModel(
         self, request: pb.ShutdownModelRequest, context: Any
     ) -> pb.ShutdownModelResponse:
         """Unload a model and wait until its process group is gone."""
-        await self._statuses.shut_down(convert.model_id(request.model), force=request.force)
+        await self._statuses.shut_down(convert.model_id(request.name), force=request.force)
         return pb.ShutdownModelResponse()
 
     async def GetSystem(self, request: pb.GetSystemRequest, context: Any) -> pb.GetSystemResponse:

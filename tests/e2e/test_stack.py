@@ -41,7 +41,7 @@ async def test_install_load_run_status_unload(stack: Stack) -> None:
 
     async with grpc.aio.insecure_channel(stack.addresses["monitor"]) as channel:
         monitor: Any = monitor_pb2_grpc.MonitorServiceStub(channel)
-        found = (await monitor.GetStatus(monitor_pb2.GetStatusRequest(model="tiny-count"))).status
+        found = (await monitor.GetStatus(monitor_pb2.GetStatusRequest(name="tiny-count"))).status
         assert found.state == monitor_pb2.ModelStatus.STATE_READY
         assert found.source == monitor_pb2.ModelStatus.SOURCE_BACKEND
         assert found.memory_bytes > 10_000_000 and found.process.rss_bytes > 10_000_000

@@ -48,10 +48,9 @@ class ModelFake:
             name=f"models/{name}", state=self.state, state_message=self.state_message
         )
         if self.state != loader_pb2.Model.STATE_UNLOADED:
-            model.instance.pid = self.pid
-            model.instance.active_calls = self.active_calls
+            instance = model.instances.add(pid=self.pid, active_calls=self.active_calls)
             if self.start_time is not None:
-                model.instance.start_time.FromNanoseconds(round(self.start_time * 1e9))
+                instance.start_time.FromNanoseconds(round(self.start_time * 1e9))
         return model
 
 

@@ -138,7 +138,9 @@ async def test_a_search_tells_of_galleries_that_did_not_answer(world: World) -> 
 
 async def test_what_is_on_disk(world: World) -> None:
     world.gallery.installed = [
-        gallery_pb2.InstalledModel(name="models/m", size_bytes=2**30, entry="localai@m"),
+        gallery_pb2.InstalledModel(
+            name="models/m", size_bytes=2**30, entry="galleries/localai/models/m"
+        ),
         gallery_pb2.InstalledModel(name="models/file.gguf", loose=True),
     ]
     done = await world.run("models", "--installed")
@@ -197,7 +199,7 @@ async def test_a_load_that_takes_too_long_goes_on(world: World) -> None:
 
 
 async def test_a_busy_model_is_not_unloaded_without_force(world: World) -> None:
-    world.loader.add("m", STATE.STATE_READY).instance.active_calls = 1
+    world.loader.add("m", STATE.STATE_READY).instances[0].active_calls = 1
     done = await world.run("unload", "m")
     assert done.code == 1
     assert "`corral unload m --force`" in done.err

@@ -109,7 +109,7 @@ async def test_files_and_configuration_in_localais_format(
         "uri": server.url(PATH),
     }
     assert result.model.name == "models/mine"
-    assert result.model.entry == "test@m"
+    assert result.model.entry == "galleries/test/models/m"
     assert result.model.size_bytes == len(DATA) + 9
     assert result.bytes_fetched == len(DATA) + 9
     assert leftovers(models) == []

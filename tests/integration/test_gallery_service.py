@@ -119,7 +119,7 @@ async def test_one_gallery_failing_hides_no_other(tmp_path: Path, server: Faulty
     async with gallery(config) as client:
         listed = await client.gallery.ListModelEntries(pb.ListModelEntriesRequest())
         assert {item.gallery for item in listed.entries} == {"corral", "g1"}
-        assert list(listed.unavailable_galleries) == ["g0", "g2"]
+        assert list(listed.unreachable) == ["galleries/g0", "galleries/g2"]
         states = (await client.gallery.ListGalleries(pb.ListGalleriesRequest())).galleries
         assert [bool(state.error) for state in states] == [False, True, False, True]
         assert "404" in states[1].error
@@ -411,7 +411,7 @@ async def test_installed_models(tmp_path: Path, server: FaultyServer) -> None:
     models = tmp_path / "models"
     models.mkdir()
     (models / "mine.yaml").write_text(
-        "known_usecases: [FLAG_CHAT]\nparameters: {model: w}\nmmproj: p\n"
+        "backend: llama\nknown_usecases: [FLAG_CHAT]\nparameters: {model: w}\nmmproj: p\n"
     )
     for name in ("w", "p", "loose", "README.md", "weights.gguf"):
         (models / name).write_bytes(b"123")
@@ -419,23 +419,24 @@ async def test_installed_models(tmp_path: Path, server: FaultyServer) -> None:
     async with gallery(settings(tmp_path, index)) as client:
         await client.install("m")
 
-        async def listed(**conditions: Any) -> list[str]:
-            request = pb.ListInstalledModelsRequest(**conditions)
+        async def listed(policy: Any = 0, **conditions: str) -> list[str]:
+            request = pb.ListInstalledModelsRequest(
+                filter=pb.InstalledModelFilter(**conditions), loose_file_policy=policy
+            )
             answer = await client.gallery.ListInstalledModels(request)
             assert answer.total_size == len(answer.models)
             return [item.name.removeprefix("models/") for item in answer.models]
 
         loose = ["loose", "weights.gguf"]
         assert await listed() == sorted([*loose, "m", "mine"])
-        assert await listed(loose_file_policy=pb.LOOSE_FILE_POLICY_LOOSE_ONLY) == loose
-        assert await listed(loose_file_policy=pb.LOOSE_FILE_POLICY_SKIP_ALWAYS) == ["m", "mine"]
+        assert await listed(pb.LOOSE_FILE_POLICY_LOOSE_ONLY) == loose
+        assert await listed(pb.LOOSE_FILE_POLICY_SKIP_ALWAYS) == ["m", "mine"]
         every = pb.LOOSE_FILE_POLICY_ALWAYS_INCLUDE
-        assert await listed(loose_file_policy=every) == sorted(
-            [*loose, "m", "m.bin", "mine", "p", "w"]
-        )
+        assert await listed(every) == sorted([*loose, "m", "m.bin", "mine", "p", "w"])
         assert await listed(usecase="CHAT") == ["mine"]
         assert await listed(name_contains="MI") == ["mine"]
-        assert (await refusal(listed(loose_file_policy=9))).fields == ["loose_file_policy"]
+        assert await listed(backend="LLAMA") == ["mine"]
+        assert (await refusal(listed(9))).fields == ["loose_file_policy"]
 
         async def exists(name: str, policy: Any = 0) -> bool:
             request = pb.CheckModelExistsRequest(name=name, loose_file_policy=policy)

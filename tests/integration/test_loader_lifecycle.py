@@ -45,16 +45,16 @@ async def running(loader: LoaderUnderTest) -> LoaderUnderTest:
 async def test_load_get_unload(running: LoaderUnderTest) -> None:
     loaded = (await running.control.LoadModel(load())).model
     assert loaded.state == pb.Model.STATE_READY
-    assert alive(loaded.instance.pid)
-    assert loaded.instance.load_message == "Loading succeeded"
-    assert loaded.instance.total_calls == 0 and loaded.instance.active_calls == 0
+    assert alive(loaded.instances[0].pid)
+    assert loaded.instances[0].load_message == "Loading succeeded"
+    assert loaded.instances[0].total_calls == 0 and loaded.instances[0].active_calls == 0
     again = (await running.control.LoadModel(load())).model
-    assert again.instance.uid == loaded.instance.uid
+    assert again.instances[0].uid == loaded.instances[0].uid
 
     unloaded = await running.control.UnloadModel(pb.UnloadModelRequest(name="m"))
     assert unloaded.model.state == pb.Model.STATE_UNLOADED
-    assert not unloaded.model.HasField("instance")
-    assert not alive(loaded.instance.pid)
+    assert not unloaded.model.instances
+    assert not alive(loaded.instances[0].pid)
     assert running.notes("fake")[-1] == "free"
     await running.control.UnloadModel(pb.UnloadModelRequest(name="m"))
 
@@ -115,7 +115,7 @@ async def test_models_that_come_change_and_go(loader: LoaderUnderTest) -> None:
     watch = loader.control.WatchModels(pb.WatchModelsRequest())
     for _ in range(2):
         await watch.read()
-    first = (await loader.control.LoadModel(load())).model.instance
+    first = (await loader.control.LoadModel(load())).model.instances[0]
     loader.add_model("new", "fake")
 
     async def until(name: str, kind: int, state: int) -> None:
@@ -144,7 +144,7 @@ async def test_killed_while_streaming(running: LoaderUnderTest) -> None:
     """The client hears UNAVAILABLE with the cause, and its next call works."""
     stream = running.data.PredictStream(FOREVER, metadata=MODEL)
     await stream.read()
-    pid = (await running.control.GetModel(pb.GetModelRequest(name="m"))).model.instance.pid
+    pid = (await running.control.GetModel(pb.GetModelRequest(name="m"))).model.instances[0].pid
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         while True:
@@ -190,7 +190,7 @@ async def test_health_follows_the_model(running: LoaderUnderTest) -> None:
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     model = (await running.control.LoadModel(load())).model
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-    os.kill(model.instance.pid, signal.SIGKILL)
+    os.kill(model.instances[0].pid, signal.SIGKILL)
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -313,7 +313,7 @@ async def test_a_backend_that_ignores_sigterm_is_killed(loader: LoaderUnderTest)
     loader.add_backend("fake", ignore_sigterm=True)
     loader.add_model("m", "fake")
     await loader.start("--terminate-timeout", "300ms")
-    pid = (await loader.control.LoadModel(load())).model.instance.pid
+    pid = (await loader.control.LoadModel(load())).model.instances[0].pid
     await loader.control.UnloadModel(pb.UnloadModelRequest(name="m"))
     assert not alive(pid)
 

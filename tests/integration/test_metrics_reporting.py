@@ -269,7 +269,7 @@ async def test_a_service_reports_its_calls_to_the_last(tmp_path: Path) -> None:
                 stub = monitor_pb2_grpc.MonitorServiceStub(channel)
                 for _ in range(3):
                     with pytest.raises(ServiceUnreachableError):
-                        await call(stub.GetStatus, GetStatusRequest(model="m"), timeout=10)
+                        await call(stub.GetStatus, GetStatusRequest(name="m"), timeout=10)
             monitor.terminate()
             async with asyncio.timeout(10):
                 assert await monitor.wait() == 0

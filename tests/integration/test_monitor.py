@@ -48,15 +48,15 @@ class World:
     stub: monitor_pb2_grpc.MonitorServiceAsyncStub
 
     async def status(self, model: str = "m") -> pb.ModelStatus:
-        response = await call(self.stub.GetStatus, pb.GetStatusRequest(model=model), timeout=10)
+        response = await call(self.stub.GetStatus, pb.GetStatusRequest(name=model), timeout=10)
         return response.status
 
     async def sample(self, model: str = "m") -> pb.ProcessSample:
-        request = pb.SampleProcessRequest(model=model)
+        request = pb.SampleProcessRequest(name=model)
         return (await call(self.stub.SampleProcess, request, timeout=10)).sample
 
     async def shut_down(self, model: str = "m", *, force: bool = False) -> None:
-        request = pb.ShutdownModelRequest(model=model, force=force)
+        request = pb.ShutdownModelRequest(name=model, force=force)
         await call(self.stub.ShutdownModel, request, timeout=10)
 
 
@@ -106,11 +106,22 @@ async def test_the_backends_own_word(world: World, process: Popen[str]) -> None:
     assert status.state == State.STATE_READY
     assert status.source == State.SOURCE_BACKEND
     assert status.memory_bytes == 1000
-    assert dict(status.memory_breakdown) == {"weights": 900}
+    assert dict(status.memory_breakdown_bytes) == {"weights": 900}
     assert status.process.pid == process.pid
     assert status.process.rss_bytes > 1 << 20
     assert status.backend_error == ""
     assert abs(status.time.ToNanoseconds() / 1e9 - time.time()) < 5
+
+
+async def test_what_is_not_known_is_not_0(world: World, process: Popen[str]) -> None:
+    world.loader.models["elsewhere"] = ModelFake(pid=0)
+    assert not (await world.status("elsewhere")).HasField("memory_bytes")
+    # The backend's number has 64 bits without a sign, which half the languages do not.
+    most = backend_pb2.MemoryUsageData(total=2**64 - 1, breakdown={"all": 2**63})
+    answer = backend_pb2.StatusResponse(state=backend_pb2.StatusResponse.READY, memory=most)
+    world.loader.models["m"] = running(process, "ok", answer=answer)
+    status = await world.status()
+    assert status.memory_bytes == status.memory_breakdown_bytes["all"] == 2**63 - 1
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,9 @@ async def load(clients: Clients, out: Output, name: str, *, limit: float) -> Non
     else:
         took = text.duration(time.monotonic() - began)
         out.line(f"{views.bare(after.name)} is {views.state_of(after)}{backend}, after {took}")
-    if after.instance.load_message:
-        out.note(after.instance.load_message)
+    for instance in after.instances:
+        if instance.load_message:
+            out.note(instance.load_message)
 
 
 async def unload(clients: Clients, out: Output, name: str, *, force: bool, limit: float) -> None:

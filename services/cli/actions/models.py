@@ -99,26 +99,22 @@ async def list_known(clients: Clients, out: Output, wanted: Wanted) -> None:
 
 async def list_installed(clients: Clients, out: Output, wanted: Wanted) -> None:
     """List the models in the models folder, with their sizes and origins."""
+    only = gallery_pb2.InstalledModelFilter(
+        backend=wanted.backend, usecase=wanted.usecase, name_contains=wanted.search
+    )
 
     async def page(size: int, token: str) -> tuple[list[gallery_pb2.InstalledModel], str, int]:
         answer = await clients.call(
             "gallery",
             clients.gallery.ListInstalledModels,
-            gallery_pb2.ListInstalledModelsRequest(
-                name_contains=wanted.search,
-                usecase=wanted.usecase,
-                page_size=size,
-                page_token=token,
-            ),
+            gallery_pb2.ListInstalledModelsRequest(page_size=size, page_token=token, filter=only),
         )
-        # The gallery has no filter for the backend here, so whole pages are taken and sieved.
-        models = [m for m in answer.models if not wanted.backend or m.backend == wanted.backend]
-        return models, answer.next_page_token, answer.total_size
+        return list(answer.models), answer.next_page_token, answer.total_size
 
     models, total = await _all(page, wanted.limit)
     shown = [views.installed(model) for model in models]
     if out.as_json:
-        out.emit({"models": shown, "total": len(shown) if wanted.backend else total})
+        out.emit({"models": shown, "total": total})
         return
     if not shown:
         _nothing(out, wanted, "nothing installed yet: see what there is with `corral models -a`")
@@ -144,8 +140,7 @@ async def list_installed(clients: Clients, out: Output, wanted: Wanted) -> None:
             for view in shown
         ],
     )
-    if not wanted.backend:
-        _rest(out, len(shown), total)
+    _rest(out, len(shown), total)
 
 
 async def list_available(clients: Clients, out: Output, wanted: Wanted) -> None:
@@ -174,7 +169,7 @@ async def list_available(clients: Clients, out: Output, wanted: Wanted) -> None:
                 clients.gallery.ListModelEntries,
                 gallery_pb2.ListModelEntriesRequest(page_size=size, page_token=token, filter=only),
             )
-        missing.update(answer.unavailable_galleries)
+        missing.update(name.removeprefix("galleries/") for name in answer.unreachable)
         return list(answer.entries), answer.next_page_token, answer.total_size
 
     entries, total = await _all(page, wanted.limit)
@@ -225,7 +220,7 @@ async def memory_of(clients: Clients, shown: list[views.View]) -> list[int | Non
             answer = await clients.call(
                 "monitor",
                 clients.monitor.GetStatus,
-                monitor_pb2.GetStatusRequest(model=view["name"]),
+                monitor_pb2.GetStatusRequest(name=view["name"]),
                 timeout=_MEMORY_TIMEOUT,
             )
         except (CorralError, Failure):

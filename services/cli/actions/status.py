@@ -152,8 +152,8 @@ async def _with_status(clients: Clients, message: loader_pb2.Model) -> views.Vie
     """Return the model's view, with what the monitor says of it where that is to be had."""
     view = views.model(message)
     view["status"] = None
-    if message.HasField("instance"):
-        request = monitor_pb2.GetStatusRequest(model=message.name)
+    if message.instances:
+        request = monitor_pb2.GetStatusRequest(name=message.name)
         try:
             answer = await clients.call(
                 "monitor", clients.monitor.GetStatus, request, timeout=_STATUS_TIMEOUT

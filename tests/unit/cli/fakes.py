@@ -97,9 +97,7 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
     def add(self, name: str, state: Any = STATE.STATE_UNLOADED, **more: Any) -> loader_pb2.Model:
         model = loader_pb2.Model(name=f"models/{name}", state=state, backend="llama-cpp", **more)
         if state == STATE.STATE_READY:
-            model.instance.pid = 4711
-            model.instance.total_calls = 3
-            model.instance.ready_time.GetCurrentTime()
+            model.instances.add(pid=4711, total_calls=3).ready_time.GetCurrentTime()
         self.models[name] = model
         return model
 
@@ -154,7 +152,7 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
     async def UnloadModel(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         model = self._find(request.name)
-        if model.instance.active_calls and not request.force:
+        if any(one.active_calls for one in model.instances) and not request.force:
             raise errors.ModelBusyError("it answers a call", resource=errors.Resource("model", "m"))
         return loader_pb2.UnloadModelResponse(model=self.add(model.name[7:]))
 
@@ -218,7 +216,7 @@ class FakeGallery(gallery_pb2_grpc.GalleryServiceServicer, operations_pb2_grpc.O
         self.requests.append(request)
         found = [entry for entry in self.entries if request.query in entry.id]
         return gallery_pb2.SearchModelEntriesResponse(
-            entries=found, total_size=len(found), unavailable_galleries=["far-away"]
+            entries=found, total_size=len(found), unreachable=["galleries/far-away"]
         )
 
     async def GetModelEntry(self, request: Any, context: Any) -> Any:
@@ -318,7 +316,7 @@ def views_target(operation: operations_pb2.Operation) -> str:
 class FakeMonitor(monitor_pb2_grpc.MonitorServiceServicer):
     async def GetStatus(self, request: Any, context: Any) -> Any:
         status_ = monitor_pb2.ModelStatus(
-            model=request.model,
+            model=request.name,
             state=monitor_pb2.ModelStatus.STATE_READY,
             source=monitor_pb2.ModelStatus.SOURCE_BACKEND,
             memory_bytes=200 * 1024 * 1024,

@@ -8,7 +8,7 @@ import pytest
 
 from services.common.loose_files import is_loose_model
 from services.gallery.folder import ModelsFolder
-from services.gallery.listing import Listing, LooseFiles
+from services.gallery.listing import Listing, LooseFiles, ModelFilter
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,10 @@ async def test_what_is_told_of_a_model(listing: Listing) -> None:
 
 async def test_conditions_leave_out_no_use(listing: Listing) -> None:
     """A file of a model that a condition leaves out does not turn up as a loose one."""
-    found = await listing.models(LooseFiles.SKIP_IF_CONFIGURED, name_contains="USED")
+    found = await listing.models(LooseFiles.SKIP_IF_CONFIGURED, ModelFilter(name_contains="USED"))
     assert found == []
-    assert [m.name for m in await listing.models(LooseFiles.ALWAYS_INCLUDE, usecase="chat")] == [
-        "chat"
-    ]
+    chats = await listing.models(LooseFiles.ALWAYS_INCLUDE, ModelFilter(usecase="chat"))
+    assert [model.name for model in chats] == ["chat"]
 
 
 async def test_a_folder_that_is_not_there_is_empty(tmp_path: Path) -> None:

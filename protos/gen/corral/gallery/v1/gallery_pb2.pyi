@@ -9,9 +9,18 @@ the caller and survives a crash of the service. Follow it with WatchOperation he
 DeleteOperation), which stands on the same port. `Operation.metadata` holds an OperationMetadata,
 `Operation.response` the result message named at each RPC. Operations on different elements run side
 by side; on the same one they queue. A failed or cancelled operation leaves what was there before.
+Operations that ended are forgotten after a while, and their `request_id`s with them.
+
+The filter of ListOperations is made of terms joined by AND, such as `done = false`,
+`kind = KIND_INSTALL_MODEL`, `target = "models/m"` or `phase != PHASE_DONE`. DeleteOperation refuses
+one that still runs with FAILED_PRECONDITION (`CONFLICT`); an unknown one is NOT_FOUND
+(`OPERATION_NOT_FOUND`).
 
 Errors carry `google.rpc.Status` details, in `Operation.error` too: `ErrorInfo` (domain `corral`, a
-stable reason), and, where they help, `RetryInfo`, `BadRequest` and `ResourceInfo`.
+stable reason), and, where they help, `RetryInfo`, `BadRequest` and `ResourceInfo`. Any RPC may answer
+INVALID_ARGUMENT (`INVALID_REQUEST`) for a malformed field, and INTERNAL (`INTERNAL`) for a fault of the
+service; any that begins an operation RESOURCE_EXHAUSTED (`QUEUE_FULL`, RetryInfo) when as many wait as
+may. The RPCs below name the rest.
 """
 
 from collections import abc as _abc
@@ -23,6 +32,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -116,7 +126,7 @@ class ModelEntry(_message.Message):
     id: _builtins.str
     """What people call it; the default name of the installed model."""
     gallery: _builtins.str
-    """The gallery's name."""
+    """The gallery's id, as in `name`."""
     description: _builtins.str
     """For people; may be Markdown."""
     license: _builtins.str
@@ -126,9 +136,9 @@ class ModelEntry(_message.Message):
     backend: _builtins.str
     """The backend that it needs; empty if the gallery does not say."""
     size_bytes: _builtins.int
-    """Sum of the sizes that the gallery declares, in bytes; 0 if it does not say."""
+    """Sum of the sizes that the gallery declares, in bytes. Unset if it does not say."""
     installed: _builtins.bool
-    """A model of this name is installed."""
+    """It is installed, under its own name or another."""
     @_builtins.property
     def urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Project pages, not downloads."""
@@ -146,8 +156,8 @@ class ModelEntry(_message.Message):
         """What is fetched. Filled by GetModelEntry only."""
 
     @_builtins.property
-    def variants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Other entries that are builds of the same model for other machines."""
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVariant]:
+        """Builds of the same model for other machines. Empty if this is the only one."""
 
     @_builtins.property
     def overrides(self) -> _struct_pb2.Struct:
@@ -167,18 +177,42 @@ class ModelEntry(_message.Message):
         usecases: _abc.Iterable[_builtins.str] | None = ...,
         backend: _builtins.str = ...,
         files: _abc.Iterable[Global___FileSource] | None = ...,
-        size_bytes: _builtins.int = ...,
+        size_bytes: _builtins.int | None = ...,
         installed: _builtins.bool = ...,
-        variants: _abc.Iterable[_builtins.str] | None = ...,
+        variants: _abc.Iterable[Global___ModelVariant] | None = ...,
         overrides: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "overrides", b"overrides", "size_bytes", b"size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "description", b"description", "files", b"files", "gallery", b"gallery", "icon", b"icon", "id", b"id", "installed", b"installed", "license", b"license", "name", b"name", "overrides", b"overrides", "size_bytes", b"size_bytes", "tags", b"tags", "urls", b"urls", "usecases", b"usecases", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "backend", b"backend", "description", b"description", "files", b"files", "gallery", b"gallery", "icon", b"icon", "id", b"id", "installed", b"installed", "license", b"license", "name", b"name", "overrides", b"overrides", "size_bytes", b"size_bytes", "tags", b"tags", "urls", b"urls", "usecases", b"usecases", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
+
+Global___ModelEntry: _TypeAlias = ModelEntry  # noqa: Y015
+
+@_typing.final
+class ModelVariant(_message.Message):
+    """One of several builds of a model; an entry of the same gallery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The entry's `id`, to be given as `InstallModelRequest.variant`."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ModelEntry: _TypeAlias = ModelEntry  # noqa: Y015
+Global___ModelVariant: _TypeAlias = ModelVariant  # noqa: Y015
 
 @_typing.final
 class FileSource(_message.Message):
@@ -195,7 +229,7 @@ class FileSource(_message.Message):
     sha256: _builtins.str
     """Hexadecimal SHA-256 of the file; empty if unknown."""
     size_bytes: _builtins.int
-    """Size in bytes; 0 if unknown."""
+    """Size in bytes. Unset if unknown."""
     @_builtins.property
     def uris(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sources in the order in which they are tried: `https://`, `huggingface://`, `pypi://`, `file://`."""
@@ -206,13 +240,15 @@ class FileSource(_message.Message):
         filename: _builtins.str = ...,
         uris: _abc.Iterable[_builtins.str] | None = ...,
         sha256: _builtins.str = ...,
-        size_bytes: _builtins.int = ...,
+        size_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filename", b"filename", "sha256", b"sha256", "size_bytes", b"size_bytes", "uris", b"uris"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "filename", b"filename", "sha256", b"sha256", "size_bytes", b"size_bytes", "uris", b"uris"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
 
 Global___FileSource: _TypeAlias = FileSource  # noqa: Y015
 
@@ -256,11 +292,11 @@ class BackendEntry(_message.Message):
     COMPATIBLE_FIELD_NUMBER: _builtins.int
     INSTALLED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Resource name, `galleries/{gallery}/backends/{backend}`."""
+    """Resource name, `backendGalleries/{gallery}/backends/{backend}`."""
     id: _builtins.str
     """What people call it; the name of its folder once installed."""
     gallery: _builtins.str
-    """The gallery's name."""
+    """The gallery's id, as in `name`."""
     alias: _builtins.str
     """The name that models use for it, shared by the builds for different machines."""
     description: _builtins.str
@@ -329,7 +365,9 @@ class Gallery(_message.Message):
     REFRESH_TIME_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Resource name, `galleries/{gallery}`."""
+    """Resource name: `galleries/{gallery}` for one of models, `backendGalleries/{gallery}` for one of
+    backends. LocalAI's two galleries are both called `localai`.
+    """
     uri: _builtins.str
     """Where the index is: `https://`, `github:`, `file://`. Empty for the built-in one."""
     kind: Global___GalleryKind.ValueType
@@ -384,11 +422,11 @@ class ModelEntryFilter(_message.Message):
     usecase: _builtins.str
     """Is for this use case, in any case; empty means any."""
     backend: _builtins.str
-    """Needs this backend; empty means any."""
+    """Needs this backend, in any case; empty means any."""
     installed: _builtins.bool
     """Is (true) or is not (false) installed; unset means either."""
     gallery: _builtins.str
-    """Comes from this gallery; empty means any."""
+    """Comes from this gallery, `galleries/{gallery}`; the bare id is accepted too. Empty means any."""
     def __init__(
         self,
         *,
@@ -425,7 +463,7 @@ class BackendEntryFilter(_message.Message):
     installed: _builtins.bool
     """Is (true) or is not (false) installed; unset means either."""
     gallery: _builtins.str
-    """Comes from this gallery; empty means any."""
+    """Comes from this gallery, `backendGalleries/{gallery}`; the bare id is accepted too. Empty means any."""
     def __init__(
         self,
         *,
@@ -450,6 +488,36 @@ class BackendEntryFilter(_message.Message):
 Global___BackendEntryFilter: _TypeAlias = BackendEntryFilter  # noqa: Y015
 
 @_typing.final
+class InstalledModelFilter(_message.Message):
+    """Selects installed models. Conditions that are set must all hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKEND_FIELD_NUMBER: _builtins.int
+    USECASE_FIELD_NUMBER: _builtins.int
+    NAME_CONTAINS_FIELD_NUMBER: _builtins.int
+    backend: _builtins.str
+    """Configured for this backend, in any case; empty means any. A loose file has none, so it never matches one."""
+    usecase: _builtins.str
+    """Configured for this use case, in any case; empty means any. A loose file has none either."""
+    name_contains: _builtins.str
+    """The name contains this text, in any case; empty means any."""
+    def __init__(
+        self,
+        *,
+        backend: _builtins.str = ...,
+        usecase: _builtins.str = ...,
+        name_contains: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "name_contains", b"name_contains", "usecase", b"usecase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstalledModelFilter: _TypeAlias = InstalledModelFilter  # noqa: Y015
+
+@_typing.final
 class InstalledModel(_message.Message):
     """A model in the models folder."""
 
@@ -472,7 +540,7 @@ class InstalledModel(_message.Message):
     backend: _builtins.str
     """The configured backend; empty if the configuration leaves it open."""
     entry: _builtins.str
-    """The gallery entry it came from, `{gallery}@{entry}`; empty if it was not installed by the gallery."""
+    """The gallery entry it came from, `galleries/{gallery}/models/{model}`; empty if none is recorded."""
     size_bytes: _builtins.int
     """Bytes of its files on disk."""
     loose: _builtins.bool
@@ -619,7 +687,7 @@ class OperationMetadata(_message.Message):
         PHASE_UNSPECIFIED: OperationMetadata._Phase.ValueType  # 0
         """Never sent."""
         PHASE_QUEUED: OperationMetadata._Phase.ValueType  # 1
-        """Waits for another operation on the same element."""
+        """Waits for another operation on the same element, or because enough others run."""
         PHASE_RESOLVING: OperationMetadata._Phase.ValueType  # 2
         """Finds out what to fetch, and from where."""
         PHASE_DOWNLOADING: OperationMetadata._Phase.ValueType  # 3
@@ -645,7 +713,7 @@ class OperationMetadata(_message.Message):
     PHASE_UNSPECIFIED: OperationMetadata.Phase.ValueType  # 0
     """Never sent."""
     PHASE_QUEUED: OperationMetadata.Phase.ValueType  # 1
-    """Waits for another operation on the same element."""
+    """Waits for another operation on the same element, or because enough others run."""
     PHASE_RESOLVING: OperationMetadata.Phase.ValueType  # 2
     """Finds out what to fetch, and from where."""
     PHASE_DOWNLOADING: OperationMetadata.Phase.ValueType  # 3
@@ -684,7 +752,7 @@ class OperationMetadata(_message.Message):
     kind: Global___OperationMetadata.Kind.ValueType
     """What the operation does."""
     target: _builtins.str
-    """What it changes, `models/{model}` or `backends/{backend}`; empty for a batch."""
+    """What it changes, `models/{model}` or `backends/{backend}`; empty for a batch, or while it is not known."""
     phase: Global___OperationMetadata.Phase.ValueType
     """Where the work stands."""
     file: _builtins.str
@@ -692,7 +760,7 @@ class OperationMetadata(_message.Message):
     bytes_done: _builtins.int
     """Bytes that are in place or fetched, over all files; files that were there already count as done."""
     bytes_total: _builtins.int
-    """Bytes of all files; 0 while unknown."""
+    """Bytes of all files. Unset while unknown."""
     percent: _builtins.float
     """0 to 100, over all files, never falling. 0 while `bytes_total` is unknown."""
     bytes_per_second: _builtins.float
@@ -731,7 +799,7 @@ class OperationMetadata(_message.Message):
         phase: Global___OperationMetadata.Phase.ValueType = ...,
         file: _builtins.str = ...,
         bytes_done: _builtins.int = ...,
-        bytes_total: _builtins.int = ...,
+        bytes_total: _builtins.int | None = ...,
         percent: _builtins.float = ...,
         bytes_per_second: _builtins.float = ...,
         eta: _duration_pb2.Duration | None = ...,
@@ -743,11 +811,13 @@ class OperationMetadata(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         cancel_requested: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "eta", b"eta", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_total", b"_bytes_total", "bytes_total", b"bytes_total", "create_time", b"create_time", "end_time", b"end_time", "eta", b"eta", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "eta", b"eta", "file", b"file", "kind", b"kind", "message", b"message", "percent", b"percent", "phase", b"phase", "source", b"source", "start_time", b"start_time", "target", b"target", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_total", b"_bytes_total", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "eta", b"eta", "file", b"file", "kind", b"kind", "message", b"message", "percent", b"percent", "phase", b"phase", "source", b"source", "start_time", b"start_time", "target", b"target", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__bytes_total: _TypeAlias = _typing.Literal["bytes_total"]  # noqa: Y015
+    _WhichOneofArgType__bytes_total: _TypeAlias = _typing.Literal["_bytes_total", b"_bytes_total"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_total) -> _WhichOneofReturnType__bytes_total | None: ...
 
 Global___OperationMetadata: _TypeAlias = OperationMetadata  # noqa: Y015
 
@@ -792,7 +862,7 @@ class ListModelEntriesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
-    UNAVAILABLE_GALLERIES_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Ask for the next page with it; empty on the last page."""
     total_size: _builtins.int
@@ -802,8 +872,8 @@ class ListModelEntriesResponse(_message.Message):
         """The entries of this page."""
 
     @_builtins.property
-    def unavailable_galleries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Galleries that could not be read."""
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Galleries that could not be read, `galleries/{gallery}`; ListGalleries says why."""
 
     def __init__(
         self,
@@ -811,11 +881,11 @@ class ListModelEntriesResponse(_message.Message):
         entries: _abc.Iterable[Global___ModelEntry] | None = ...,
         next_page_token: _builtins.str = ...,
         total_size: _builtins.int = ...,
-        unavailable_galleries: _abc.Iterable[_builtins.str] | None = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "total_size", b"total_size", "unavailable_galleries", b"unavailable_galleries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "total_size", b"total_size", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -866,7 +936,7 @@ class SearchModelEntriesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
-    UNAVAILABLE_GALLERIES_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Ask for the next page with it; empty on the last page."""
     total_size: _builtins.int
@@ -876,8 +946,8 @@ class SearchModelEntriesResponse(_message.Message):
         """The entries of this page, best match first."""
 
     @_builtins.property
-    def unavailable_galleries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Galleries that could not be read."""
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Galleries that could not be read, `galleries/{gallery}`; ListGalleries says why."""
 
     def __init__(
         self,
@@ -885,11 +955,11 @@ class SearchModelEntriesResponse(_message.Message):
         entries: _abc.Iterable[Global___ModelEntry] | None = ...,
         next_page_token: _builtins.str = ...,
         total_size: _builtins.int = ...,
-        unavailable_galleries: _abc.Iterable[_builtins.str] | None = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "total_size", b"total_size", "unavailable_galleries", b"unavailable_galleries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "total_size", b"total_size", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -982,7 +1052,7 @@ class ListBackendEntriesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
-    UNAVAILABLE_GALLERIES_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Ask for the next page with it; empty on the last page."""
     total_size: _builtins.int
@@ -992,8 +1062,8 @@ class ListBackendEntriesResponse(_message.Message):
         """The entries of this page."""
 
     @_builtins.property
-    def unavailable_galleries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Galleries that could not be read."""
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Galleries that could not be read, `backendGalleries/{gallery}`; ListGalleries says why."""
 
     def __init__(
         self,
@@ -1001,11 +1071,11 @@ class ListBackendEntriesResponse(_message.Message):
         entries: _abc.Iterable[Global___BackendEntry] | None = ...,
         next_page_token: _builtins.str = ...,
         total_size: _builtins.int = ...,
-        unavailable_galleries: _abc.Iterable[_builtins.str] | None = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "total_size", b"total_size", "unavailable_galleries", b"unavailable_galleries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "total_size", b"total_size", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1056,7 +1126,7 @@ class SearchBackendEntriesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
-    UNAVAILABLE_GALLERIES_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Ask for the next page with it; empty on the last page."""
     total_size: _builtins.int
@@ -1066,8 +1136,8 @@ class SearchBackendEntriesResponse(_message.Message):
         """The entries of this page, best match first."""
 
     @_builtins.property
-    def unavailable_galleries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Galleries that could not be read."""
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Galleries that could not be read, `backendGalleries/{gallery}`; ListGalleries says why."""
 
     def __init__(
         self,
@@ -1075,11 +1145,11 @@ class SearchBackendEntriesResponse(_message.Message):
         entries: _abc.Iterable[Global___BackendEntry] | None = ...,
         next_page_token: _builtins.str = ...,
         total_size: _builtins.int = ...,
-        unavailable_galleries: _abc.Iterable[_builtins.str] | None = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "total_size", b"total_size", "unavailable_galleries", b"unavailable_galleries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "total_size", b"total_size", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1093,7 +1163,9 @@ class GetBackendEntryRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`galleries/{gallery}/backends/{backend}`, or as people write it: `{gallery}@{backend}` or `{backend}`. Required."""
+    """`backendGalleries/{gallery}/backends/{backend}`, or as people write it: `{gallery}@{backend}` or
+    `{backend}`. Required.
+    """
     def __init__(
         self,
         *,
@@ -1169,8 +1241,11 @@ class ListGalleriesResponse(_message.Message):
 
     GALLERIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Ask for the next page with it; empty on the last page."""
+    total_size: _builtins.int
+    """How many galleries match, over all pages."""
     @_builtins.property
     def galleries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gallery]:
         """The galleries of this page, in the order in which they are asked."""
@@ -1180,10 +1255,11 @@ class ListGalleriesResponse(_message.Message):
         *,
         galleries: _abc.Iterable[Global___Gallery] | None = ...,
         next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["galleries", b"galleries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["galleries", b"galleries", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1245,7 +1321,7 @@ class RemoveGalleryRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The gallery, `galleries/{gallery}`; the bare name is accepted too. Required."""
+    """The gallery, `galleries/{gallery}` or `backendGalleries/{gallery}`; the bare id means one of models. Required."""
     def __init__(
         self,
         *,
@@ -1294,7 +1370,9 @@ class InstallModelRequest(_message.Message):
     model_id: _builtins.str
     """Name of the installed model; empty means the entry's own."""
     variant: _builtins.str
-    """The variant to install; empty lets the gallery choose the best one for this machine."""
+    """The build to install, a `ModelVariant.id` or the entry's own id. Empty leaves it to the gallery, which
+    today takes the entry's own.
+    """
     force: _builtins.bool
     """Fetch and write everything again, even what is whole."""
     request_id: _builtins.str
@@ -1503,8 +1581,12 @@ class ImportModelRequest(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     PREFERENCES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """The model file, repository, configuration or folder: `https://`, `huggingface://`, `oci://`, `ollama://`, `file://`. Required."""
+    """The model file, repository, configuration or folder: `https://`, `huggingface://`, `oci://`, `ollama://`,
+    `file://`. Required.
+    """
     model_id: _builtins.str
     """Name of the installed model; empty lets the importer choose."""
     backend: _builtins.str
@@ -1515,6 +1597,14 @@ class ImportModelRequest(_message.Message):
     def preferences(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What the importer prefers, such as `quantizations`."""
 
+    @_builtins.property
+    def overrides(self) -> _struct_pb2.Struct:
+        """Laid over the configuration that was found out: maps are merged, all else is replaced."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileSource]:
+        """Further files to fetch."""
+
     def __init__(
         self,
         *,
@@ -1523,10 +1613,12 @@ class ImportModelRequest(_message.Message):
         backend: _builtins.str = ...,
         preferences: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        overrides: _struct_pb2.Struct | None = ...,
+        files: _abc.Iterable[Global___FileSource] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "model_id", b"model_id", "preferences", b"preferences", "request_id", b"request_id", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "files", b"files", "model_id", b"model_id", "overrides", b"overrides", "preferences", b"preferences", "request_id", b"request_id", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1622,19 +1714,21 @@ class ApplyOutcome(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     operation: _builtins.str
-    """The operation that was made for it, `operations/{operation}`."""
+    """The operation that was made for it, `operations/{operation}`. Empty if the request was refused."""
     target: _builtins.str
     """What it changed, `models/{model}` or `backends/{backend}`."""
-    error: _builtins.str
-    """Why it failed, for people. Empty if it did not."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why it failed, as in `Operation.error`. Unset if it did not."""
+
     def __init__(
         self,
         *,
         operation: _builtins.str = ...,
         target: _builtins.str = ...,
-        error: _builtins.str = ...,
+        error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "operation", b"operation", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -1652,7 +1746,9 @@ class InstallBackendRequest(_message.Message):
     FORCE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     entry: _builtins.str
-    """`galleries/{gallery}/backends/{backend}`, or as people write it: `{gallery}@{backend}` or `{backend}`. Required."""
+    """`backendGalleries/{gallery}/backends/{backend}`, or as people write it: `{gallery}@{backend}` or
+    `{backend}`. Required.
+    """
     force: _builtins.bool
     """Install again, even what is whole."""
     request_id: _builtins.str
@@ -1914,33 +2010,31 @@ class ListInstalledModelsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    LOOSE_FILE_POLICY_FIELD_NUMBER: _builtins.int
-    NAME_CONTAINS_FIELD_NUMBER: _builtins.int
-    USECASE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    loose_file_policy: Global___LooseFilePolicy.ValueType
-    """How loose files are listed."""
-    name_contains: _builtins.str
-    """The name contains this text, in any case; empty means any."""
-    usecase: _builtins.str
-    """Configured for this use case; empty means any. A loose file has none, so it never matches one."""
+    FILTER_FIELD_NUMBER: _builtins.int
+    LOOSE_FILE_POLICY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most so many models; 0 means 100, and more than 1000 is taken as 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first page. Keep the other fields the same."""
+    loose_file_policy: Global___LooseFilePolicy.ValueType
+    """How loose files are listed."""
+    @_builtins.property
+    def filter(self) -> Global___InstalledModelFilter:
+        """Which models."""
+
     def __init__(
         self,
         *,
-        loose_file_policy: Global___LooseFilePolicy.ValueType = ...,
-        name_contains: _builtins.str = ...,
-        usecase: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: Global___InstalledModelFilter | None = ...,
+        loose_file_policy: Global___LooseFilePolicy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loose_file_policy", b"loose_file_policy", "name_contains", b"name_contains", "page_size", b"page_size", "page_token", b"page_token", "usecase", b"usecase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "loose_file_policy", b"loose_file_policy", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2012,8 +2106,11 @@ class ListInstalledBackendsResponse(_message.Message):
 
     BACKENDS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Ask for the next page with it; empty on the last page."""
+    total_size: _builtins.int
+    """How many backends there are, over all pages."""
     @_builtins.property
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstalledBackend]:
         """The backends of this page, sorted by name."""
@@ -2023,10 +2120,11 @@ class ListInstalledBackendsResponse(_message.Message):
         *,
         backends: _abc.Iterable[Global___InstalledBackend] | None = ...,
         next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2043,7 +2141,7 @@ class CheckModelExistsRequest(_message.Message):
     name: _builtins.str
     """The model, `models/{model}`; the bare id is accepted too. Required."""
     loose_file_policy: Global___LooseFilePolicy.ValueType
-    """Whether a loose file counts as a model."""
+    """Which loose files count as models."""
     def __init__(
         self,
         *,

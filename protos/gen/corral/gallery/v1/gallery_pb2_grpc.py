@@ -162,7 +162,7 @@ class GalleryServiceServicer(object):
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token or filter; the message names the field.
         - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read. If only some could not,
-        the others answer and `unavailable_galleries` names the rest.
+        the others answer and `unreachable` names the rest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +179,7 @@ class GalleryServiceServicer(object):
         """Returns one model that the galleries offer, with its files. Read-only.
 
         - NOT_FOUND (`GALLERY_ENTRY_NOT_FOUND`): no gallery offers it; the message names the nearest ones.
+        - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read; retry later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -245,11 +246,13 @@ class GalleryServiceServicer(object):
 
         - NOT_FOUND (`GALLERY_ENTRY_NOT_FOUND`): no gallery offers it; the message names the nearest ones.
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad name, override or file; the message names the field.
+        - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read; retry later.
 
         The operation may fail with: DATA_LOSS (`DIGEST_MISMATCH`), UNAVAILABLE (`DOWNLOAD_FAILED`, RetryInfo),
         NOT_FOUND (`SOURCE_NOT_FOUND`), PERMISSION_DENIED (`SOURCE_ACCESS_DENIED`), RESOURCE_EXHAUSTED
         (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`), FAILED_PRECONDITION
-        (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
+        (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED
+        (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -282,6 +285,9 @@ class GalleryServiceServicer(object):
         Result: ImportModelResult. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
         - INVALID_ARGUMENT (`UNSUPPORTED_SOURCE`): no importer understands the URI.
+
+        The operation may fail as InstallModel's, and with INVALID_ARGUMENT (`IMPORT_AMBIGUOUS`): several
+        backends fit, and the ErrorInfo's `candidates` names them; call again with `backend` set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -371,6 +377,8 @@ class GalleryServiceServicer(object):
         whose `operation.done` is true. After a broken connection just call again.
 
         - NOT_FOUND (`OPERATION_NOT_FOUND`): no such operation.
+        - UNAVAILABLE (`SHUTTING_DOWN`, RetryInfo): the service stops; the operation goes on after its next
+        start: watch again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

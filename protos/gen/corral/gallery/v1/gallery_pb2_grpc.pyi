@@ -9,9 +9,18 @@ the caller and survives a crash of the service. Follow it with WatchOperation he
 DeleteOperation), which stands on the same port. `Operation.metadata` holds an OperationMetadata,
 `Operation.response` the result message named at each RPC. Operations on different elements run side
 by side; on the same one they queue. A failed or cancelled operation leaves what was there before.
+Operations that ended are forgotten after a while, and their `request_id`s with them.
+
+The filter of ListOperations is made of terms joined by AND, such as `done = false`,
+`kind = KIND_INSTALL_MODEL`, `target = "models/m"` or `phase != PHASE_DONE`. DeleteOperation refuses
+one that still runs with FAILED_PRECONDITION (`CONFLICT`); an unknown one is NOT_FOUND
+(`OPERATION_NOT_FOUND`).
 
 Errors carry `google.rpc.Status` details, in `Operation.error` too: `ErrorInfo` (domain `corral`, a
-stable reason), and, where they help, `RetryInfo`, `BadRequest` and `ResourceInfo`.
+stable reason), and, where they help, `RetryInfo`, `BadRequest` and `ResourceInfo`. Any RPC may answer
+INVALID_ARGUMENT (`INVALID_REQUEST`) for a malformed field, and INTERNAL (`INTERNAL`) for a fault of the
+service; any that begins an operation RESOURCE_EXHAUSTED (`QUEUE_FULL`, RetryInfo) when as many wait as
+may. The RPCs below name the rest.
 """
 
 from collections import abc as _abc
@@ -50,7 +59,7 @@ class GalleryServiceStub:
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token or filter; the message names the field.
     - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read. If only some could not,
-      the others answer and `unavailable_galleries` names the rest.
+      the others answer and `unreachable` names the rest.
     """
     SearchModelEntries: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.SearchModelEntriesRequest, _gallery_pb2.SearchModelEntriesResponse]
     """Searches the models that the galleries offer, best match first. Read-only; errors as ListModelEntries."""
@@ -58,6 +67,7 @@ class GalleryServiceStub:
     """Returns one model that the galleries offer, with its files. Read-only.
 
     - NOT_FOUND (`GALLERY_ENTRY_NOT_FOUND`): no gallery offers it; the message names the nearest ones.
+    - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read; retry later.
     """
     ListBackendEntries: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.ListBackendEntriesRequest, _gallery_pb2.ListBackendEntriesResponse]
     """Lists the backends that the galleries offer. Read-only. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`)."""
@@ -94,11 +104,13 @@ class GalleryServiceStub:
 
     - NOT_FOUND (`GALLERY_ENTRY_NOT_FOUND`): no gallery offers it; the message names the nearest ones.
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad name, override or file; the message names the field.
+    - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read; retry later.
 
     The operation may fail with: DATA_LOSS (`DIGEST_MISMATCH`), UNAVAILABLE (`DOWNLOAD_FAILED`, RetryInfo),
     NOT_FOUND (`SOURCE_NOT_FOUND`), PERMISSION_DENIED (`SOURCE_ACCESS_DENIED`), RESOURCE_EXHAUSTED
     (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`), FAILED_PRECONDITION
-    (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
+    (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED
+    (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
     """
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.DeleteModelRequest, _operations_pb2.Operation]
     """Deletes an installed model: unloads it, and removes its files unless another model uses them.
@@ -119,6 +131,9 @@ class GalleryServiceStub:
     Result: ImportModelResult. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
     - INVALID_ARGUMENT (`UNSUPPORTED_SOURCE`): no importer understands the URI.
+
+    The operation may fail as InstallModel's, and with INVALID_ARGUMENT (`IMPORT_AMBIGUOUS`): several
+    backends fit, and the ErrorInfo's `candidates` names them; call again with `backend` set.
     """
     ApplyModels: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.ApplyModelsRequest, _operations_pb2.Operation]
     """Installs a list of models, as LocalAI's PRELOAD_MODELS and apply-from-file do. Result:
@@ -167,6 +182,8 @@ class GalleryServiceStub:
     whose `operation.done` is true. After a broken connection just call again.
 
     - NOT_FOUND (`OPERATION_NOT_FOUND`): no such operation.
+    - UNAVAILABLE (`SHUTTING_DOWN`, RetryInfo): the service stops; the operation goes on after its next
+      start: watch again.
     """
 
 @_typing.type_check_only
@@ -179,7 +196,7 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token or filter; the message names the field.
     - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read. If only some could not,
-      the others answer and `unavailable_galleries` names the rest.
+      the others answer and `unreachable` names the rest.
     """
     SearchModelEntries: _aio.UnaryUnaryMultiCallable[_gallery_pb2.SearchModelEntriesRequest, _gallery_pb2.SearchModelEntriesResponse]  # type: ignore[assignment]
     """Searches the models that the galleries offer, best match first. Read-only; errors as ListModelEntries."""
@@ -187,6 +204,7 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """Returns one model that the galleries offer, with its files. Read-only.
 
     - NOT_FOUND (`GALLERY_ENTRY_NOT_FOUND`): no gallery offers it; the message names the nearest ones.
+    - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read; retry later.
     """
     ListBackendEntries: _aio.UnaryUnaryMultiCallable[_gallery_pb2.ListBackendEntriesRequest, _gallery_pb2.ListBackendEntriesResponse]  # type: ignore[assignment]
     """Lists the backends that the galleries offer. Read-only. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`)."""
@@ -223,11 +241,13 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
 
     - NOT_FOUND (`GALLERY_ENTRY_NOT_FOUND`): no gallery offers it; the message names the nearest ones.
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad name, override or file; the message names the field.
+    - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read; retry later.
 
     The operation may fail with: DATA_LOSS (`DIGEST_MISMATCH`), UNAVAILABLE (`DOWNLOAD_FAILED`, RetryInfo),
     NOT_FOUND (`SOURCE_NOT_FOUND`), PERMISSION_DENIED (`SOURCE_ACCESS_DENIED`), RESOURCE_EXHAUSTED
     (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`), FAILED_PRECONDITION
-    (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
+    (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED
+    (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
     """
     DeleteModel: _aio.UnaryUnaryMultiCallable[_gallery_pb2.DeleteModelRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Deletes an installed model: unloads it, and removes its files unless another model uses them.
@@ -248,6 +268,9 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     Result: ImportModelResult. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
     - INVALID_ARGUMENT (`UNSUPPORTED_SOURCE`): no importer understands the URI.
+
+    The operation may fail as InstallModel's, and with INVALID_ARGUMENT (`IMPORT_AMBIGUOUS`): several
+    backends fit, and the ErrorInfo's `candidates` names them; call again with `backend` set.
     """
     ApplyModels: _aio.UnaryUnaryMultiCallable[_gallery_pb2.ApplyModelsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Installs a list of models, as LocalAI's PRELOAD_MODELS and apply-from-file do. Result:
@@ -296,6 +319,8 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     whose `operation.done` is true. After a broken connection just call again.
 
     - NOT_FOUND (`OPERATION_NOT_FOUND`): no such operation.
+    - UNAVAILABLE (`SHUTTING_DOWN`, RetryInfo): the service stops; the operation goes on after its next
+      start: watch again.
     """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -311,7 +336,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token or filter; the message names the field.
         - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read. If only some could not,
-          the others answer and `unavailable_galleries` names the rest.
+          the others answer and `unreachable` names the rest.
         """
 
     @_abc_1.abstractmethod
@@ -331,6 +356,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns one model that the galleries offer, with its files. Read-only.
 
         - NOT_FOUND (`GALLERY_ENTRY_NOT_FOUND`): no gallery offers it; the message names the nearest ones.
+        - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read; retry later.
         """
 
     @_abc_1.abstractmethod
@@ -409,11 +435,13 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         - NOT_FOUND (`GALLERY_ENTRY_NOT_FOUND`): no gallery offers it; the message names the nearest ones.
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad name, override or file; the message names the field.
+        - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read; retry later.
 
         The operation may fail with: DATA_LOSS (`DIGEST_MISMATCH`), UNAVAILABLE (`DOWNLOAD_FAILED`, RetryInfo),
         NOT_FOUND (`SOURCE_NOT_FOUND`), PERMISSION_DENIED (`SOURCE_ACCESS_DENIED`), RESOURCE_EXHAUSTED
         (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`), FAILED_PRECONDITION
-        (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
+        (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED
+        (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
         """
 
     @_abc_1.abstractmethod
@@ -452,6 +480,9 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         Result: ImportModelResult. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
         - INVALID_ARGUMENT (`UNSUPPORTED_SOURCE`): no importer understands the URI.
+
+        The operation may fail as InstallModel's, and with INVALID_ARGUMENT (`IMPORT_AMBIGUOUS`): several
+        backends fit, and the ErrorInfo's `candidates` names them; call again with `backend` set.
         """
 
     @_abc_1.abstractmethod
@@ -560,6 +591,8 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         whose `operation.done` is true. After a broken connection just call again.
 
         - NOT_FOUND (`OPERATION_NOT_FOUND`): no such operation.
+        - UNAVAILABLE (`SHUTTING_DOWN`, RetryInfo): the service stops; the operation goes on after its next
+          start: watch again.
         """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,10 +5,16 @@ The loader's control plane: which models exist, which run, and what they do.
 
 The data plane is `backend.Backend` on the same port: send any of its calls to the loader with the
 metadata `corral-model: <model id>`, and the loader passes it to the backend that holds the model,
-loading the model first if it must.
+loading the model first if it must. Beside the backend's own errors and those of LoadModel below, such
+a call may answer INVALID_ARGUMENT (`MODEL_NOT_NAMED`: there is not exactly one model to guess),
+FAILED_PRECONDITION (`CONTROL_PLANE_ONLY`: LoadModel and Free are for this service to call;
+`MODEL_NOT_LOADED`: Health, Status and GetMetrics never load a model) and UNAVAILABLE
+(`BACKEND_CRASHED`, `MODEL_UNLOADED`: the instance ended under the call; call again).
 
 Errors carry `google.rpc.Status` details: `ErrorInfo` (domain `corral`, a stable reason), and, where
-they help, `RetryInfo`, `BadRequest` and `ResourceInfo`.
+they help, `RetryInfo`, `BadRequest` and `ResourceInfo`. Any RPC may answer INVALID_ARGUMENT
+(`INVALID_REQUEST`) for a malformed field, and INTERNAL (`INTERNAL`) for a fault of the service; the
+RPCs below name the rest.
 """
 
 from collections import abc as _abc
@@ -31,7 +37,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Model(_message.Message):
-    """A named configuration (YAML file) or a loose model file, and the instance that holds it, if any."""
+    """A named configuration (YAML file) or a loose model file, and the instances that hold it, if any."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -56,9 +62,9 @@ class Model(_message.Message):
         STATE_STOPPING: Model._State.ValueType  # 6
         """The process group is being ended."""
         STATE_BACKOFF: Model._State.ValueType  # 7
-        """The last load failed; new loads wait until `retry_time`."""
+        """The last load failed; calls and loads before `retry_time` are refused with `LOAD_BACKOFF`."""
         STATE_FAILED: Model._State.ValueType  # 8
-        """The last load failed and waiting does not help; the cause must be mended."""
+        """The last load failed and waiting does not help; the cause must be mended. A call or load tries again."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a model stands between not loaded and ready."""
@@ -78,9 +84,9 @@ class Model(_message.Message):
     STATE_STOPPING: Model.State.ValueType  # 6
     """The process group is being ended."""
     STATE_BACKOFF: Model.State.ValueType  # 7
-    """The last load failed; new loads wait until `retry_time`."""
+    """The last load failed; calls and loads before `retry_time` are refused with `LOAD_BACKOFF`."""
     STATE_FAILED: Model.State.ValueType  # 8
-    """The last load failed and waiting does not help; the cause must be mended."""
+    """The last load failed and waiting does not help; the cause must be mended. A call or load tries again."""
 
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -91,7 +97,7 @@ class Model(_message.Message):
     CONFIG_FILE_FIELD_NUMBER: _builtins.int
     USECASES_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
-    INSTANCE_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
     CONFIG_ERROR_FIELD_NUMBER: _builtins.int
     RETRY_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
@@ -102,7 +108,9 @@ class Model(_message.Message):
     state_message: _builtins.str
     """Why it stands there, for people: the last failure, the reason of the last unload. Empty if there is nothing to say."""
     backend: _builtins.str
-    """The backend that is configured, or that was chosen at the last load. Empty if neither is known."""
+    """The backend that was chosen at the last load, else the one that is configured: an id or an alias,
+    without `backends/`. Empty if neither is known.
+    """
     model_file: _builtins.str
     """The model file or repository id, as in the configuration (`parameters.model`)."""
     config_file: _builtins.str
@@ -115,15 +123,15 @@ class Model(_message.Message):
     """Changes with every change of the model; compare for equality only."""
     @_builtins.property
     def state_time(self) -> _timestamp_pb2.Timestamp:
-        """When `state` last changed."""
+        """When `state` last changed. Unset if it never did."""
 
     @_builtins.property
     def usecases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the model is for, as configured (`known_usecases`), for example `chat`, `embeddings`."""
 
     @_builtins.property
-    def instance(self) -> Global___Instance:
-        """Set while a process or address holds the model."""
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
+        """The processes or addresses that hold the model, the oldest first. Today one at most."""
 
     @_builtins.property
     def retry_time(self) -> _timestamp_pb2.Timestamp:
@@ -141,14 +149,14 @@ class Model(_message.Message):
         config_file: _builtins.str = ...,
         usecases: _abc.Iterable[_builtins.str] | None = ...,
         pinned: _builtins.bool = ...,
-        instance: Global___Instance | None = ...,
+        instances: _abc.Iterable[Global___Instance] | None = ...,
         config_error: _builtins.str = ...,
         retry_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "retry_time", b"retry_time", "state_time", b"state_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_time", b"retry_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "config_error", b"config_error", "config_file", b"config_file", "etag", b"etag", "instance", b"instance", "model_file", b"model_file", "name", b"name", "pinned", b"pinned", "retry_time", b"retry_time", "state", b"state", "state_message", b"state_message", "state_time", b"state_time", "usecases", b"usecases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "config_error", b"config_error", "config_file", b"config_file", "etag", b"etag", "instances", b"instances", "model_file", b"model_file", "name", b"name", "pinned", b"pinned", "retry_time", b"retry_time", "state", b"state", "state_message", b"state_message", "state_time", b"state_time", "usecases", b"usecases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,9 +183,9 @@ class Instance(_message.Message):
     uid: _builtins.str
     """Unique over restarts of the loader."""
     generation: _builtins.int
-    """Counts the instances of this model since the loader started, from 1."""
+    """Counts the instances of this model since the loader started, from 1. No two of a model share one."""
     backend: _builtins.str
-    """The backend that runs."""
+    """The backend that runs: the id in `backends/{backend}`."""
     address: _builtins.str
     """Where the backend listens: `unix:/path` or `host:port`."""
     pid: _builtins.int
@@ -433,9 +441,9 @@ class ModelFilter(_message.Message):
     USECASE_FIELD_NUMBER: _builtins.int
     NAME_CONTAINS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
-    """Configured for, or held by, this backend; empty means any."""
+    """`Model.backend` is exactly this; empty means any."""
     usecase: _builtins.str
-    """Configured for this use case; empty means any."""
+    """Configured for this use case, in any case; empty means any."""
     name_contains: _builtins.str
     """The name contains this text, in any case; empty means any."""
     @_builtins.property
@@ -647,8 +655,11 @@ class ListBackendsResponse(_message.Message):
 
     BACKENDS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Ask for the next page with it; empty on the last page."""
+    total_size: _builtins.int
+    """How many backends there are, over all pages."""
     @_builtins.property
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backend]:
         """The backends of this page."""
@@ -658,10 +669,11 @@ class ListBackendsResponse(_message.Message):
         *,
         backends: _abc.Iterable[Global___Backend] | None = ...,
         next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -769,7 +781,7 @@ class ResolveModelRequest(_message.Message):
     name: _builtins.str
     """The model, `models/{model}`; the bare id is accepted too. Required."""
     lease: _builtins.str
-    """The lease to renew; empty for a new one."""
+    """The lease to renew, opaque; empty for a new one."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
         """How long the instance must stay. Unset means the loader's default; longer than its maximum is cut."""
@@ -805,7 +817,7 @@ class ResolveModelResponse(_message.Message):
     token: _builtins.str
     """Send as metadata `authorization: Bearer <token>` with every call. Secret."""
     lease: _builtins.str
-    """The lease's id; renew it before `expire_time`."""
+    """The lease, opaque; renew it before `expire_time`."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the lease ends."""
@@ -846,9 +858,11 @@ class StreamLogsRequest(_message.Message):
     follow: _builtins.bool
     """Keep the stream open for new lines. Without it the stream ends after the history."""
     after_sequence: _builtins.int
-    """Only lines with a higher sequence number; 0 means all that are kept."""
+    """Only lines with a higher sequence number; 0 means all that are kept. After a restart of the loader
+    begin with 0 again.
+    """
     tail_lines: _builtins.int
-    """At most so many lines of history, the newest; 0 means all that are kept."""
+    """At most so many lines of history, the newest; 0 means all."""
     def __init__(
         self,
         *,
@@ -928,7 +942,7 @@ class LogLine(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Ascending from 1 within a model; it goes on over restarts of the backend."""
+    """Ascending from 1 within a model; it goes on over restarts of the backend, not of the loader."""
     stream: Global___LogLine.Stream.ValueType
     """Which pipe."""
     text: _builtins.str

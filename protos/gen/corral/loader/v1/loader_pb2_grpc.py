@@ -107,6 +107,10 @@ class LoaderServiceServicer(object):
         - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
         `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
         - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
+        - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
+        while it started; retry.
+        - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
+        loader stops.
         - RESOURCE_EXHAUSTED: the model does not fit beside those in use; unload one, or wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -183,7 +187,8 @@ class LoaderServiceServicer(object):
 
         Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted or
         idled out; renew it by calling again with the same `lease`. Safe to retry: at worst a lease runs out
-        unused. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        unused. The address and the token are those of one instance: when the lease has ended, or the instance
+        has (UNAVAILABLE), call again. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
         - The errors of LoadModel.
         - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired; ask for a new one.
@@ -197,7 +202,7 @@ class LoaderServiceServicer(object):
 
         Read-only; never counts as use. The loader keeps a bounded number of lines a model, over restarts
         of its backend. Lines carry ascending sequence numbers; a jump means that lines were dropped because
-        they were too many or the client too slow.
+        they were too many or the client too slow. Numbers begin at 1 again when the loader restarts.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """
@@ -208,7 +213,8 @@ class LoaderServiceServicer(object):
     def PinModel(self, request, context):
         """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-        Pinning does not load a model. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        Pinning does not load a model, and is kept over restarts of the loader. Today it answers UNIMPLEMENTED
+        (`NOT_IMPLEMENTED`).
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """

@@ -5,10 +5,16 @@ The loader's control plane: which models exist, which run, and what they do.
 
 The data plane is `backend.Backend` on the same port: send any of its calls to the loader with the
 metadata `corral-model: <model id>`, and the loader passes it to the backend that holds the model,
-loading the model first if it must.
+loading the model first if it must. Beside the backend's own errors and those of LoadModel below, such
+a call may answer INVALID_ARGUMENT (`MODEL_NOT_NAMED`: there is not exactly one model to guess),
+FAILED_PRECONDITION (`CONTROL_PLANE_ONLY`: LoadModel and Free are for this service to call;
+`MODEL_NOT_LOADED`: Health, Status and GetMetrics never load a model) and UNAVAILABLE
+(`BACKEND_CRASHED`, `MODEL_UNLOADED`: the instance ended under the call; call again).
 
 Errors carry `google.rpc.Status` details: `ErrorInfo` (domain `corral`, a stable reason), and, where
-they help, `RetryInfo`, `BadRequest` and `ResourceInfo`.
+they help, `RetryInfo`, `BadRequest` and `ResourceInfo`. Any RPC may answer INVALID_ARGUMENT
+(`INVALID_REQUEST`) for a malformed field, and INTERNAL (`INTERNAL`) for a fault of the service; the
+RPCs below name the rest.
 """
 
 from collections import abc as _abc
@@ -52,6 +58,10 @@ class LoaderServiceStub:
     - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
       `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
     - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
+    - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
+      while it started; retry.
+    - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
+      loader stops.
     - RESOURCE_EXHAUSTED: the model does not fit beside those in use; unload one, or wait.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.UnloadModelRequest, _loader_pb2.UnloadModelResponse]
@@ -100,7 +110,8 @@ class LoaderServiceStub:
 
     Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted or
     idled out; renew it by calling again with the same `lease`. Safe to retry: at worst a lease runs out
-    unused. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+    unused. The address and the token are those of one instance: when the lease has ended, or the instance
+    has (UNAVAILABLE), call again. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
     - The errors of LoadModel.
     - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired; ask for a new one.
@@ -110,14 +121,15 @@ class LoaderServiceStub:
 
     Read-only; never counts as use. The loader keeps a bounded number of lines a model, over restarts
     of its backend. Lines carry ascending sequence numbers; a jump means that lines were dropped because
-    they were too many or the client too slow.
+    they were too many or the client too slow. Numbers begin at 1 again when the loader restarts.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     PinModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.PinModelRequest, _loader_pb2.PinModelResponse]
     """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-    Pinning does not load a model. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+    Pinning does not load a model, and is kept over restarts of the loader. Today it answers UNIMPLEMENTED
+    (`NOT_IMPLEMENTED`).
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
@@ -143,6 +155,10 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
       `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
     - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
+    - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
+      while it started; retry.
+    - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
+      loader stops.
     - RESOURCE_EXHAUSTED: the model does not fit beside those in use; unload one, or wait.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.UnloadModelRequest, _loader_pb2.UnloadModelResponse]  # type: ignore[assignment]
@@ -191,7 +207,8 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
 
     Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted or
     idled out; renew it by calling again with the same `lease`. Safe to retry: at worst a lease runs out
-    unused. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+    unused. The address and the token are those of one instance: when the lease has ended, or the instance
+    has (UNAVAILABLE), call again. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
     - The errors of LoadModel.
     - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired; ask for a new one.
@@ -201,14 +218,15 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
 
     Read-only; never counts as use. The loader keeps a bounded number of lines a model, over restarts
     of its backend. Lines carry ascending sequence numbers; a jump means that lines were dropped because
-    they were too many or the client too slow.
+    they were too many or the client too slow. Numbers begin at 1 again when the loader restarts.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     PinModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.PinModelRequest, _loader_pb2.PinModelResponse]  # type: ignore[assignment]
     """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-    Pinning does not load a model. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+    Pinning does not load a model, and is kept over restarts of the loader. Today it answers UNIMPLEMENTED
+    (`NOT_IMPLEMENTED`).
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
@@ -237,6 +255,10 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
           `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
         - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
+        - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
+          while it started; retry.
+        - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
+          loader stops.
         - RESOURCE_EXHAUSTED: the model does not fit beside those in use; unload one, or wait.
         """
 
@@ -327,7 +349,8 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted or
         idled out; renew it by calling again with the same `lease`. Safe to retry: at worst a lease runs out
-        unused. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        unused. The address and the token are those of one instance: when the lease has ended, or the instance
+        has (UNAVAILABLE), call again. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
         - The errors of LoadModel.
         - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired; ask for a new one.
@@ -343,7 +366,7 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Read-only; never counts as use. The loader keeps a bounded number of lines a model, over restarts
         of its backend. Lines carry ascending sequence numbers; a jump means that lines were dropped because
-        they were too many or the client too slow.
+        they were too many or the client too slow. Numbers begin at 1 again when the loader restarts.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """
@@ -356,7 +379,8 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_loader_pb2.PinModelResponse, _abc.Awaitable[_loader_pb2.PinModelResponse]]:
         """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-        Pinning does not load a model. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        Pinning does not load a model, and is kept over restarts of the loader. Today it answers UNIMPLEMENTED
+        (`NOT_IMPLEMENTED`).
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """

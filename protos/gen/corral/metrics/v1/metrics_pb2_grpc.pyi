@@ -6,6 +6,7 @@ Metrics: collects what every service measured and exports it to Prometheus and O
 `opentelemetry.proto.collector.metrics.v1.MetricsService` stands on the same port, for everything that
 speaks OTLP. `/metrics` is served over HTTP on a port of its own. Errors carry `google.rpc.Status`
 details: `ErrorInfo` (domain `corral`, a stable reason) and, where they help, `RetryInfo` and `BadRequest`.
+Any RPC may answer INTERNAL (`INTERNAL`) for a fault of the service; the RPCs below name the rest.
 """
 
 from collections import abc as _abc

@@ -26,59 +26,60 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63orral/monitor/v1/monitor.proto\x12\x11\x63orral.monitor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x04\n\x0bModelStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x05state\x18\x02 \x01(\x0e\x32$.corral.monitor.v1.ModelStatus.State\x12\x35\n\x06source\x18\x03 \x01(\x0e\x32%.corral.monitor.v1.ModelStatus.Source\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12M\n\x10memory_breakdown\x18\x05 \x03(\x0b\x32\x33.corral.monitor.v1.ModelStatus.MemoryBreakdownEntry\x12\x14\n\x0c\x61\x63tive_calls\x18\x06 \x01(\x05\x12\x31\n\x07process\x18\x07 \x01(\x0b\x32 .corral.monitor.v1.ProcessSample\x12\x15\n\rbackend_error\x18\x08 \x01(\t\x12(\n\x04time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x36\n\x14MemoryBreakdownEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"i\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STATE_UNINITIALIZED\x10\x01\x12\x0e\n\nSTATE_BUSY\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x0f\n\x0bSTATE_ERROR\x10\x04\"H\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSOURCE_BACKEND\x10\x01\x12\x12\n\x0eSOURCE_PROCESS\x10\x02\"\xbe\x03\n\rProcessSample\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x15\n\rprocess_count\x18\x02 \x01(\x05\x12\x14\n\x0cthread_count\x18\x03 \x01(\x05\x12\x11\n\trss_bytes\x18\x04 \x01(\x04\x12\x11\n\tpss_bytes\x18\x05 \x01(\x04\x12\x11\n\tvms_bytes\x18\x06 \x01(\x04\x12\x13\n\x0b\x63pu_percent\x18\x07 \x01(\x01\x12+\n\x08\x63pu_time\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fopen_file_count\x18\t \x01(\x05\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12N\n\x10gpu_memory_bytes\x18\x0b \x03(\x0b\x32\x34.corral.monitor.v1.ProcessSample.GpuMemoryBytesEntry\x12(\n\x04time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x35\n\x13GpuMemoryBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xe4\x01\n\x06System\x12\x11\n\tcpu_count\x18\x01 \x01(\x01\x12\x13\n\x0b\x63pu_percent\x18\x02 \x01(\x01\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x04\x12\x1e\n\x16memory_available_bytes\x18\x04 \x01(\x04\x12$\n\x04gpus\x18\x05 \x03(\x0b\x32\x16.corral.monitor.v1.Gpu\x12&\n\x05\x64isks\x18\x06 \x03(\x0b\x32\x17.corral.monitor.v1.Disk\x12(\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\x03Gpu\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07product\x18\x02 \x01(\t\x12\x0e\n\x06vendor\x18\x03 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x05 \x01(\x04\x12\x1b\n\x13utilization_percent\x18\x06 \x01(\x01\"=\n\x04\x44isk\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x12\n\nfree_bytes\x18\x03 \x01(\x04\"!\n\x10GetStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"C\n\x11GetStatusResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x1e.corral.monitor.v1.ModelStatus\"Q\n\x12WatchStatusRequest\x12\x0e\n\x06models\x18\x01 \x03(\t\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"W\n\x13WatchStatusResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x1e.corral.monitor.v1.ModelStatus\x12\x10\n\x08unloaded\x18\x02 \x01(\x08\"%\n\x14SampleProcessRequest\x12\r\n\x05model\x18\x01 \x01(\t\"I\n\x15SampleProcessResponse\x12\x30\n\x06sample\x18\x01 \x01(\x0b\x32 .corral.monitor.v1.ProcessSample\"4\n\x14ShutdownModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x17\n\x15ShutdownModelResponse\"\x12\n\x10GetSystemRequest\">\n\x11GetSystemResponse\x12)\n\x06system\x18\x01 \x01(\x0b\x32\x19.corral.monitor.v1.System\"A\n\x12WatchSystemRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"@\n\x13WatchSystemResponse\x12)\n\x06system\x18\x01 \x01(\x0b\x32\x19.corral.monitor.v1.System2\xc8\x04\n\x0eMonitorService\x12V\n\tGetStatus\x12#.corral.monitor.v1.GetStatusRequest\x1a$.corral.monitor.v1.GetStatusResponse\x12^\n\x0bWatchStatus\x12%.corral.monitor.v1.WatchStatusRequest\x1a&.corral.monitor.v1.WatchStatusResponse0\x01\x12\x62\n\rSampleProcess\x12\'.corral.monitor.v1.SampleProcessRequest\x1a(.corral.monitor.v1.SampleProcessResponse\x12\x62\n\rShutdownModel\x12\'.corral.monitor.v1.ShutdownModelRequest\x1a(.corral.monitor.v1.ShutdownModelResponse\x12V\n\tGetSystem\x12#.corral.monitor.v1.GetSystemRequest\x1a$.corral.monitor.v1.GetSystemResponse\x12^\n\x0bWatchSystem\x12%.corral.monitor.v1.WatchSystemRequest\x1a&.corral.monitor.v1.WatchSystemResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63orral/monitor/v1/monitor.proto\x12\x11\x63orral.monitor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x05\n\x0bModelStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x05state\x18\x02 \x01(\x0e\x32$.corral.monitor.v1.ModelStatus.State\x12\x35\n\x06source\x18\x03 \x01(\x0e\x32%.corral.monitor.v1.ModelStatus.Source\x12\x19\n\x0cmemory_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12X\n\x16memory_breakdown_bytes\x18\x05 \x03(\x0b\x32\x38.corral.monitor.v1.ModelStatus.MemoryBreakdownBytesEntry\x12\x14\n\x0c\x61\x63tive_calls\x18\x06 \x01(\x05\x12\x31\n\x07process\x18\x07 \x01(\x0b\x32 .corral.monitor.v1.ProcessSample\x12\x15\n\rbackend_error\x18\x08 \x01(\t\x12(\n\x04time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a;\n\x19MemoryBreakdownBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"i\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STATE_UNINITIALIZED\x10\x01\x12\x0e\n\nSTATE_BUSY\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x0f\n\x0bSTATE_ERROR\x10\x04\"H\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSOURCE_BACKEND\x10\x01\x12\x12\n\x0eSOURCE_PROCESS\x10\x02\x42\x0f\n\r_memory_bytes\"\xea\x03\n\rProcessSample\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x15\n\rprocess_count\x18\x02 \x01(\x05\x12\x14\n\x0cthread_count\x18\x03 \x01(\x05\x12\x11\n\trss_bytes\x18\x04 \x01(\x03\x12\x16\n\tpss_bytes\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\tvms_bytes\x18\x06 \x01(\x03\x12\x13\n\x0b\x63pu_percent\x18\x07 \x01(\x01\x12+\n\x08\x63pu_time\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x0fopen_file_count\x18\t \x01(\x05H\x01\x88\x01\x01\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12N\n\x10gpu_memory_bytes\x18\x0b \x03(\x0b\x32\x34.corral.monitor.v1.ProcessSample.GpuMemoryBytesEntry\x12(\n\x04time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x35\n\x13GpuMemoryBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x0c\n\n_pss_bytesB\x12\n\x10_open_file_count\"\xea\x01\n\x0cSystemStatus\x12\x11\n\tcpu_count\x18\x01 \x01(\x01\x12\x13\n\x0b\x63pu_percent\x18\x02 \x01(\x01\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x03\x12\x1e\n\x16memory_available_bytes\x18\x04 \x01(\x03\x12$\n\x04gpus\x18\x05 \x03(\x0b\x32\x16.corral.monitor.v1.Gpu\x12&\n\x05\x64isks\x18\x06 \x03(\x0b\x32\x17.corral.monitor.v1.Disk\x12(\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xda\x01\n\x03Gpu\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07product\x18\x02 \x01(\t\x12\x0e\n\x06vendor\x18\x03 \x01(\t\x12\x1f\n\x12memory_total_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11memory_used_bytes\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12 \n\x13utilization_percent\x18\x06 \x01(\x01H\x02\x88\x01\x01\x42\x15\n\x13_memory_total_bytesB\x14\n\x12_memory_used_bytesB\x16\n\x14_utilization_percent\"=\n\x04\x44isk\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\" \n\x10GetStatusRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x11GetStatusResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x1e.corral.monitor.v1.ModelStatus\"P\n\x12WatchStatusRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"W\n\x13WatchStatusResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x1e.corral.monitor.v1.ModelStatus\x12\x10\n\x08unloaded\x18\x02 \x01(\x08\"$\n\x14SampleProcessRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x15SampleProcessResponse\x12\x30\n\x06sample\x18\x01 \x01(\x0b\x32 .corral.monitor.v1.ProcessSample\"3\n\x14ShutdownModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x17\n\x15ShutdownModelResponse\"\x12\n\x10GetSystemRequest\"D\n\x11GetSystemResponse\x12/\n\x06system\x18\x01 \x01(\x0b\x32\x1f.corral.monitor.v1.SystemStatus\"A\n\x12WatchSystemRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x13WatchSystemResponse\x12/\n\x06system\x18\x01 \x01(\x0b\x32\x1f.corral.monitor.v1.SystemStatus2\xc8\x04\n\x0eMonitorService\x12V\n\tGetStatus\x12#.corral.monitor.v1.GetStatusRequest\x1a$.corral.monitor.v1.GetStatusResponse\x12^\n\x0bWatchStatus\x12%.corral.monitor.v1.WatchStatusRequest\x1a&.corral.monitor.v1.WatchStatusResponse0\x01\x12\x62\n\rSampleProcess\x12\'.corral.monitor.v1.SampleProcessRequest\x1a(.corral.monitor.v1.SampleProcessResponse\x12\x62\n\rShutdownModel\x12\'.corral.monitor.v1.ShutdownModelRequest\x1a(.corral.monitor.v1.ShutdownModelResponse\x12V\n\tGetSystem\x12#.corral.monitor.v1.GetSystemRequest\x1a$.corral.monitor.v1.GetSystemResponse\x12^\n\x0bWatchSystem\x12%.corral.monitor.v1.WatchSystemRequest\x1a&.corral.monitor.v1.WatchSystemResponse0\x01\x42T\n\x11\x63orral.monitor.v1B\x0cMonitorProtoP\x01Z\x1b\x63orral/monitor/v1;monitorv1\xaa\x02\x11\x43orral.Monitor.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'corral.monitor.v1.monitor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATUS_MEMORYBREAKDOWNENTRY']._loaded_options = None
-  _globals['_MODELSTATUS_MEMORYBREAKDOWNENTRY']._serialized_options = b'8\001'
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\021corral.monitor.v1B\014MonitorProtoP\001Z\033corral/monitor/v1;monitorv1\252\002\021Corral.Monitor.V1'
+  _globals['_MODELSTATUS_MEMORYBREAKDOWNBYTESENTRY']._loaded_options = None
+  _globals['_MODELSTATUS_MEMORYBREAKDOWNBYTESENTRY']._serialized_options = b'8\001'
   _globals['_PROCESSSAMPLE_GPUMEMORYBYTESENTRY']._loaded_options = None
   _globals['_PROCESSSAMPLE_GPUMEMORYBYTESENTRY']._serialized_options = b'8\001'
   _globals['_MODELSTATUS']._serialized_start=120
-  _globals['_MODELSTATUS']._serialized_end=732
-  _globals['_MODELSTATUS_MEMORYBREAKDOWNENTRY']._serialized_start=497
-  _globals['_MODELSTATUS_MEMORYBREAKDOWNENTRY']._serialized_end=551
-  _globals['_MODELSTATUS_STATE']._serialized_start=553
-  _globals['_MODELSTATUS_STATE']._serialized_end=658
-  _globals['_MODELSTATUS_SOURCE']._serialized_start=660
-  _globals['_MODELSTATUS_SOURCE']._serialized_end=732
-  _globals['_PROCESSSAMPLE']._serialized_start=735
-  _globals['_PROCESSSAMPLE']._serialized_end=1181
-  _globals['_PROCESSSAMPLE_GPUMEMORYBYTESENTRY']._serialized_start=1128
-  _globals['_PROCESSSAMPLE_GPUMEMORYBYTESENTRY']._serialized_end=1181
-  _globals['_SYSTEM']._serialized_start=1184
-  _globals['_SYSTEM']._serialized_end=1412
-  _globals['_GPU']._serialized_start=1415
-  _globals['_GPU']._serialized_end=1549
-  _globals['_DISK']._serialized_start=1551
-  _globals['_DISK']._serialized_end=1612
-  _globals['_GETSTATUSREQUEST']._serialized_start=1614
-  _globals['_GETSTATUSREQUEST']._serialized_end=1647
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1649
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1716
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=1718
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=1799
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1801
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1888
-  _globals['_SAMPLEPROCESSREQUEST']._serialized_start=1890
-  _globals['_SAMPLEPROCESSREQUEST']._serialized_end=1927
-  _globals['_SAMPLEPROCESSRESPONSE']._serialized_start=1929
-  _globals['_SAMPLEPROCESSRESPONSE']._serialized_end=2002
-  _globals['_SHUTDOWNMODELREQUEST']._serialized_start=2004
-  _globals['_SHUTDOWNMODELREQUEST']._serialized_end=2056
-  _globals['_SHUTDOWNMODELRESPONSE']._serialized_start=2058
-  _globals['_SHUTDOWNMODELRESPONSE']._serialized_end=2081
-  _globals['_GETSYSTEMREQUEST']._serialized_start=2083
-  _globals['_GETSYSTEMREQUEST']._serialized_end=2101
-  _globals['_GETSYSTEMRESPONSE']._serialized_start=2103
-  _globals['_GETSYSTEMRESPONSE']._serialized_end=2165
-  _globals['_WATCHSYSTEMREQUEST']._serialized_start=2167
-  _globals['_WATCHSYSTEMREQUEST']._serialized_end=2232
-  _globals['_WATCHSYSTEMRESPONSE']._serialized_start=2234
-  _globals['_WATCHSYSTEMRESPONSE']._serialized_end=2298
-  _globals['_MONITORSERVICE']._serialized_start=2301
-  _globals['_MONITORSERVICE']._serialized_end=2885
+  _globals['_MODELSTATUS']._serialized_end=770
+  _globals['_MODELSTATUS_MEMORYBREAKDOWNBYTESENTRY']._serialized_start=513
+  _globals['_MODELSTATUS_MEMORYBREAKDOWNBYTESENTRY']._serialized_end=572
+  _globals['_MODELSTATUS_STATE']._serialized_start=574
+  _globals['_MODELSTATUS_STATE']._serialized_end=679
+  _globals['_MODELSTATUS_SOURCE']._serialized_start=681
+  _globals['_MODELSTATUS_SOURCE']._serialized_end=753
+  _globals['_PROCESSSAMPLE']._serialized_start=773
+  _globals['_PROCESSSAMPLE']._serialized_end=1263
+  _globals['_PROCESSSAMPLE_GPUMEMORYBYTESENTRY']._serialized_start=1176
+  _globals['_PROCESSSAMPLE_GPUMEMORYBYTESENTRY']._serialized_end=1229
+  _globals['_SYSTEMSTATUS']._serialized_start=1266
+  _globals['_SYSTEMSTATUS']._serialized_end=1500
+  _globals['_GPU']._serialized_start=1503
+  _globals['_GPU']._serialized_end=1721
+  _globals['_DISK']._serialized_start=1723
+  _globals['_DISK']._serialized_end=1784
+  _globals['_GETSTATUSREQUEST']._serialized_start=1786
+  _globals['_GETSTATUSREQUEST']._serialized_end=1818
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1820
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1887
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=1889
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=1969
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1971
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=2058
+  _globals['_SAMPLEPROCESSREQUEST']._serialized_start=2060
+  _globals['_SAMPLEPROCESSREQUEST']._serialized_end=2096
+  _globals['_SAMPLEPROCESSRESPONSE']._serialized_start=2098
+  _globals['_SAMPLEPROCESSRESPONSE']._serialized_end=2171
+  _globals['_SHUTDOWNMODELREQUEST']._serialized_start=2173
+  _globals['_SHUTDOWNMODELREQUEST']._serialized_end=2224
+  _globals['_SHUTDOWNMODELRESPONSE']._serialized_start=2226
+  _globals['_SHUTDOWNMODELRESPONSE']._serialized_end=2249
+  _globals['_GETSYSTEMREQUEST']._serialized_start=2251
+  _globals['_GETSYSTEMREQUEST']._serialized_end=2269
+  _globals['_GETSYSTEMRESPONSE']._serialized_start=2271
+  _globals['_GETSYSTEMRESPONSE']._serialized_end=2339
+  _globals['_WATCHSYSTEMREQUEST']._serialized_start=2341
+  _globals['_WATCHSYSTEMREQUEST']._serialized_end=2406
+  _globals['_WATCHSYSTEMRESPONSE']._serialized_start=2408
+  _globals['_WATCHSYSTEMRESPONSE']._serialized_end=2478
+  _globals['_MONITORSERVICE']._serialized_start=2481
+  _globals['_MONITORSERVICE']._serialized_end=3065
 # @@protoc_insertion_point(module_scope)

@@ -5,7 +5,8 @@ The monitor: what each backend does and uses, and what the machine has.
 
 No call here loads a model, wakes one, or counts as use of one. Errors carry `google.rpc.Status`
 details: `ErrorInfo` (domain `corral`, a stable reason), and, where they help, `RetryInfo`,
-`BadRequest` and `ResourceInfo`.
+`BadRequest` and `ResourceInfo`. Any RPC may answer INVALID_ARGUMENT (`INVALID_REQUEST`) for a malformed
+field, and INTERNAL (`INTERNAL`) for a fault of the service; the RPCs below name the rest.
 """
 
 from collections import abc as _abc
@@ -72,7 +73,7 @@ class ModelStatus(_message.Message):
         SOURCE_UNSPECIFIED: ModelStatus._Source.ValueType  # 0
         """Never sent."""
         SOURCE_BACKEND: ModelStatus._Source.ValueType  # 1
-        """The backend's own Status RPC."""
+        """The backend's own Status RPC. Memory that it does not name is the process tree's."""
         SOURCE_PROCESS: ModelStatus._Source.ValueType  # 2
         """A sample of the process tree, because the backend has no Status RPC or did not answer."""
 
@@ -82,12 +83,12 @@ class ModelStatus(_message.Message):
     SOURCE_UNSPECIFIED: ModelStatus.Source.ValueType  # 0
     """Never sent."""
     SOURCE_BACKEND: ModelStatus.Source.ValueType  # 1
-    """The backend's own Status RPC."""
+    """The backend's own Status RPC. Memory that it does not name is the process tree's."""
     SOURCE_PROCESS: ModelStatus.Source.ValueType  # 2
     """A sample of the process tree, because the backend has no Status RPC or did not answer."""
 
     @_typing.final
-    class MemoryBreakdownEntry(_message.Message):
+    class MemoryBreakdownBytesEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -110,7 +111,7 @@ class ModelStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
-    MEMORY_BREAKDOWN_FIELD_NUMBER: _builtins.int
+    MEMORY_BREAKDOWN_BYTES_FIELD_NUMBER: _builtins.int
     ACTIVE_CALLS_FIELD_NUMBER: _builtins.int
     PROCESS_FIELD_NUMBER: _builtins.int
     BACKEND_ERROR_FIELD_NUMBER: _builtins.int
@@ -122,13 +123,15 @@ class ModelStatus(_message.Message):
     source: Global___ModelStatus.Source.ValueType
     """Where state and memory come from."""
     memory_bytes: _builtins.int
-    """Memory in use, in bytes: as the backend counts it, or the process tree's sum."""
+    """Memory in use, in bytes: as the backend counts it, or else `process.pss_bytes`, or else
+    `process.rss_bytes`. Unset where none of them is known.
+    """
     active_calls: _builtins.int
     """Calls in progress, as the loader counts them."""
     backend_error: _builtins.str
     """Why the backend could not say it itself, for people. Empty if it could."""
     @_builtins.property
-    def memory_breakdown(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+    def memory_breakdown_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """The parts of it, as the backend names them, in bytes."""
 
     @_builtins.property
@@ -145,18 +148,20 @@ class ModelStatus(_message.Message):
         model: _builtins.str = ...,
         state: Global___ModelStatus.State.ValueType = ...,
         source: Global___ModelStatus.Source.ValueType = ...,
-        memory_bytes: _builtins.int = ...,
-        memory_breakdown: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        memory_bytes: _builtins.int | None = ...,
+        memory_breakdown_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         active_calls: _builtins.int = ...,
         process: Global___ProcessSample | None = ...,
         backend_error: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "memory_bytes", b"memory_bytes", "process", b"process", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_calls", b"active_calls", "backend_error", b"backend_error", "memory_breakdown", b"memory_breakdown", "memory_bytes", b"memory_bytes", "model", b"model", "process", b"process", "source", b"source", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "active_calls", b"active_calls", "backend_error", b"backend_error", "memory_breakdown_bytes", b"memory_breakdown_bytes", "memory_bytes", b"memory_bytes", "model", b"model", "process", b"process", "source", b"source", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
 
 Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
 
@@ -207,13 +212,13 @@ class ProcessSample(_message.Message):
     rss_bytes: _builtins.int
     """Resident memory, in bytes, summed; pages that processes share count for each."""
     pss_bytes: _builtins.int
-    """Proportional memory, in bytes, summed: shared pages are divided. 0 where the system does not tell."""
+    """Proportional memory, in bytes, summed: shared pages are divided. Unset where the system does not tell."""
     vms_bytes: _builtins.int
     """Address space, in bytes, summed."""
     cpu_percent: _builtins.float
     """Processor use since the sample before, or since the start for the first: 100 is one processor."""
     open_file_count: _builtins.int
-    """Open files and sockets. 0 where the system does not tell."""
+    """Open files and sockets. Unset where the system does not tell."""
     @_builtins.property
     def cpu_time(self) -> _duration_pb2.Duration:
         """Processor time since the start, user and system."""
@@ -224,7 +229,7 @@ class ProcessSample(_message.Message):
 
     @_builtins.property
     def gpu_memory_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Memory on GPUs, in bytes, by GPU. Empty where none is used or the driver does not tell."""
+        """Memory on GPUs, in bytes, by `Gpu.id`. Empty where none is used or the driver does not tell."""
 
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
@@ -237,26 +242,33 @@ class ProcessSample(_message.Message):
         process_count: _builtins.int = ...,
         thread_count: _builtins.int = ...,
         rss_bytes: _builtins.int = ...,
-        pss_bytes: _builtins.int = ...,
+        pss_bytes: _builtins.int | None = ...,
         vms_bytes: _builtins.int = ...,
         cpu_percent: _builtins.float = ...,
         cpu_time: _duration_pb2.Duration | None = ...,
-        open_file_count: _builtins.int = ...,
+        open_file_count: _builtins.int | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         gpu_memory_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_open_file_count", b"_open_file_count", "_pss_bytes", b"_pss_bytes", "cpu_time", b"cpu_time", "open_file_count", b"open_file_count", "pss_bytes", b"pss_bytes", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "cpu_time", b"cpu_time", "gpu_memory_bytes", b"gpu_memory_bytes", "open_file_count", b"open_file_count", "pid", b"pid", "process_count", b"process_count", "pss_bytes", b"pss_bytes", "rss_bytes", b"rss_bytes", "start_time", b"start_time", "thread_count", b"thread_count", "time", b"time", "vms_bytes", b"vms_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_open_file_count", b"_open_file_count", "_pss_bytes", b"_pss_bytes", "cpu_percent", b"cpu_percent", "cpu_time", b"cpu_time", "gpu_memory_bytes", b"gpu_memory_bytes", "open_file_count", b"open_file_count", "pid", b"pid", "process_count", b"process_count", "pss_bytes", b"pss_bytes", "rss_bytes", b"rss_bytes", "start_time", b"start_time", "thread_count", b"thread_count", "time", b"time", "vms_bytes", b"vms_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__open_file_count: _TypeAlias = _typing.Literal["open_file_count"]  # noqa: Y015
+    _WhichOneofArgType__open_file_count: _TypeAlias = _typing.Literal["_open_file_count", b"_open_file_count"]  # noqa: Y015
+    _WhichOneofReturnType__pss_bytes: _TypeAlias = _typing.Literal["pss_bytes"]  # noqa: Y015
+    _WhichOneofArgType__pss_bytes: _TypeAlias = _typing.Literal["_pss_bytes", b"_pss_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__open_file_count) -> _WhichOneofReturnType__open_file_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pss_bytes) -> _WhichOneofReturnType__pss_bytes | None: ...
 
 Global___ProcessSample: _TypeAlias = ProcessSample  # noqa: Y015
 
 @_typing.final
-class System(_message.Message):
-    """What the machine has and uses."""
+class SystemStatus(_message.Message):
+    """What the machine has and uses. Not named System, as languages have one of their own."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -304,7 +316,7 @@ class System(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___System: _TypeAlias = System  # noqa: Y015
+Global___SystemStatus: _TypeAlias = SystemStatus  # noqa: Y015
 
 @_typing.final
 class Gpu(_message.Message):
@@ -325,26 +337,37 @@ class Gpu(_message.Message):
     vendor: _builtins.str
     """Who made it: `nvidia`, `amd`, `intel`, `apple`."""
     memory_total_bytes: _builtins.int
-    """Its memory, in bytes; 0 if unknown."""
+    """Its memory, in bytes. Unset where the driver does not tell."""
     memory_used_bytes: _builtins.int
-    """Memory in use, in bytes."""
+    """Memory in use, in bytes. Unset where the driver does not tell."""
     utilization_percent: _builtins.float
-    """Use of its processors, 0 to 100."""
+    """Use of its processors, 0 to 100. Unset where the driver does not tell."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         product: _builtins.str = ...,
         vendor: _builtins.str = ...,
-        memory_total_bytes: _builtins.int = ...,
-        memory_used_bytes: _builtins.int = ...,
-        utilization_percent: _builtins.float = ...,
+        memory_total_bytes: _builtins.int | None = ...,
+        memory_used_bytes: _builtins.int | None = ...,
+        utilization_percent: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_utilization_percent", b"_utilization_percent", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "utilization_percent", b"utilization_percent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "product", b"product", "utilization_percent", b"utilization_percent", "vendor", b"vendor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_utilization_percent", b"_utilization_percent", "id", b"id", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "product", b"product", "utilization_percent", b"utilization_percent", "vendor", b"vendor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__memory_total_bytes: _TypeAlias = _typing.Literal["memory_total_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_total_bytes: _TypeAlias = _typing.Literal["_memory_total_bytes", b"_memory_total_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_used_bytes: _TypeAlias = _typing.Literal["memory_used_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_used_bytes: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__utilization_percent: _TypeAlias = _typing.Literal["utilization_percent"]  # noqa: Y015
+    _WhichOneofArgType__utilization_percent: _TypeAlias = _typing.Literal["_utilization_percent", b"_utilization_percent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_total_bytes) -> _WhichOneofReturnType__memory_total_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_used_bytes) -> _WhichOneofReturnType__memory_used_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization_percent) -> _WhichOneofReturnType__utilization_percent | None: ...
 
 Global___Gpu: _TypeAlias = Gpu  # noqa: Y015
 
@@ -384,17 +407,17 @@ class GetStatusRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     """The model, `models/{model}`; the bare id is accepted too. Required."""
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,11 +453,11 @@ class WatchStatusRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MODELS_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
     INTERVAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The models, `models/{model}`; empty means all that are loaded, now and later."""
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models, `models/{model}`; the bare ids are accepted too. Empty means all that are loaded, now and later."""
 
     @_builtins.property
     def interval(self) -> _duration_pb2.Duration:
@@ -443,12 +466,12 @@ class WatchStatusRequest(_message.Message):
     def __init__(
         self,
         *,
-        models: _abc.Iterable[_builtins.str] | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
         interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "names", b"names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,17 +511,17 @@ class SampleProcessRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     """The model, `models/{model}`; the bare id is accepted too. Required."""
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -534,21 +557,21 @@ class ShutdownModelRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
+    name: _builtins.str
     """The model, `models/{model}`; the bare id is accepted too. Required."""
     force: _builtins.bool
     """Cut running calls instead of waiting for them."""
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        name: _builtins.str = ...,
         force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -596,13 +619,13 @@ class GetSystemResponse(_message.Message):
 
     SYSTEM_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def system(self) -> Global___System:
+    def system(self) -> Global___SystemStatus:
         """What the machine has and uses."""
 
     def __init__(
         self,
         *,
-        system: Global___System | None = ...,
+        system: Global___SystemStatus | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["system", b"system"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -644,13 +667,13 @@ class WatchSystemResponse(_message.Message):
 
     SYSTEM_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def system(self) -> Global___System:
+    def system(self) -> Global___SystemStatus:
         """What the machine has and uses."""
 
     def __init__(
         self,
         *,
-        system: Global___System | None = ...,
+        system: Global___SystemStatus | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["system", b"system"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -98,6 +98,8 @@ class MonitorServiceServicer(object):
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         - FAILED_PRECONDITION (`MODEL_NOT_LOADED`): nothing runs, or it runs on another machine.
+        - DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`): the system did not answer in time; retry.
+        - UNAVAILABLE (`SERVICE_UNREACHABLE`): the loader does not answer; retry later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,7 +108,8 @@ class MonitorServiceServicer(object):
     def ShutdownModel(self, request, context):
         """Shuts a loaded model down through the loader and waits until its process group is gone.
 
-        Idempotent. Errors as `corral.loader.v1.LoaderService.UnloadModel`.
+        Idempotent. Errors as `corral.loader.v1.LoaderService.UnloadModel`, and UNAVAILABLE
+        (`SERVICE_UNREACHABLE`) where the loader does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5,7 +5,8 @@ The monitor: what each backend does and uses, and what the machine has.
 
 No call here loads a model, wakes one, or counts as use of one. Errors carry `google.rpc.Status`
 details: `ErrorInfo` (domain `corral`, a stable reason), and, where they help, `RetryInfo`,
-`BadRequest` and `ResourceInfo`.
+`BadRequest` and `ResourceInfo`. Any RPC may answer INVALID_ARGUMENT (`INVALID_REQUEST`) for a malformed
+field, and INTERNAL (`INTERNAL`) for a fault of the service; the RPCs below name the rest.
 """
 
 from collections import abc as _abc
@@ -57,11 +58,14 @@ class MonitorServiceStub:
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     - FAILED_PRECONDITION (`MODEL_NOT_LOADED`): nothing runs, or it runs on another machine.
+    - DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`): the system did not answer in time; retry.
+    - UNAVAILABLE (`SERVICE_UNREACHABLE`): the loader does not answer; retry later.
     """
     ShutdownModel: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.ShutdownModelRequest, _monitor_pb2.ShutdownModelResponse]
     """Shuts a loaded model down through the loader and waits until its process group is gone.
 
-    Idempotent. Errors as `corral.loader.v1.LoaderService.UnloadModel`.
+    Idempotent. Errors as `corral.loader.v1.LoaderService.UnloadModel`, and UNAVAILABLE
+    (`SERVICE_UNREACHABLE`) where the loader does not answer.
     """
     GetSystem: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.GetSystemRequest, _monitor_pb2.GetSystemResponse]
     """Returns what the machine has and uses: processors, memory, GPUs, disks. Read-only. Today it answers
@@ -96,11 +100,14 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     - FAILED_PRECONDITION (`MODEL_NOT_LOADED`): nothing runs, or it runs on another machine.
+    - DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`): the system did not answer in time; retry.
+    - UNAVAILABLE (`SERVICE_UNREACHABLE`): the loader does not answer; retry later.
     """
     ShutdownModel: _aio.UnaryUnaryMultiCallable[_monitor_pb2.ShutdownModelRequest, _monitor_pb2.ShutdownModelResponse]  # type: ignore[assignment]
     """Shuts a loaded model down through the loader and waits until its process group is gone.
 
-    Idempotent. Errors as `corral.loader.v1.LoaderService.UnloadModel`.
+    Idempotent. Errors as `corral.loader.v1.LoaderService.UnloadModel`, and UNAVAILABLE
+    (`SERVICE_UNREACHABLE`) where the loader does not answer.
     """
     GetSystem: _aio.UnaryUnaryMultiCallable[_monitor_pb2.GetSystemRequest, _monitor_pb2.GetSystemResponse]  # type: ignore[assignment]
     """Returns what the machine has and uses: processors, memory, GPUs, disks. Read-only. Today it answers
@@ -150,6 +157,8 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         - FAILED_PRECONDITION (`MODEL_NOT_LOADED`): nothing runs, or it runs on another machine.
+        - DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`): the system did not answer in time; retry.
+        - UNAVAILABLE (`SERVICE_UNREACHABLE`): the loader does not answer; retry later.
         """
 
     @_abc_1.abstractmethod
@@ -160,7 +169,8 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_monitor_pb2.ShutdownModelResponse, _abc.Awaitable[_monitor_pb2.ShutdownModelResponse]]:
         """Shuts a loaded model down through the loader and waits until its process group is gone.
 
-        Idempotent. Errors as `corral.loader.v1.LoaderService.UnloadModel`.
+        Idempotent. Errors as `corral.loader.v1.LoaderService.UnloadModel`, and UNAVAILABLE
+        (`SERVICE_UNREACHABLE`) where the loader does not answer.
         """
 
     @_abc_1.abstractmethod
