@@ -24,8 +24,7 @@ from tests.tools.faulty_http import (
     WrongLength,
     simple_index,
 )
-from tests.tools.hf_stub import HfStub
-from tests.unit.gallery.harness import (
+from tests.tools.gallery_service import (
     entry,
     file,
     gallery,
@@ -34,6 +33,7 @@ from tests.unit.gallery.harness import (
     sha256,
     write_index,
 )
+from tests.tools.hf_stub import HfStub
 
 DATA = payload(3_000_000)
 PATH = "/m.gguf"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,12 @@ from corral.gallery.v1 import gallery_pb2 as pb
 from services.gallery.config import GallerySettings
 from tests.integration.test_gallery_install import wheel
 from tests.tools.faulty_http import FaultyServer, simple_index
-from tests.unit.gallery.harness import (
-    Client,
+from tests.tools.gallery_service import (
     entry,
     failure,
     file,
+    gallery_process,
     payload,
-    process,
     settings,
     sha256,
     write_index,
@@ -41,32 +39,26 @@ async def test_killed_in_the_middle_of_a_download(tmp_path: Path) -> None:
     with FaultyServer() as server:
         uri = server.add("/m", DATA, etag='"1"', rate=2_000_000)
         config = prepared(tmp_path, uri, progress_save_interval=0.05)
-        with process(config, tmp_path / "log") as (child, address):
-            async with aio.insecure_channel(address) as channel:
-                client = Client(channel, config.models_path)
-                name = await client.begin("m")
-                seen = await client.until(name, lambda state: state.bytes_done > 1_000_000)
-                child.kill()
-                child.wait()
+        async with gallery_process(config, tmp_path) as (service, client):
+            name = await client.begin("m")
+            seen = await client.until(name, lambda state: state.bytes_done > 1_000_000)
+            await service.end()
         assert [p.name for p in config.models_path.iterdir()] == [".corral"]
         server.resources["/m"].rate = 0
-        with process(config, tmp_path / "log") as (child, address):
-            async with aio.insecure_channel(address) as channel:
-                client = Client(channel, config.models_path)
-                first = [state async for _, state in client.watch(name)]
-                operation = await client.get(name)
-                assert operation.HasField("response"), operation
-                # It went on where it was: neither the bytes nor the percentage began anew.
-                asked = server.gets("/m")[1].headers["Range"]
-                assert int(asked.removeprefix("bytes=").rstrip("-")) >= seen.bytes_done
-                assert min(state.percent for state in first) > 0
-                result = pb.InstallModelResult()
-                operation.response.Unpack(result)
-                assert 0 < result.bytes_fetched < len(DATA) - 1_000_000
-                again = await client.end(await client.begin("m"))
-                assert again.HasField("response")
-            child.send_signal(signal.SIGTERM)
-            assert child.wait(10) == 0
+        async with gallery_process(config, tmp_path) as (service, client):
+            first = [state async for _, state in client.watch(name)]
+            operation = await client.get(name)
+            assert operation.HasField("response"), operation
+            # It went on where it was: neither the bytes nor the percentage began anew.
+            asked = server.gets("/m")[1].headers["Range"]
+            assert int(asked.removeprefix("bytes=").rstrip("-")) >= seen.bytes_done
+            assert min(state.percent for state in first) > 0
+            result = pb.InstallModelResult()
+            operation.response.Unpack(result)
+            assert 0 < result.bytes_fetched < len(DATA) - 1_000_000
+            again = await client.end(await client.begin("m"))
+            assert again.HasField("response")
+            assert await service.stop(10) == 0
         assert (config.models_path / "m.gguf").read_bytes() == DATA
         assert yaml.safe_load((config.models_path / "m.yaml").read_text())["name"] == "m"
         assert list((config.models_path / ".corral" / "partial").iterdir()) == []
@@ -83,19 +75,15 @@ async def test_killed_again_and_again(tmp_path: Path) -> None:
         config = prepared(tmp_path, "pypi://p/m.gguf", pypi_index_url=server.url("/simple"))
         name = ""
         for delay in (0.0, 0.1, 0.3):
-            with process(config, tmp_path / "log") as (child, address):
-                async with aio.insecure_channel(address) as channel:
-                    client = Client(channel, config.models_path)
-                    name = name or await client.begin("m")
-                    await asyncio.wait({asyncio.create_task(client.end(name))}, timeout=delay)
-                    child.kill()
-                    child.wait()
+            async with gallery_process(config, tmp_path) as (service, client):
+                name = name or await client.begin("m")
+                await asyncio.wait({asyncio.create_task(client.end(name))}, timeout=delay)
+                await service.end()
             target = config.models_path / "m.gguf"
             assert not target.exists() or target.read_bytes() == DATA
             assert not (config.models_path / "m.yaml").exists() or target.exists()
-        with process(config, tmp_path / "log") as (child, address):
-            async with aio.insecure_channel(address) as channel:
-                operation = await Client(channel, config.models_path).end(name)
+        async with gallery_process(config, tmp_path) as (service, client):
+            operation = await client.end(name)
         assert operation.HasField("response"), operation
         assert target.read_bytes() == DATA
 
@@ -103,35 +91,27 @@ async def test_killed_again_and_again(tmp_path: Path) -> None:
 async def test_a_cancelled_operation_stays_so_after_a_crash(tmp_path: Path) -> None:
     with FaultyServer() as server:
         config = prepared(tmp_path, server.add("/m", DATA, rate=1_000_000))
-        with process(config, tmp_path / "log") as (child, address):
-            async with aio.insecure_channel(address) as channel:
-                client = Client(channel, config.models_path)
-                running, queued = await client.begin("m"), await client.begin("m")
-                await client.until(running, lambda state: state.bytes_done > 0)
-                await client.cancel(queued)
-                await client.cancel(running)
-                child.kill()
-                child.wait()
-        with process(config, tmp_path / "log") as (child, address):
-            async with aio.insecure_channel(address) as channel:
-                client = Client(channel, config.models_path)
-                for name in (running, queued):
-                    assert failure((await client.end(name)).error).code == "CANCELLED"
+        async with gallery_process(config, tmp_path) as (service, client):
+            running, queued = await client.begin("m"), await client.begin("m")
+            await client.until(running, lambda state: state.bytes_done > 0)
+            await client.cancel(queued)
+            await client.cancel(running)
+            await service.end()
+        async with gallery_process(config, tmp_path) as (service, client):
+            for name in (running, queued):
+                assert failure((await client.end(name)).error).code == "CANCELLED"
         assert not (config.models_path / "m.gguf").exists()
 
 
 async def test_a_stop_in_the_middle_is_quick_and_clean(tmp_path: Path) -> None:
     with FaultyServer() as server:
         config = prepared(tmp_path, server.add("/m", DATA, rate=100_000), grace=20)
-        with process(config, tmp_path / "log") as (child, address):
-            async with aio.insecure_channel(address) as channel:
-                client = Client(channel, config.models_path)
-                name = await client.begin("m")
-                await client.until(name, lambda state: state.bytes_done > 0)
-                watching = asyncio.create_task(client.end(name))
-                await client.until(name, lambda state: state.bytes_done > 0)
-                child.send_signal(signal.SIGTERM)
-                assert await asyncio.to_thread(child.wait, 5) == 0
-                with pytest.raises(aio.AioRpcError):
-                    await watching
-        assert "Traceback" not in (tmp_path / "log").read_text()
+        async with gallery_process(config, tmp_path) as (service, client):
+            name = await client.begin("m")
+            await client.until(name, lambda state: state.bytes_done > 0)
+            watching = asyncio.create_task(client.end(name))
+            await client.until(name, lambda state: state.bytes_done > 0)
+            assert await service.stop(5) == 0
+            with pytest.raises(aio.AioRpcError):
+                await watching
+        assert "Traceback" not in service.log.read_text()

@@ -14,7 +14,7 @@ from google.longrunning import operations_pb2 as lro
 
 from corral.gallery.v1 import gallery_pb2 as pb
 from tests.tools.faulty_http import FaultyServer, Status
-from tests.unit.gallery.harness import (
+from tests.tools.gallery_service import (
     Client,
     entry,
     failure,

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +23,7 @@ from services.common.health import HealthServicer
 from services.common.server import serving
 from services.gallery.__main__ import build
 from services.gallery.config import GallerySettings
-
-ROOT = Path(__file__).parents[3]
+from tests.tools.service import Service, running_service
 
 
 def sha256(data: bytes) -> str:
@@ -213,9 +208,11 @@ async def gallery(config: GallerySettings) -> AsyncIterator[Client]:
             yield Client(channel, config.models_path, health)
 
 
-@contextmanager
-def process(config: GallerySettings, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Run the real command; yields the process and its address. Killed at the end, whatever happens."""
+@asynccontextmanager
+async def gallery_process(
+    config: GallerySettings, home: Path
+) -> AsyncIterator[tuple[Service, Client]]:
+    """Run the real command with these settings; what it logs goes to a file in `home`."""
     flags = []
     for setting in type(config).model_fields:
         value = getattr(config, setting)
@@ -226,22 +223,8 @@ def process(config: GallerySettings, log: Path) -> Iterator[tuple[subprocess.Pop
             flags.append(f"--{'' if value else 'no-'}{setting.replace('_', '-')}")
         elif value is not None and value != "":
             flags.append(f"--{setting.replace('_', '-')}={value}")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos' / 'gen'}"}
-    with log.open("ab") as stderr:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "services.gallery", *flags],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment,
-            cwd=ROOT,
-        )
-    assert child.stdout is not None
-    try:
-        line = child.stdout.readline().decode().split()
-        assert line[:2] == ["ready", "gallery"], log.read_text()
-        yield child, line[2]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        child.wait(10)
-        child.stdout.close()
+    async with (
+        running_service("gallery", home, *flags) as service,
+        aio.insecure_channel(service.address) as channel,
+    ):
+        yield service, Client(channel, config.models_path)
