@@ -15,18 +15,9 @@ import pytest
 
 from corral.gallery.v1 import gallery_pb2
 from services.common import errors
-from tests.unit.cli.fakes import (
-    ROOT,
-    STATE,
-    FakeGallery,
-    FakeLoader,
-    FakeMonitor,
-    corral,
-    environment,
-    log_line,
-    serving,
-    start,
-)
+from tests.fakes.services_fake import STATE, FakeGallery, FakeLoader, FakeMonitor, log_line, serving
+from tests.tools.corral_command import command_environment, corral, start
+from tests.tools.service import ROOT
 
 NOWHERE = "127.0.0.1:1"
 
@@ -399,7 +390,7 @@ async def test_a_reader_that_goes_away_is_no_news(world: World) -> None:
         sys.executable,
         *("-m", "services.cli", "logs", "m"),
         cwd=ROOT,
-        env=environment(world.home, **world.env()),
+        env=command_environment(world.home, **world.env()),
         stdout=write,
         stderr=asyncio.subprocess.PIPE,
     )

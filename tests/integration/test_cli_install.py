@@ -12,7 +12,8 @@ import pytest
 
 from corral.gallery.v1 import gallery_pb2
 from services.common import errors
-from tests.unit.cli.fakes import FakeGallery, corral, serving, start
+from tests.fakes.services_fake import FakeGallery, serving
+from tests.tools.corral_command import corral, start
 
 
 class Shop:

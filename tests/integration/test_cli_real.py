@@ -18,8 +18,10 @@ import yaml
 
 from services.cli import endpoints
 from services.common.tasks import wait_until
+from tests.tools.corral_command import Done, command_environment, corral
+from tests.tools.processes import alive
+from tests.tools.service import ROOT
 from tests.tools.tiny_gguf import write_tiny
-from tests.unit.cli.fakes import ROOT, Done, corral, environment
 
 
 class Installation:
@@ -60,7 +62,7 @@ class Installation:
             *("-m", "services.cli", "up", "--listen", "127.0.0.1:0", "--json"),
             *("--backends-path", str(ROOT / "backends")),
             cwd=ROOT,
-            env=environment(self.home, **self.env),
+            env=command_environment(self.home, **self.env),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -97,10 +99,9 @@ async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
 
 
 async def _gone(family: list[psutil.Process]) -> None:
-    def none_left() -> bool:
-        return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
-
-    await wait_until(none_left, timeout=15, what="the end of all processes")
+    await wait_until(
+        lambda: not any(map(alive, family)), timeout=15, what="the end of all processes"
+    )
 
 
 async def test_the_tour(installation: Installation) -> None:

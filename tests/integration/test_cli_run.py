@@ -18,16 +18,9 @@ import pytest
 from corral.backend import backend_pb2
 from services.common import errors
 from services.common.tasks import wait_until
-from tests.unit.cli.fakes import (
-    ROOT,
-    STATE,
-    FakeLoader,
-    corral,
-    environment,
-    reply,
-    serving,
-    start,
-)
+from tests.fakes.services_fake import STATE, FakeLoader, reply, serving
+from tests.tools.corral_command import command_environment, corral, start
+from tests.tools.service import ROOT
 
 
 class Model:
@@ -197,7 +190,7 @@ async def test_a_reader_that_goes_away_cancels_the_call(model: Model) -> None:
         sys.executable,
         *("-m", "services.cli", "run", "m", "hi"),
         cwd=ROOT,
-        env=environment(model.home, **model.env),
+        env=command_environment(model.home, **model.env),
         stdout=write,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -234,7 +227,7 @@ class Terminal:
     def __init__(self, model: Model, *args: str) -> None:
         self.master, slave = pty.openpty()
         os.set_blocking(self.master, False)
-        env = environment(model.home, TERM="xterm", **model.env)
+        env = command_environment(model.home, TERM="xterm", **model.env)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "services.cli", *args],
             cwd=ROOT,

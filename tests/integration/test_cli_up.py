@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from services.cli import endpoints
 from services.common.tasks import wait_until
-from tests.unit.cli.fakes import ROOT, corral, environment
+from tests.tools.corral_command import command_environment, corral
+from tests.tools.processes import alive
+from tests.tools.service import ROOT
 
 SERVICES = ("loader", "gallery", "monitor", "metrics")
 
@@ -32,7 +33,7 @@ class Up:
         self.processes: list[asyncio.subprocess.Process] = []
 
     async def start(self, *words: str, wrapper: str = "env", **modes: str) -> None:
-        env = environment(
+        env = command_environment(
             self.home,
             STANDIN_LOG=str(self.told),
             **{f"STANDIN_{service.upper()}": mode for service, mode in modes.items()},
@@ -40,7 +41,7 @@ class Up:
         self.process = await asyncio.create_subprocess_exec(
             wrapper,
             sys.executable,
-            *("-m", "tests.unit.cli.up_standins", "listen=127.0.0.1:0", *words),
+            *("-m", "tests.fakes.up_standins", "listen=127.0.0.1:0", *words),
             cwd=ROOT,
             env=env,
             stdout=asyncio.subprocess.PIPE,
@@ -72,13 +73,11 @@ class Up:
         return int(self.starts(service)[-1].split()[0])
 
     def living(self) -> set[str]:
-        found = set()
-        for service in SERVICES:
-            for line in self.starts(service):
-                pid = int(line.split()[0])
-                if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie":
-                    found.add(service)
-        return found
+        return {
+            service
+            for service in SERVICES
+            if any(alive(int(line.split()[0])) for line in self.starts(service))
+        }
 
     @property
     def file(self) -> Path:

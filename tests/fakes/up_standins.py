@@ -1,4 +1,4 @@
-"""`corral up` with stand-ins for the services: run as `python -m tests.unit.cli.up_standins`.
+"""`corral up` with stand-ins for the services: run as `python -m tests.fakes.up_standins`.
 
 Takes `NAME=VALUE` for the fields of Options, and `json`.
 """
@@ -34,7 +34,7 @@ def main() -> int:
                 out,
                 Options(**words),
                 limits=LIMITS,
-                command=lambda service: [sys.executable, "-m", "tests.unit.cli.standin", service],
+                command=lambda service: [sys.executable, "-m", "tests.fakes.standin", service],
             ),
             out,
         )

@@ -1,4 +1,4 @@
-"""A stand-in for a service, run as `python -m tests.unit.cli.standin <service> --listen=...`.
+"""A stand-in for a service, run as `python -m tests.fakes.standin <service> --listen=...`.
 
 It takes the services' flags, writes what it was told to `$STANDIN_LOG/<service>`, prints its ready
 line and waits. `STANDIN_<SERVICE>` scripts it: exit-at-start, usage-at-start, hang-at-start,

@@ -1,15 +1,11 @@
-"""Small servers behind the protos, and a real `corral` process to talk to them."""
+"""Scripted services behind the protos, for whoever is their client."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,58 +21,8 @@ from services.common import errors, status
 from services.common.health import HealthServicer
 from services.common.interceptors import ErrorInterceptor
 
-ROOT = Path(__file__).parents[3]
 STATE = loader_pb2.Model.State
 PHASE = gallery_pb2.OperationMetadata.Phase
-
-
-@dataclass
-class Done:
-    """What a `corral` process left."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def lines(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-def environment(home: Path, **extra: str) -> dict[str, str]:
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("CORRAL_", "NO_COLOR"))}
-    return {**keep, "CORRAL_HOME": str(home), "COLUMNS": "120", **extra}
-
-
-async def start(
-    home: Path, *args: str, stdin: int = asyncio.subprocess.DEVNULL, **extra: str
-) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "services.cli",
-        *args,
-        cwd=ROOT,
-        env=environment(home, **extra),
-        stdin=stdin,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def corral(home: Path, *args: str, stdin: str | None = None, **extra: str) -> Done:
-    """Run a command to its end."""
-    pipe = asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE
-    process = await start(home, *args, stdin=pipe, **extra)
-    async with asyncio.timeout(30):
-        out, err = await process.communicate(None if stdin is None else stdin.encode())
-    assert process.returncode is not None
-    assert b"Traceback" not in err, err.decode()
-    return Done(process.returncode, out.decode(), err.decode())
 
 
 @dataclass
