@@ -31,6 +31,7 @@ _STREAMS = {
 # LocalAI's values for what the configuration leaves open (reference: localai-loader, 5.3).
 _ALL_GPU_LAYERS = 99_999_999
 _BATCH = 512
+_LARGEST_SEED = 2**31 - 1
 _NO_MMAP = ("intel", "sycl")
 
 
@@ -138,13 +139,12 @@ def model_options(
     def options(entry: ModelEntry, backend_name: str) -> backend_pb2.ModelOptions:
         config = entry.config
         diffusers = config.diffusers
-        seed = config.parameters.seed
         message = backend_pb2.ModelOptions(
             Model=config.model,
             ModelFile=str(models_path / config.model) if config.model else "",
             ModelPath=str(models_path),
             ContextSize=config.context_size if config.context_size is not None else context_size,
-            Seed=random.randint(0, 2**31 - 1) if seed is None or seed < 0 else seed,
+            Seed=_seed(config.parameters.seed),
             NBatch=config.parameters.batch or _BATCH,
             F16Memory=config.f16 or f16,
             MLock=config.mmlock,
@@ -206,7 +206,7 @@ def model_options(
             AudioPath=config.tts.audio_path,
             Options=config.options,
             Overrides=config.overrides,
-            EngineArgs=json.dumps(config.engine_args) if config.engine_args else "",
+            EngineArgs=json.dumps(config.engine_args, default=str) if config.engine_args else "",
             GrammarTriggers=[
                 backend_pb2.GrammarTrigger(word=trigger.word)
                 for trigger in config.function.grammar.triggers
@@ -217,6 +217,13 @@ def model_options(
         return message
 
     return options
+
+
+def _seed(wanted: int | None) -> int:
+    if wanted is None or wanted < 0:
+        return random.randint(0, _LARGEST_SEED)
+    # Programs draw seeds of 64 bits; the wire has 31. The same one still gives the same.
+    return wanted & _LARGEST_SEED
 
 
 def _mmap(config: ModelConfig, backend_name: str) -> bool:

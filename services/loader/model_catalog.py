@@ -17,6 +17,7 @@ from services.common.errors import (
     ModelNotFoundError,
     Resource,
 )
+from services.common.go_yaml import as_written
 from services.common.logs import get_logger
 from services.common.loose_files import is_loose_model
 
@@ -52,7 +53,10 @@ class _Read:
 
 
 class ModelCatalog:
-    """The models folder. Blocking and quick; safe to ask at every call that is not for a loaded model."""
+    """The models folder. Blocking and quick; safe to ask at every call that is not for a loaded model.
+
+    It may be asked from several threads: what one of them has read, another need not read again.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Look at `folder`; it may come into being later."""
@@ -71,8 +75,8 @@ class ModelCatalog:
                     first = found.setdefault(entry.name, entry)
                     if first.config_file != entry.config_file:
                         _log.debug("model name is taken", name=entry.name, file=entry.config_file)
-        for gone in self._read.keys() - seen:
-            del self._read[gone]
+        for gone in set(self._read) - seen:
+            self._read.pop(gone, None)
         used = {path for entry in found.values() for path in _used_files(entry.config)}
         for file in files:
             if is_loose_model(file.name) and file.name not in used and file.name not in found:
@@ -175,11 +179,9 @@ def _read_entries(path: Path, stamp: tuple[int, ...]) -> Iterator[ModelEntry]:
         yield ModelEntry(fallback, config_file=path.name, error=error, revision=revision)
         return
     for index, document in enumerate(documents):
-        name = document.get("name")
-        if not isinstance(name, str) or not name:
-            parameters = document.get("parameters")
-            model = parameters.get("model") if isinstance(parameters, dict) else None
-            name = model if isinstance(model, str) and model else fallback
+        parameters = document.get("parameters")
+        model = parameters.get("model") if isinstance(parameters, dict) else None
+        name = _as_name(document.get("name")) or _as_name(model) or fallback
         source = path.name if len(documents) == 1 else f"{path.name}[{index}]"
         try:
             config = parse_config({**document, "name": name}, source=source)
@@ -187,6 +189,11 @@ def _read_entries(path: Path, stamp: tuple[int, ...]) -> Iterator[ModelEntry]:
             yield ModelEntry(name, config_file=path.name, error=error, revision=revision)
         else:
             yield ModelEntry(name, config, path.name, revision=revision)
+
+
+def _as_name(value: object) -> str:
+    text = value if isinstance(value, str) else as_written(value)
+    return text or ""
 
 
 def _used_files(config: ModelConfig) -> set[str]:

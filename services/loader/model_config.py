@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from services.common.errors import FieldViolation, ModelConfigError
+from services.common.go_yaml import as_written, first_document
 
 _BACKEND_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _MAXIMUM_BYTES = 4 * 1024 * 1024
@@ -24,9 +25,8 @@ _MAXIMUM_BYTES = 4 * 1024 * 1024
 
 def _text(value: object) -> object:
     # YAML reads `main_gpu: 0` or `flash_attention: true` as a number or a boolean; the wire has text.
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, int | float) else value
+    written = as_written(value)
+    return value if written is None else written
 
 
 def _texts(value: object) -> object:
@@ -37,6 +37,8 @@ def _texts(value: object) -> object:
 
 Text = Annotated[str, BeforeValidator(_text)]
 Texts = Annotated[list[str], BeforeValidator(_texts)]
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+"""What the wire has room for: a larger number is refused by the name of its field."""
 
 
 class _Section(BaseModel):
@@ -56,7 +58,7 @@ class Parameters(_Section):
 
     model: Text = ""
     seed: int | None = None
-    batch: int = 0
+    batch: Int32 = 0
     rope_freq_base: float = 0
     rope_freq_scale: float = 0
     tokenizer: Text = ""
@@ -77,7 +79,7 @@ class Diffusers(_Section):
     scheduler_type: Text = ""
     cfg_scale: float = 0
     img2img: bool = False
-    clip_skip: int = 0
+    clip_skip: Int32 = 0
     clip_model: Text = ""
     clip_subfolder: Text = ""
     control_net: Text = ""
@@ -123,7 +125,7 @@ class Proxy(_Section):
     api_key_env: Text = ""
     api_key_file: Text = ""
     upstream_model: Text = ""
-    request_timeout_seconds: int = 0
+    request_timeout_seconds: Int32 = 0
     cache_prompt: bool = False
 
 
@@ -144,8 +146,8 @@ class ModelConfig(_Section):
     overrides: Texts = Field(default_factory=list)
     engine_args: dict[str, Any] = Field(default_factory=dict)
 
-    context_size: int | None = None
-    threads: int | None = None
+    context_size: Int32 | None = None
+    threads: Int32 | None = None
     f16: bool = False
     mmap: bool | None = None
     mmlock: bool = False
@@ -153,11 +155,11 @@ class ModelConfig(_Section):
     embeddings: bool = False
     reranking: bool = False
     numa: bool = False
-    gpu_layers: int | None = None
+    gpu_layers: Int32 | None = None
     main_gpu: Text = ""
     tensor_split: Text = ""
     rms_norm_eps: float = 0
-    ngqa: int = 0
+    ngqa: Int32 = 0
     no_mulmatq: bool = False
     rope_scaling: Text = ""
     yarn_ext_factor: float = 0
@@ -181,12 +183,12 @@ class ModelConfig(_Section):
     gpu_memory_utilization: float = 0
     trust_remote_code: bool = False
     enforce_eager: bool = False
-    swap_space: int = 0
-    max_model_len: int = 0
-    tensor_parallel_size: int = 0
+    swap_space: Int32 = 0
+    max_model_len: Int32 = 0
+    tensor_parallel_size: Int32 = 0
     disable_log_stats: bool = False
     dtype: Text = ""
-    limit_mm_per_prompt: dict[str, int] = Field(default_factory=dict)
+    limit_mm_per_prompt: dict[str, Int32] = Field(default_factory=dict)
     cuda: bool = False
     diffusers: Diffusers = Field(default_factory=Diffusers)
     tts: Tts = Field(default_factory=Tts)
@@ -248,7 +250,7 @@ def read_documents(path: Path) -> list[Mapping[str, Any]]:
     try:
         if path.stat().st_size > _MAXIMUM_BYTES:
             raise ModelConfigError(f"{path.name}: is larger than {_MAXIMUM_BYTES} bytes")
-        content = yaml.load(path.read_bytes(), _LOADER)
+        content = first_document(path.read_bytes())
     except OSError as error:
         raise ModelConfigError(f"{path.name}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -261,7 +263,3 @@ def read_documents(path: Path) -> list[Mapping[str, Any]]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-# libyaml is some 8 times faster than the Python parser; a wheel without it still works.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
