@@ -21,6 +21,8 @@ import time
 SCAN_SECONDS = 1.5
 """How long the guard looks for processes that were still forking; promised to clients: 2 s in all."""
 _PAUSE = 0.02
+_QUIET_ROUNDS = 5
+"""Looks that find nothing before it is believed: a process shows no environment while it execs."""
 
 
 def watch(marker: bytes) -> None:
@@ -35,10 +37,10 @@ def watch(marker: bytes) -> None:
         elif order == b"leave":
             return
     deadline = time.monotonic() + SCAN_SECONDS
-    while time.monotonic() < deadline:
+    quiet = 0
+    while quiet < _QUIET_ROUNDS and time.monotonic() < deadline:
         found = kill_groups(groups) + kill_marked(marker)
-        if not found:
-            return
+        quiet = 0 if found else quiet + 1
         time.sleep(_PAUSE)  # nothing to wait for but the kernel; this process does nothing else
 
 

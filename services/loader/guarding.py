@@ -1,10 +1,11 @@
-"""The loader's side of the guard: starts it, tells it the groups, starts it again if it dies."""
+"""The loader's side of the guard: starts it, tells it the groups, starts it again as soon as it dies."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,9 @@ _log = get_logger(__name__)
 _PROGRAM = Path(__file__).with_name("guard.py")
 _LEAVE_TIMEOUT = 2.0
 """Seconds for the guard to end after it was told to leave; it only has to read one line."""
+_SHORT_LIFE = 1.0
+"""Seconds: when several in a row live no longer, none can run here, and the next one waits as long."""
+_SHORT_LIVES = 3
 
 
 class Guard:
@@ -26,6 +30,9 @@ class Guard:
         self._marker = marker
         self._groups: set[int] = set()
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._short_lives = 0
+        self._again: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         """Start the guard before the first backend."""
@@ -39,13 +46,16 @@ class Guard:
         trace: TracebackType | None,
     ) -> None:
         """Tell the guard to leave; backends that are still there after an error are its to end."""
-        process = self._process
+        if self._again is not None:
+            self._again.cancel()
+        process, self._process = self._process, None
         if process is None or process.stdin is None:
             return
-        self._process = None
+        self._stop_watching(process)
         with suppress(BrokenPipeError):
             if not self._groups:
                 process.stdin.write(b"leave\n")
+        with suppress(BrokenPipeError):
             process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(process.wait, _LEAVE_TIMEOUT)
@@ -61,28 +71,53 @@ class Guard:
         self._tell(f"remove {pgid}\n")
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
+        self._again = None
+        self._started = time.monotonic()
+        process = self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_PROGRAM), self._marker],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            # Nothing is ever written to it: that it closes is how the guard's end is seen.
+            stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,
         )
+        assert process.stdout is not None
+        asyncio.get_running_loop().add_reader(process.stdout.fileno(), self._died, process)
         for pgid in sorted(self._groups):
             self._write(f"add {pgid}\n")
 
-    def _tell(self, order: str) -> None:
-        if self._process is None:
+    def _died(self, process: subprocess.Popen[bytes]) -> None:
+        """Replace the guard at once: without one, the loader's own death would leave backends behind."""
+        self._stop_watching(process)
+        if self._process is not process:
             return
-        if self._process.poll() is not None or not self._write(order):
-            # An order comes with every start and stop of a backend, so a dead guard is soon replaced.
-            _log.warning("the guard died and is started again", pid=self._process.pid)
+        self._process = None
+        process.kill()  # it has closed its pipes, so it is no use, and ends within a moment
+        code = process.wait()
+        if process.stdin is not None:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        _log.warning("the guard died and is started again", pid=process.pid, code=code)
+        short = time.monotonic() - self._started < _SHORT_LIFE
+        self._short_lives = self._short_lives + 1 if short else 0
+        if self._short_lives < _SHORT_LIVES:
             self._start()
+        else:
+            self._again = asyncio.get_running_loop().call_later(_SHORT_LIFE, self._start)
 
-    def _write(self, order: str) -> bool:
+    def _tell(self, order: str) -> None:
+        # One that is just being replaced is told of all groups when it is there.
+        if self._process is not None:
+            self._write(order)
+
+    def _write(self, order: str) -> None:
         assert self._process is not None and self._process.stdin is not None
-        try:
-            self._process.stdin.write(order.encode())  # far below PIPE_BUF: whole, and never blocks
-        except BrokenPipeError:
-            return False
-        return True
+        # Far below PIPE_BUF: whole, and never blocks. That the other end is closed, `_died` sees too.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(order.encode())
+
+    @staticmethod
+    def _stop_watching(process: subprocess.Popen[bytes]) -> None:
+        if process.stdout is not None and not process.stdout.closed:
+            asyncio.get_running_loop().remove_reader(process.stdout.fileno())
+            process.stdout.close()
