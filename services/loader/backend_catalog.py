@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from services.common.errors import BackendNotFoundError, Resource
+from services.common.addresses import validate_address
+from services.common.errors import BackendNotFoundError, InvalidRequestError, Resource
 from services.common.logs import get_logger
 
 _log = get_logger(__name__)
@@ -80,10 +82,16 @@ class BackendCatalog:
     def backends(self) -> dict[str, Backend]:
         """Return all backends by name, external ones first, then in the folders' order."""
         found = {name: _external(name, uri) for name, uri in self._external.items()}
+        choices: dict[str, str] = {}
         for folder in self._folders:
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            for path in _listed(folder):
                 if backend := _installed(path, system=folder == self._bundled):
                     found.setdefault(backend.name, backend)
+                elif choice := _choice(path):
+                    choices.setdefault(path.name, choice)
+        for name, chosen in choices.items():
+            if chosen in found and name not in found:
+                _alias_only(found, name, chosen)
         return found
 
     def find(self, name: str) -> Backend:
@@ -115,7 +123,20 @@ def _external(name: str, uri: str) -> Backend:
         return Backend(name, run_file=path.absolute())
     if uri.startswith(("/", "./", "../", "~")):
         return Backend(name, run_file=path.absolute(), error=f"{uri} does not exist")
+    try:
+        validate_address(uri)
+    except InvalidRequestError as error:
+        return Backend(name, address=uri, error=str(error))
     return Backend(name, address=uri)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        # The other folders' backends are of use all the same.
+        _log.warning("a backends folder cannot be read", folder=str(folder), why=error.strerror)
+        return []
 
 
 def _installed(folder: Path, *, system: bool) -> Backend | None:
@@ -138,9 +159,28 @@ def _installed(folder: Path, *, system: bool) -> Backend | None:
         aliases=tuple(dict.fromkeys(other for other in names if other and other != name)),
         version=_string(metadata, "version"),
         system=system,
-        takes_unix="unix" in own.get("addresses", ()),
-        formats=tuple(str(item) for item in own.get("formats", ())),
+        takes_unix="unix" in _strings(own, "addresses"),
+        formats=_strings(own, "formats"),
     )
+
+
+def _choice(folder: Path) -> str:
+    """Return which backend a folder without a program stands for; LocalAI has them for "meta" backends."""
+    if folder.name.startswith((".", "_")) or folder.name.endswith(_UNFINISHED):
+        return ""
+    with suppress(OSError, ValueError):
+        return _string(_metadata(folder / METADATA), "meta_backend_for")
+    return ""
+
+
+def _alias_only(found: dict[str, Backend], name: str, chosen: str) -> None:
+    """Let a name lead to the chosen backend, and to no other that claims it too."""
+    for other, backend in found.items():
+        aliases = tuple(alias for alias in backend.aliases if alias != name)
+        if other == chosen:
+            aliases = (*aliases, name)
+        if aliases != backend.aliases:
+            found[other] = replace(backend, aliases=aliases)
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -150,6 +190,11 @@ def _metadata(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("is not a JSON object")  # noqa: TRY004 - the file is wrong, not the caller
     return content
+
+
+def _strings(metadata: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = metadata.get(key)
+    return tuple(map(str, value)) if isinstance(value, list) else ()
 
 
 def _string(metadata: Mapping[str, Any], key: str) -> str:
