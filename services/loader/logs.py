@@ -6,7 +6,7 @@ import asyncio
 import codecs
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -25,9 +25,9 @@ class Stream(Enum):
     LOADER = "loader"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LogLine:
-    """One line."""
+    """One line; not frozen, as a frozen one takes twice as long to make, and a flood makes millions."""
 
     sequence: int
     time: float
@@ -48,13 +48,20 @@ class LogBook:
 
     def append(self, stream: Stream, text: str, generation: int) -> None:
         """Add a line and wake those who follow."""
-        for start in range(0, max(len(text), 1), MAXIMUM_LINE):
-            self._last += 1
-            self._lines.append(
-                LogLine(
-                    self._last, time.time(), stream, text[start : start + MAXIMUM_LINE], generation
-                )
-            )
+        self.extend(stream, [text], generation)
+
+    def extend(self, stream: Stream, texts: Sequence[str], generation: int) -> None:
+        """Add lines that came together, and wake those who follow once."""
+        now = time.time()
+        if (superfluous := len(texts) - (self._lines.maxlen or 0)) > 0:
+            # They would be pushed out again at once; the jump in the numbers tells of them.
+            self._last += superfluous
+            texts = texts[superfluous:]
+        for text in texts:
+            for start in range(0, max(len(text), 1), MAXIMUM_LINE):
+                self._last += 1
+                piece = text[start : start + MAXIMUM_LINE]
+                self._lines.append(LogLine(self._last, now, stream, piece, generation))
         self._changed.set()
         self._changed = asyncio.Event()
 

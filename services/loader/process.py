@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ MARKER = "CORRAL_INSTANCE"
 """Environment variable that names the instance a process belongs to."""
 
 _READ_SIZE = 64 * 1024
+
+_FLOOD = _READ_SIZE // 4
+"""Bytes at once that no backend writes unless it floods its log."""
+
+_FLOOD_REST = 4
+"""How many times as long as the handling of such a chunk the pipe then rests: about 10 MB/s."""
 
 _LAST_WORDS = 0.5
 """Seconds for a pipe to close after its process group is gone; only a passed-on descriptor needs more."""
@@ -191,15 +198,18 @@ class LocalProcess:
         """The child's pid, which is its group's id too."""
         return self._child.pid
 
-    @staticmethod
-    async def _read(name: str, pipe: IO[bytes] | None, sink: LineSink) -> None:
+    async def _read(self, name: str, pipe: IO[bytes] | None, sink: LineSink) -> None:
         reader = asyncio.StreamReader(limit=_READ_SIZE)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             partial(asyncio.StreamReaderProtocol, reader), pipe
         )
         try:
             while chunk := await reader.read(_READ_SIZE):
+                began = time.monotonic()
                 sink(name, chunk)
+                if len(chunk) >= _FLOOD and not self._exit.done():
+                    # One model's flood must not delay the calls of others; its backend waits instead.
+                    await asyncio.sleep((time.monotonic() - began) * _FLOOD_REST)
         except ConnectionError:
             pass
         finally:
@@ -243,7 +253,7 @@ class LocalProcess:
         """SIGTERM to the group, SIGKILL when the time is over or at once; True when all are gone."""
         if graceful and not self._exit.done():
             self._signal(signal.SIGTERM)
-            await asyncio.wait([self._exit], timeout=self._launcher.stop_timeout)
+            await self._group_ends(self._launcher.stop_timeout)
         gone = await self._kill_all()
         if gone:
             await self.drain_output(_LAST_WORDS)
@@ -251,6 +261,29 @@ class LocalProcess:
         for reader in self._readers:
             reader.cancel()
         return gone
+
+    async def _group_ends(self, timeout: float) -> None:
+        """Wait, so long at most, until the group has ended by itself."""
+        began = time.monotonic()
+        await asyncio.wait([self._exit], timeout=timeout)
+        # A shell that did not exec its program dies at once; the backend behind it may need its time.
+        with suppress(DeadlineError):
+            await wait_until(
+                self._group_has_ended,
+                timeout=max(timeout - (time.monotonic() - began), 0),
+                what=f"end of group {self.pid}",
+            )
+
+    async def _group_has_ended(self) -> bool:
+        if not self._exit.done():
+            return False
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return True  # the usual case, without a look at every process
+        except PermissionError:
+            pass
+        return not await asyncio.to_thread(group_members, self.pid)
 
     async def _kill_all(self) -> bool:
         def ended() -> bool:

@@ -155,9 +155,18 @@ async def serve(address: str, behaviour: dict[str, Any]) -> None:
     server.add_generic_rpc_handlers((Newer(),))
     server.add_insecure_port(address)
     await server.start()
+    if seconds := behaviour.get("sigterm_seconds"):
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: loop.call_later(seconds, end))
     if behaviour.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     await server.wait_for_termination()
+
+
+def end() -> None:
+    with Path("notes.txt").open("a") as file:
+        file.write("ended in peace\n")
+    os._exit(0)
 
 
 def main() -> None:
