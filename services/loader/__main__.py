@@ -16,6 +16,7 @@ from services.common.names import MODELS, resource_name
 from services.common.server import run_service
 from services.common.tasks import Background
 
+from .backend_addresses import BackendAddresses, socket_folder
 from .backend_catalog import BackendCatalog
 from .config import LoaderSettings, bundled_backends
 from .connection import GrpcConnection
@@ -30,7 +31,7 @@ from .model_catalog import ModelCatalog
 from .model_view import ModelView
 from .process import LocalLauncher
 from .servicer import LoaderServicer
-from .starter import BackendStarter, StartLimits, socket_folder
+from .starter import BackendStarter, StartLimits
 from .supervisor import Supervisor, Timeouts
 
 SERVICE = loader_pb2.DESCRIPTOR.services_by_name["LoaderService"].full_name
@@ -42,6 +43,7 @@ async def build(
     """Put the loader together; what is entered on the stack ends in reverse order."""
     marker = f"CORRAL_LOADER_ID={uuid.uuid4().hex}"
     guard = await stack.enter_async_context(Guard(marker))
+    sockets = stack.enter_context(socket_folder(settings.state_path / "loader"))
     tasks = await stack.enter_async_context(Background())
     backends = BackendCatalog(settings.backends_path, settings.external_backend, bundled_backends())
     to_options = model_options(
@@ -64,7 +66,7 @@ async def build(
         ),
         environment=backend_environment(os.environ, marker, sys.executable),
         models_path=settings.models_path,
-        sockets=socket_folder(settings.state_path / "loader"),
+        addresses=BackendAddresses(sockets),
         external_token=settings.external_token.get_secret_value(),
     )
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.common.errors import CorralError
 
@@ -53,6 +53,8 @@ class Instance:
     generation: int
     model: str
     backend: Backend
+    entry: ModelEntry
+    """The model as it was when this instance was begun."""
     started: float
     """Seconds since the epoch."""
     process: BackendProcess | None = None
@@ -61,6 +63,8 @@ class Instance:
     token: str = ""
     ready: float | None = None
     load_message: str = ""
+    outdated: bool = False
+    """The model's configuration or file is another one by now."""
     active: int = 0
     total: int = 0
     last_used: float | None = None
@@ -82,10 +86,29 @@ class Instance:
         for lease in list(self.leases):
             lease.cut()
 
+    async def answers(self, timeout: float) -> bool:
+        """Whether the backend says that it is well; no as soon as it has ended."""
+        if self.connection is None or self.ended.done():
+            return False
+        health = asyncio.ensure_future(_is_well(self.connection, timeout))
+        first: list[asyncio.Future[Any]] = [health, self.ended]
+        try:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            return health.done() and health.result()
+        finally:
+            health.cancel()
+
     async def cause(self, timeout: float) -> CorralError | None:
         """Return why the backend is gone, waiting a moment for it to become known."""
         await asyncio.wait([self.ended], timeout=timeout)
         return self.ended.result() if self.ended.done() else None
+
+
+async def _is_well(connection: Connection, timeout: float) -> bool:
+    try:
+        return await connection.health(timeout)
+    except CorralError:
+        return False
 
 
 class Lease:

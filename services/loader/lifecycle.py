@@ -370,11 +370,18 @@ def _stop_requested(state: Lifecycle, reason: str, force: bool) -> Step:
     if state.phase is Phase.READY and not force:
         draining = replace(state, phase=Phase.DRAINING, message=reason, after=After.REST)
         return draining, (Drain(generation),)
+    failure = Failure(state.candidate, StoppedError(reason))
+    if state.phase is Phase.DRAINING and not force:
+        # It is on its way already, and its calls may still end; only what was to follow is called off.
+        return replace(state, message=reason, reload=()), (FailWaiters((failure,)),)
     if state.phase in (Phase.READY, Phase.DRAINING):
-        stopping = replace(state, phase=Phase.STOPPING, message=reason, after=After.REST)
-        return stopping, (CutCalls(generation, None), StopGroup(generation, True))
+        stopping = replace(state, phase=Phase.STOPPING, message=reason, after=After.REST, reload=())
+        return stopping, (
+            FailWaiters((failure,)),
+            CutCalls(generation, None),
+            StopGroup(generation, True),
+        )
     if state.phase in (Phase.STARTING, Phase.LOADING):
-        failure = Failure(state.candidate, StoppedError(reason))
         stopping = replace(
             state, phase=Phase.STOPPING, message=reason, after=After.REST, candidates=()
         )
@@ -382,7 +389,6 @@ def _stop_requested(state: Lifecycle, reason: str, force: bool) -> Step:
     if state.phase is Phase.STOPPING:
         # Whatever was to follow the stop (another candidate, a reload) is called off.
         called_off = replace(state, after=After.REST, reload=(), message=reason)
-        failure = Failure(state.candidate, StoppedError(reason))
         return called_off, (FailWaiters((failure,)),)
     return state, ()
 

@@ -72,6 +72,10 @@ class Loader:
         self._tasks = tasks
         self._supervisors: dict[str, Supervisor] = {}
         self._closing = False
+        self._seen: dict[str, ModelEntry] = {}
+        """The models folder when it was looked at last."""
+        self._known_as: dict[str, str] = {}
+        """Aliases and model files then, and the names of their models."""
         self._revisions: dict[str, str] = {}
         self._listeners: list[Listener] = []
 
@@ -87,8 +91,18 @@ class Loader:
         A model whose configuration or file changed is unloaded as soon as no call holds it; the next
         call loads it anew. Earlier failures of a changed model no longer count.
         """
+        self._take(*self._look())
+
+    def _look(self) -> tuple[dict[str, ModelEntry], dict[str, str]]:
         entries = self._models.models()
-        revisions = {name: self._models.revision(entry) for name, entry in entries.items()}
+        return entries, {name: self._models.revision(entry) for name, entry in entries.items()}
+
+    def _take(self, entries: dict[str, ModelEntry], revisions: dict[str, str]) -> None:
+        self._seen = entries
+        self._known_as = {entry.config.model: name for name, entry in reversed(entries.items())}
+        self._known_as |= {
+            name: entry.config.alias for name, entry in entries.items() if entry.config.alias
+        }
         for name in revisions.keys() | self._revisions.keys():
             if revisions.get(name) != self._revisions.get(name):
                 self._publish(name)
@@ -101,7 +115,8 @@ class Loader:
         while True:
             await asyncio.sleep(interval)
             try:
-                self.refresh()
+                # A folder of thousands takes long enough for the calls in progress to notice.
+                self._take(*await asyncio.to_thread(self._look))
             except OSError as error:
                 _log.warning("the models folder cannot be read", why=str(error))
 
@@ -109,15 +124,18 @@ class Loader:
 
     async def acquire(self, name: str) -> Lease:
         """Return a lease on the model, loading it first if it must be."""
-        supervisor = self._supervisors.get(name)
-        if supervisor is not None and (lease := supervisor.try_acquire()):
-            return lease
+        supervisor = self._running(name)
+        if supervisor is not None:
+            if lease := supervisor.try_acquire():
+                return lease
+            if supervisor.loading:
+                return await supervisor.join()
         entry, supervisor = self._prepare(name)
         return await supervisor.acquire(entry, self._candidates(entry))
 
     def probe(self, name: str) -> Lease | None:
         """Return the lease of a model that is ready now, or None; never loads."""
-        supervisor = self._supervisors.get(name) or self._supervisors.get(self._resolve(name).name)
+        supervisor = self._running(name) or self._supervisors.get(self._resolve(name).name)
         return supervisor.try_acquire() if supervisor else None
 
     async def load(self, name: str) -> ModelView:
@@ -138,12 +156,16 @@ class Loader:
         """Unload the model; returns when its process group is gone."""
         supervisor = self._supervisors.get(name)
         if supervisor is None:
-            entry = self._resolve(name)
-            supervisor = self._supervisors.get(entry.name)
-        if supervisor is not None:
-            await supervisor.stop(reason, force=force)
-            name = supervisor.name
-        return self.get(name)
+            # One whose configuration cannot be used any more may still run, and can be unloaded.
+            entry = self._models.find(name)
+            supervisor = self._supervisors.get(entry.config.alias or entry.name)
+        if supervisor is None:
+            return self.get(name)
+        await supervisor.stop(reason, force=force)
+        try:
+            return self.get(supervisor.name)
+        except ModelNotFoundError:  # its file went while it ran
+            return view(supervisor.entry or ModelEntry(supervisor.name), supervisor)
 
     def report_lost(self, instance: Instance, error: CorralError) -> None:
         """An external backend does not answer any more; the next call connects anew."""
@@ -223,6 +245,10 @@ class Loader:
         entry = self._resolve(name)
         return entry, self._supervisor(entry.name)
 
+    def _running(self, name: str) -> Supervisor | None:
+        """Return the supervisor of a model that was asked for before, without a look at the folder."""
+        return self._supervisors.get(name) or self._supervisors.get(self._known_as.get(name, ""))
+
     def _resolve(self, name: str) -> ModelEntry:
         return self._models.resolve(name)
 
@@ -244,10 +270,13 @@ class Loader:
         self._publish(supervisor.name)
 
     def _publish(self, name: str) -> None:
-        try:
-            model = self.get(name)
-        except ModelNotFoundError:
-            model = None
+        supervisor = self._supervisors.get(name)
+        # Not the folder again: this comes with every transition, and for every model at the start.
+        entry = self._seen.get(name)
+        if entry is None and supervisor is not None:
+            running = supervisor.state.phase not in RESTING
+            entry = supervisor.entry if running else self._models.models().get(name)
+        model = view(entry, supervisor) if entry is not None else None
         self.changes.append(name, model)
         for listener in self._listeners:
             listener(name, model)

@@ -8,10 +8,9 @@ on a fresh channel: gRPC's own back-off on a channel that has failed once costs 
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from typing import Any
 
 from services.common.addresses import parse_address
@@ -34,14 +33,6 @@ _QUICK_SECONDS = 3.0
 
 class PortTakenError(Exception):
     """Somebody else listens on the port that was meant for the backend."""
-
-
-def free_port() -> int:
-    """Return a free loopback port. Someone may take it before the backend does: see PortTakenError."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Readiness:
@@ -74,10 +65,15 @@ class Readiness:
         """
         exit_seen = asyncio.ensure_future(process.wait()) if process is not None else None
         probe = asyncio.ensure_future(self._probe(process))
+        handed_over = False
         racers: list[asyncio.Task[Any]] = [probe] if exit_seen is None else [probe, exit_seen]
         try:
             await asyncio.wait(racers, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
-            if probe.done():
+            if probe.done() and isinstance(probe.exception(), PortTakenError) and exit_seen:
+                # A backend that has just died does not own its port either.
+                await asyncio.wait([exit_seen], timeout=CONNECT_STEP)
+            if probe.done() and not (exit_seen and exit_seen.done() and probe.exception()):
+                handed_over = True
                 return probe.result()
             if process is not None and exit_seen is not None and exit_seen.done():
                 # What it wrote last is the best there is to say why.
@@ -92,6 +88,8 @@ class Readiness:
                 racer.cancel()
             if not probe.done():
                 await asyncio.wait([probe])  # it closes its connection on the way out
+            elif not (handed_over or probe.exception()):
+                await probe.result().close()  # the start was called off in this very moment
 
     async def _probe(self, process: BackendProcess | None) -> Connection:
         await self._connectable()

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import BackendNotReadyError, CorralError
 from services.common.logs import get_logger
 
+from .backend_addresses import BackendAddresses
 from .instance import Connection, Instance
 from .logs import LineSplitter, LogBook, Stream
 from .model_catalog import ModelEntry
 from .process import Exit, Launcher, LineSink, ProcessSpec
-from .readiness import PortTakenError, Readiness, free_port, start_error
+from .readiness import PortTakenError, Readiness, start_error
 from .supervisor import STDERR_LINES
 
 _log = get_logger(__name__)
 
 _PORT_ATTEMPTS = 3
 """Free ports to try: that one is taken in the moment before the backend binds it is rare already."""
-
-_LONGEST_SOCKET_FOLDER = 70
-"""Bytes: leaves room for a socket's name below the system's 107."""
 
 TOKEN_VARIABLE = "LOCALAI_GRPC_AUTH_TOKEN"
 _HUB_VARIABLES = ("HF_HOME", "TRANSFORMERS_CACHE", "HUGGINGFACE_HUB_CACHE")
@@ -61,31 +56,30 @@ class BackendStarter:
         limits: StartLimits,
         environment: Mapping[str, str],
         models_path: Path,
-        sockets: Path,
+        addresses: BackendAddresses,
         external_token: str = "",
     ) -> None:
-        """`environment` is what every backend gets; `sockets` a folder nobody else can enter."""
+        """`environment` is what every backend gets."""
         self._launcher = launcher
         self._connect = connect
         self._limits = limits
         self._environment = dict(environment)
         self._models_path = models_path
-        self._sockets = sockets
+        self._addresses = addresses
         self._external_token = external_token
 
-    async def start(self, instance: Instance, entry: ModelEntry, logs: LogBook) -> Connection:
+    async def start(self, instance: Instance, logs: LogBook) -> Connection:
         """Return the connection to a backend that answers Health. Raises CorralError."""
         if instance.backend.external:
             instance.address = instance.backend.address
             instance.token = self._external_token
-            return await self._readiness(instance, entry, logs).wait(None)
+            return await self._readiness(instance, logs).wait(None)
         for _ in range(_PORT_ATTEMPTS):
             try:
-                return await self._launch(instance, entry, logs)
+                return await self._launch(instance, logs)
             except PortTakenError:
                 _log.warning("somebody took the backend's port", address=instance.address)
-                assert instance.process is not None
-                await instance.process.stop(graceful=False)
+                await self.stop(instance, graceful=False)
         raise BackendNotReadyError(
             f"grpc service not ready: backend {instance.backend.name} does not listen on the port it"
             " was told; is it a program that ignores --addr?"
@@ -93,23 +87,19 @@ class BackendStarter:
 
     async def stop(self, instance: Instance, *, graceful: bool) -> bool:
         """End the process group, if there is one; True when nothing is left."""
-        if instance.process is None:
-            return True
-        gone = await instance.process.stop(graceful=graceful)
-        if instance.address.startswith("unix:"):
-            with suppress(OSError):
-                os.unlink(instance.address.removeprefix("unix:"))
+        gone = instance.process is None or await instance.process.stop(graceful=graceful)
+        self._addresses.give_back(instance.address)
         return gone
 
-    async def _launch(self, instance: Instance, entry: ModelEntry, logs: LogBook) -> Connection:
+    async def _launch(self, instance: Instance, logs: LogBook) -> Connection:
         backend = instance.backend
         assert backend.run_file is not None
         instance.token = secrets.token_urlsafe(32)
         if backend.takes_unix:
-            instance.address = f"unix:{self._sockets / instance.uid[:12]}.sock"
+            instance.address = self._addresses.socket(instance.uid)
         else:
-            instance.address = f"127.0.0.1:{free_port()}"
-        readiness = self._readiness(instance, entry, logs)
+            instance.address = self._addresses.port()
+        readiness = self._readiness(instance, logs)
         sink = _sink(logs, instance.generation, readiness.announced)
         environment = {**self._environment, TOKEN_VARIABLE: instance.token}
         for name in _HUB_VARIABLES:
@@ -129,7 +119,7 @@ class BackendStarter:
         instance.process = await self._launcher.launch(spec, sink)
         return await readiness.wait(instance.process)
 
-    def _readiness(self, instance: Instance, entry: ModelEntry, logs: LogBook) -> Readiness:
+    def _readiness(self, instance: Instance, logs: LogBook) -> Readiness:
         def connect() -> Connection:
             return self._connect(instance.address, instance.token)
 
@@ -141,30 +131,26 @@ class BackendStarter:
 
         return Readiness(
             instance.address,
-            timeout=self._limits.total(entry),
+            timeout=self._limits.total(instance.entry),
             health_timeout=self._limits.health,
             connect=connect,
             describe_exit=describe_exit,
         )
 
 
-def socket_folder(state: Path) -> Path:
-    """Return a folder for sockets that only this user can enter: below `state`, unless that is too long."""
-    folder = state / "sockets"
-    if len(str(folder).encode()) <= _LONGEST_SOCKET_FOLDER:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-        return folder
-    return Path(tempfile.mkdtemp(prefix="corral-"))
+def _is_announcement(line: str) -> bool:
+    return line.startswith("ready ")
 
 
 def _sink(logs: LogBook, generation: int, announced: asyncio.Event) -> LineSink:
     splitters = {"stdout": LineSplitter(), "stderr": LineSplitter()}
 
     def sink(pipe: str, chunk: bytes) -> None:
-        for line in splitters[pipe].feed(chunk):
-            logs.append(Stream(pipe), line, generation)
-            if pipe == "stdout" and line.startswith("ready "):
-                announced.set()
+        lines = splitters[pipe].feed(chunk)
+        if not lines:
+            return
+        logs.extend(Stream(pipe), lines, generation)
+        if pipe == "stdout" and not announced.is_set() and any(map(_is_announcement, lines)):
+            announced.set()
 
     return sink

@@ -17,26 +17,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.common.backoff import Backoff
-from services.common.errors import (
-    BackendCrashedError,
-    BackendStartError,
-    CorralError,
-    LoadBackoffError,
-    ModelBusyError,
-    ModelLoadError,
-    ModelUnloadedError,
-    Resource,
-)
+from services.common.errors import BackendStartError, CorralError, ModelLoadError
 from services.common.logs import get_logger
 from services.common.tasks import Background
 
+from . import causes
 from . import lifecycle as life
 from .backend_catalog import Backend
 from .instance import Connection, Instance, Lease
 from .lifecycle import Failure, Lifecycle, Phase
 from .logs import LogBook, Stream
 from .model_catalog import ModelEntry
-from .process import Exit
 
 _log = get_logger(__name__)
 
@@ -63,7 +54,7 @@ class Timeouts:
 class Starter(Protocol):
     """Starts a backend, or connects to one, and waits until it answers."""
 
-    async def start(self, instance: Instance, entry: ModelEntry, logs: LogBook) -> Connection:
+    async def start(self, instance: Instance, logs: LogBook) -> Connection:
         """Fill in the instance's process and address; return the connection. Raises CorralError."""
         ...
 
@@ -123,11 +114,19 @@ class Supervisor:
         if lease := self.try_acquire():
             return lease
         self._refuse_while_backing_off(entry)
+        if not self.loading:
+            self.entry = entry
+        joining = self.join()
+        self._post(life.LoadRequested(candidates))
+        return await joining
+
+    def join(self) -> Coroutine[Any, Any, Lease]:
+        """Wait for the load in progress; the place among those who wait is taken at once."""
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        if self.state.phase not in (Phase.STARTING, Phase.LOADING):
-            self.entry = entry
-        self._post(life.LoadRequested(candidates))
+        return self._joined(waiter)
+
+    async def _joined(self, waiter: asyncio.Future[Lease]) -> Lease:
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -136,6 +135,11 @@ class Supervisor:
             raise
         finally:
             waiter.cancel()
+
+    @property
+    def loading(self) -> bool:
+        """Whether a load is in progress, which others may join."""
+        return self.state.phase in (Phase.STARTING, Phase.LOADING)
 
     def try_acquire(self) -> Lease | None:
         """Return a lease if the model is ready now."""
@@ -148,7 +152,7 @@ class Supervisor:
         if self.state.phase is Phase.READY:
             return
         self._refuse_while_backing_off(entry)
-        if self.state.phase not in (Phase.STARTING, Phase.LOADING):
+        if not self.loading:
             self.entry = entry
         self._post(life.LoadRequested(candidates))
 
@@ -158,6 +162,8 @@ class Supervisor:
             return
         stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stops.append(stopped)
+        # Somebody may leave before the answer; an error that nobody takes is none of the log's.
+        stopped.add_done_callback(lambda answer: answer.exception())
         self._post(life.StopRequested(reason, force))
         await asyncio.shield(stopped)
 
@@ -166,13 +172,13 @@ class Supervisor:
         self._post(life.Exited(instance.generation, Failure(instance.backend.name, error)))
 
     def configuration_is(self, revision: str) -> None:
-        """Take note of the configuration's revision now; an idle instance of another one is stopped."""
-        if self.entry is None or self.entry.revision == revision:
-            return
+        """Take note of the configuration's revision now; an instance of another one is stopped when idle."""
         if self.state.phase in (Phase.BACKOFF, Phase.FAILED):
-            self._post(life.Changed())
-        elif self.state.phase is Phase.READY and self.instance and not self.instance.leases:
-            self._post(life.StopRequested("its configuration or file changed"))
+            if self.entry is not None and self.entry.revision != revision:
+                self._post(life.Changed())
+        elif self.instance is not None:
+            self.instance.outdated = self.instance.entry.revision != revision
+            self._stop_if_outdated(self.instance)
 
     # The machine
 
@@ -218,7 +224,7 @@ class Supervisor:
             case life.Drain():
                 self._drain(self._current())
             case life.CutCalls(failure=failure):
-                self._current().end(_as_error(self.name, self.state.message, failure))
+                self._current().end(causes.ended(self.name, self.state.message, failure))
             case life.StopGroup(generation, graceful):
                 self._spawn(self._stop(generation, graceful), "stop")
             case life.ArmBackoff(generation, rounds):
@@ -227,13 +233,7 @@ class Supervisor:
                 self._later(delay, life.BackoffEnded(generation))
             case life.RefuseStop():
                 active = self._current().active
-                self._answer_stops(
-                    ModelBusyError(
-                        f"model is still busy: {self.name!r} has {active} running calls after"
-                        f" {self._timeouts.drain:g} s; retry later, or force it",
-                        resource=Resource("model", self.name),
-                    )
-                )
+                self._answer_stops(causes.busy(self.name, active, self._timeouts.drain))
 
     def _start(self, generation: int, candidate: str) -> None:
         for timer in self._timers:
@@ -243,7 +243,6 @@ class Supervisor:
         self._work = self._spawn(self._run(generation, candidate), "start")
 
     async def _run(self, generation: int, candidate: str) -> None:
-        assert self.entry is not None
         try:
             instance = self._new_instance(generation, candidate)
         except CorralError as error:
@@ -251,7 +250,7 @@ class Supervisor:
             return
         self.instance = instance
         try:
-            instance.connection = await self._starter.start(instance, self.entry, self.logs)
+            instance.connection = await self._starter.start(instance, self.logs)
         except CorralError as error:
             self._fail(generation, candidate, error)
             return
@@ -268,19 +267,25 @@ class Supervisor:
         backend = self._find_backend(candidate)
         if backend.error:
             raise BackendStartError(f"backend {backend.name} cannot be used: {backend.error}")
-        return Instance(uuid.uuid4().hex, generation, self.name, backend, time.time())
+        assert self.entry is not None
+        return Instance(uuid.uuid4().hex, generation, self.name, backend, self.entry, time.time())
 
     async def _load(self, instance: Instance) -> None:
-        assert self.entry is not None and instance.connection is not None
+        assert instance.connection is not None
         generation, candidate = instance.generation, instance.backend.name
-        timeout = self._timeouts.load + self._timeouts.load_per_gib * self._size_gib()
+        timeout = self._timeouts.load + self._timeouts.load_per_gib * self._size_gib(instance)
         try:
-            answer = await instance.connection.load(self.entry, candidate, timeout)
+            answer = await instance.connection.load(instance.entry, candidate, timeout)
         except CorralError as error:
             # A process that died under LoadModel says more than the broken connection does.
             if instance.process and await instance.cause(self._timeouts.exit_cause):
                 return  # the event of its end is on its way
             self._fail(generation, candidate, ModelLoadError(f"could not load model: {error}"))
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must hear of it
+            _log.exception("loading failed", model=self.name, backend=candidate)
+            text = f"could not load model: {type(error).__name__}: {error}"
+            self._fail(generation, candidate, ModelLoadError(text))
             return
         if not answer.success:
             text = f"could not load model (no success): {answer.message}"
@@ -297,30 +302,10 @@ class Supervisor:
         if instance.generation != self.state.generation or self.state.phase is Phase.STOPPING:
             return
         await instance.process.drain_output(_LAST_LINES)
-        error = self._exit_error(instance, how)
+        lines = self.logs.tail(STDERR_LINES, generation=instance.generation, stream=Stream.STDERR)
+        error = causes.exited(instance, how, lines, loading=self.state.phase is Phase.LOADING)
         instance.end(error)
         self._post(life.Exited(instance.generation, Failure(instance.backend.name, error)))
-
-    def _exit_error(self, instance: Instance, how: Exit) -> CorralError:
-        lines = self.logs.tail(STDERR_LINES, generation=instance.generation, stream=Stream.STDERR)
-        said = f"; it last wrote: {lines[-1]}" if lines else ""
-        what = f"backend {instance.backend.name} of model {self.name!r} {how}"
-        loading = self.state.phase is Phase.LOADING
-        kind = ModelLoadError if loading else BackendCrashedError
-        return kind(
-            f"could not load model: {what} while it read the model{said}"
-            if loading
-            else f"{what}{said}",
-            metadata={
-                "model": self.name,
-                "backend": instance.backend.name,
-                "exit_code": "" if how.code is None else str(how.code),
-                "signal": how.signal_name,
-                "out_of_memory": str(how.out_of_memory).lower(),
-                "stderr": "\n".join(lines),
-            },
-            resource=Resource("model", self.name),
-        )
 
     async def _stop(self, generation: int, graceful: bool) -> None:
         if self._work is not None and self._work is not asyncio.current_task():
@@ -328,7 +313,7 @@ class Supervisor:
             await asyncio.wait([self._work])
         instance = self.instance
         if instance is not None:
-            instance.end(_as_error(self.name, self.state.message, None))
+            instance.end(causes.ended(self.name, self.state.message, None))
             await self._end(instance, graceful)
             self.logs.append(Stream.LOADER, "stopped", generation)
             self.instance = None
@@ -355,6 +340,12 @@ class Supervisor:
     def _released(self, instance: Instance) -> None:
         if not instance.leases and self.state.phase is Phase.DRAINING:
             self._post(life.Drained(instance.generation))
+        elif instance.outdated and instance is self.instance:
+            self._stop_if_outdated(instance)
+
+    def _stop_if_outdated(self, instance: Instance) -> None:
+        if instance.outdated and not instance.leases and self.state.phase is Phase.READY:
+            self._post(life.StopRequested("its configuration or file changed"))
 
     # Those who wait
 
@@ -367,7 +358,7 @@ class Supervisor:
                 waiter.set_result(Lease(instance, self._released))
 
     def _fail_waiters(self, failures: tuple[Failure, ...]) -> None:
-        error = _joined(self.name, failures)
+        error = causes.all_failed(self.name, failures)
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -391,14 +382,7 @@ class Supervisor:
             return
         if self.state.phase is Phase.BACKOFF and self.retry_at is not None:
             left = max(self.retry_at - time.time(), 0.001)
-            cause = _joined(self.name, self.state.failures)
-            raise LoadBackoffError(
-                f"model {self.name!r} is not tried again for {left:.1f} s, because its last load"
-                f" failed: {cause}",
-                retry_after=left,
-                metadata={"cause": cause.reason},
-                resource=Resource("model", self.name),
-            )
+            raise causes.backing_off(self.name, left, self.state.failures)
 
     # Helpers
 
@@ -412,10 +396,9 @@ class Supervisor:
         self.logs.append(Stream.LOADER, str(error), generation)
         self._post(life.AttemptFailed(generation, Failure(candidate, error, permanent)))
 
-    def _size_gib(self) -> float:
-        assert self.entry is not None
+    def _size_gib(self, instance: Instance) -> float:
         try:
-            return (self._models_path / self.entry.config.model).stat().st_size / _GIB
+            return (self._models_path / instance.entry.config.model).stat().st_size / _GIB
         except (OSError, ValueError):
             return 0.0
 
@@ -424,25 +407,3 @@ class Supervisor:
 
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         return self._tasks.spawn(work, name=f"{what} {self.name}")
-
-
-def _as_error(model: str, why: str, failure: Failure | None) -> CorralError:
-    """Return what the calls of an instance that goes away are told."""
-    if failure is not None and isinstance(failure.error, CorralError):
-        return failure.error
-    return ModelUnloadedError(
-        f"model {model!r} was unloaded: {why or 'on request'}", resource=Resource("model", model)
-    )
-
-
-def _joined(model: str, failures: tuple[Failure, ...]) -> CorralError:
-    """Return one error for what each candidate failed with."""
-    if len(failures) == 1:
-        error = failures[0].error
-        return error if isinstance(error, CorralError) else _as_error(model, str(error), None)
-    each = "\n".join(f"[{failure.candidate}]: {failure.error}" for failure in failures)
-    return ModelLoadError(
-        f"could not load model - all backends returned error: {each}",
-        metadata={"model": model},
-        resource=Resource("model", model),
-    )

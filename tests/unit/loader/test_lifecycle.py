@@ -164,6 +164,31 @@ def test_busy_calls_refuse_the_stop_and_the_model_serves_on() -> None:
     assert effects == (life.RefuseStop(1), life.AdmitWaiters(1))
 
 
+def test_a_second_wish_to_unload_does_not_cut_the_calls() -> None:
+    state, effects = drive(
+        life.StopRequested("one"),
+        life.LoadRequested(("a",)),
+        life.StopRequested("another"),
+        state=READY,
+    )
+    assert state.phase is Phase.DRAINING and not state.reload
+    assert not any(isinstance(effect, life.CutCalls | life.StopGroup) for effect in effects)
+    state, _ = drive(life.Drained(1), life.GroupGone(1), state=state)
+    assert state.phase is Phase.STOPPED
+
+
+def test_force_calls_off_the_load_that_was_to_follow() -> None:
+    state, effects = drive(
+        life.StopRequested("asked"),
+        life.LoadRequested(("a",)),
+        life.StopRequested("now", force=True),
+        state=READY,
+    )
+    assert any(isinstance(effect, life.FailWaiters) for effect in effects)
+    state, effects = life.next(state, life.GroupGone(1))
+    assert state.phase is Phase.STOPPED and effects == ()
+
+
 def test_a_load_asked_for_while_stopping_follows_the_stop() -> None:
     state, _ = drive(life.StopRequested("asked"), life.LoadRequested(("b",)), state=READY)
     state, effects = drive(life.Drained(1), life.GroupGone(1), state=state)

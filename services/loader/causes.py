@@ -1,0 +1,80 @@
+"""What callers are told when a model cannot be had: one error for each way in which it fails or ends."""
+
+from __future__ import annotations
+
+from services.common.errors import (
+    BackendCrashedError,
+    CorralError,
+    LoadBackoffError,
+    ModelBusyError,
+    ModelLoadError,
+    ModelUnloadedError,
+    Resource,
+)
+
+from .instance import Instance
+from .lifecycle import Failure
+from .process import Exit
+
+
+def exited(instance: Instance, how: Exit, last_lines: list[str], *, loading: bool) -> CorralError:
+    """Return the error for a process that ended by itself, while it read the model or later."""
+    said = f"; it last wrote: {last_lines[-1]}" if last_lines else ""
+    what = f"backend {instance.backend.name} of model {instance.model!r} {how}"
+    kind = ModelLoadError if loading else BackendCrashedError
+    return kind(
+        f"could not load model: {what} while it read the model{said}"
+        if loading
+        else f"{what}{said}",
+        metadata={
+            "model": instance.model,
+            "backend": instance.backend.name,
+            "exit_code": "" if how.code is None else str(how.code),
+            "signal": how.signal_name,
+            "out_of_memory": str(how.out_of_memory).lower(),
+            "stderr": "\n".join(last_lines),
+        },
+        resource=Resource("model", instance.model),
+    )
+
+
+def ended(model: str, why: str, failure: Failure | None) -> CorralError:
+    """Return what the calls of an instance that goes away are told."""
+    if failure is not None and isinstance(failure.error, CorralError):
+        return failure.error
+    return ModelUnloadedError(
+        f"model {model!r} was unloaded: {why or 'on request'}", resource=Resource("model", model)
+    )
+
+
+def all_failed(model: str, failures: tuple[Failure, ...]) -> CorralError:
+    """Return one error for what each candidate failed with."""
+    if len(failures) == 1:
+        error = failures[0].error
+        return error if isinstance(error, CorralError) else ended(model, str(error), None)
+    each = "\n".join(f"[{failure.candidate}]: {failure.error}" for failure in failures)
+    return ModelLoadError(
+        f"could not load model - all backends returned error: {each}",
+        metadata={"model": model},
+        resource=Resource("model", model),
+    )
+
+
+def backing_off(model: str, left: float, failures: tuple[Failure, ...]) -> LoadBackoffError:
+    """Return the error for a call that comes `left` seconds too early after a failure."""
+    cause = all_failed(model, failures)
+    return LoadBackoffError(
+        f"model {model!r} is not tried again for {left:.1f} s, because its last load failed: {cause}",
+        retry_after=left,
+        metadata={"cause": cause.reason},
+        resource=Resource("model", model),
+    )
+
+
+def busy(model: str, active: int, waited: float) -> ModelBusyError:
+    """Return the error for an unload that running calls did not allow."""
+    return ModelBusyError(
+        f"model is still busy: {model!r} has {active} running calls after {waited:g} s; retry later,"
+        " or force it",
+        resource=Resource("model", model),
+    )
