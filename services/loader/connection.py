@@ -20,6 +20,9 @@ ToOptions = Callable[[ModelEntry, str], backend_pb2.ModelOptions]
 
 _WELL = b"OK"
 
+_KEPT_METHODS = 256
+"""More than the contract will have; a client that makes names up must not fill the memory."""
+
 _LOCAL_OPTIONS = [
     # Ports and sockets are reused by other backends; a shared pool would also share their back-off.
     ("grpc.use_local_subchannel_pool", 1),
@@ -51,7 +54,9 @@ class GrpcConnection:
         """Return the raw-bytes callable for a method; `kind` is such as `unary_stream`."""
         found = self._methods.get((kind, path))
         if found is None:
-            found = self._methods[kind, path] = getattr(self.channel, kind)(path)
+            found = getattr(self.channel, kind)(path)
+            if len(self._methods) < _KEPT_METHODS:
+                self._methods[kind, path] = found
         return found
 
     async def health(self, timeout: float) -> bool:

@@ -18,12 +18,13 @@ from grpc import aio
 
 from corral.backend import backend_pb2
 from services.common.errors import (
+    BackendCrashedError,
     ControlPlaneOnlyError,
+    CorralError,
     InvalidRequestError,
     ServiceUnreachableError,
 )
 from services.common.mounts import GenericMount
-from services.common.status import from_rpc_error
 
 from .connection import GrpcConnection
 from .instance import Instance, Lease
@@ -148,10 +149,12 @@ class Gateway(grpc.GenericRpcHandler):
         lease, request = await self._lease(method, request, metadata)
         call: Any = None
         try:
+            if lease.instance.ended.done():  # in the moment between the lease and now
+                raise lease.instance.ended.result()
             connection = lease.instance.connection
             assert isinstance(connection, GrpcConnection)
             call = connection.method(method.kind, method.path)(
-                request,
+                Requests(request) if method.kind.startswith("stream") else request,
                 timeout=context.time_remaining(),
                 metadata=aio.Metadata(*_passed_on(metadata), *connection.metadata),
             )
@@ -181,8 +184,9 @@ class Gateway(grpc.GenericRpcHandler):
         else:
             lease = await self._loader.acquire(name)
             lease.use()
-        if identity and identity == lease.instance.model:
-            # The backend knows the model by its file. Whoever wrote the name it has here means the
+        instance = lease.instance
+        if identity in (instance.model, name) and identity not in ("", instance.entry.config.model):
+            # The backend knows the model by its file. Whoever wrote a name that it has here means the
             # same; empty is what every backend accepts.
             request = with_empty_string(request, method.identity_field)
         return lease, request
@@ -191,19 +195,21 @@ class Gateway(grpc.GenericRpcHandler):
         self, error: BaseException, instance: Instance, context: aio.ServicerContext[Any, Any]
     ) -> None:
         """Raise what the client is to see: the backend's own status, or the cause of its end."""
-        lost = isinstance(error, grpc.RpcError) and _code(error) in _LOST
         if isinstance(error, asyncio.CancelledError) and not instance.ended.done():
             raise error  # the client went away
-        ended = instance.ended.done() or (lost and instance.process is not None)
-        if ended and (cause := await instance.cause(self._cause_timeout)):
+        # A backend may answer UNAVAILABLE itself: one that is well has not gone.
+        gone = instance.ended.done() or (
+            _code(error) in _LOST and not await instance.answers(self._cause_timeout)
+        )
+        if gone and instance.backend.external and not instance.ended.done():
+            self._loader.report_lost(instance, _unreachable(instance, error))
+        if gone and (cause := await instance.cause(self._cause_timeout)):
             raise cause from error
         if not isinstance(error, aio.AioRpcError):
             raise error
-        if lost and instance.backend.external:
-            known = from_rpc_error(error)
-            if isinstance(known, ServiceUnreachableError):
-                self._loader.report_lost(instance, known)
-                raise known from error
+        if instance.backend.external and _has_no_model(error):
+            self._loader.report_lost(instance, _restarted(instance))
+            raise _restarted(instance) from error
         trailing = _passed_back(error.trailing_metadata() or ())
         await context.abort(error.code(), error.details() or "", trailing)
 
@@ -212,13 +218,71 @@ _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 """What gRPC answers with when the connection breaks, or when the call was cut from this side."""
 
 
+_SETTLE = 0.005
+"""Seconds from the end of a client's messages to the half-close at the backend: see Requests."""
+
+
+class Requests:
+    """A client's messages, passed on.
+
+    When a client cancels, gRPC ends its messages as if it had closed its side, and says a moment later
+    that it cancelled. A backend must not take the one for the other (the end of a recording for its
+    being thrown away), so the end is passed on after a pause, in which the call is cancelled if it was.
+    """
+
+    __slots__ = ("_requests",)
+
+    def __init__(self, requests: Any) -> None:
+        """Read from the client's `requests`."""
+        self._requests = requests
+
+    def __aiter__(self) -> Requests:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> Any:
+        """Return the next message."""
+        try:
+            return await self._requests.__anext__()
+        except StopAsyncIteration:
+            await asyncio.sleep(_SETTLE)  # there is no event for "it was not cancelled"
+            raise
+
+
+def _unreachable(instance: Instance, error: BaseException) -> CorralError:
+    return ServiceUnreachableError(
+        f"the backend at {instance.address} cannot be reached: {_said(error)}",
+        metadata={"model": instance.model, "backend": instance.backend.name},
+    )
+
+
+def _restarted(instance: Instance) -> CorralError:
+    return BackendCrashedError(
+        f"the backend at {instance.address} was restarted and has lost model {instance.model!r}; the"
+        " next call loads it again",
+        metadata={"model": instance.model, "backend": instance.backend.name},
+    )
+
+
+def _has_no_model(error: aio.AioRpcError) -> bool:
+    """Whether it says so in the contract's words; older backends do with UNKNOWN."""
+    return (
+        error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNKNOWN)
+        and "model not loaded" in (error.details() or "").lower()
+    )
+
+
+def _said(error: BaseException) -> str:
+    return (isinstance(error, aio.AioRpcError) and error.details()) or "it does not answer"
+
+
 async def _finish(call: Any, context: aio.ServicerContext[Any, Any]) -> None:
     if trailing := await call.trailing_metadata():
         own = context.trailing_metadata() or ()
         context.set_trailing_metadata((*own, *_passed_back(trailing)))
 
 
-def _code(error: grpc.RpcError) -> grpc.StatusCode | None:
+def _code(error: BaseException) -> grpc.StatusCode | None:
     return error.code() if isinstance(error, aio.AioRpcError) else None
 
 

@@ -1,0 +1,32 @@
+"""What the gateway does that no Python backend can tell from outside."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.loader.gateway import Requests
+
+
+class Ended:
+    def __aiter__(self) -> Ended:
+        return self
+
+    async def __anext__(self) -> bytes:
+        raise StopAsyncIteration
+
+
+async def test_the_end_of_a_cancelled_calls_messages_is_not_passed_on() -> None:
+    """gRPC ends them a moment before it says that the client cancelled."""
+    end = asyncio.ensure_future(Requests(Ended()).__anext__())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not end.done()
+    end.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await end
+
+
+async def test_the_end_of_a_clients_messages_is_passed_on() -> None:
+    assert [request async for request in Requests(Ended())] == []
