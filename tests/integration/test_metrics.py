@@ -4,180 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import signal
-import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import aio
-from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from corral.metrics.v1 import metrics_pb2 as pb
-from corral.metrics.v1 import metrics_pb2_grpc
-from services.common.channels import call, open_channel
+from services.common.channels import call
 from services.common.errors import InvalidRequestError
-from services.common.health import HealthServicer
-from services.common.server import serving
-from services.common.tasks import wait_until
-from services.metrics.__main__ import build
-from services.metrics.config import MetricsSettings
-
-DEADLINE = 10.0
-
-
-@dataclass
-class Service:
-    """A running metrics service."""
-
-    process: asyncio.subprocess.Process | None
-    address: str
-    http: str
-    state: Path
-    channel: aio.Channel
-    stub: metrics_pb2_grpc.MetricsServiceAsyncStub
-
-    async def observe(self, path: str = "/a.B/C", seconds: float = 0.02, **labels: str) -> None:
-        request = pb.ObserveApiCallRequest(call=api_call(path, seconds, **labels))
-        await call(self.stub.ObserveApiCall, request, timeout=DEADLINE)
-
-    async def query(self, *names: str, **labels: str) -> dict[str, pb.Metric]:
-        request = pb.QueryMetricsRequest(names=names, labels=labels)
-        response = await call(self.stub.QueryMetrics, request, timeout=DEADLINE)
-        return {metric.name: metric for metric in response.metrics}
-
-    async def get(
-        self, path: str = "/metrics", *headers: str, method: str = "GET"
-    ) -> tuple[int, dict[str, str], bytes]:
-        lines = (f"{method} {path} HTTP/1.1", "Host: test", "Connection: close", *headers, "", "")
-        answer = await self.raw("\r\n".join(lines).encode())
-        head, _, body = answer.partition(b"\r\n\r\n")
-        first, *rest = head.decode().split("\r\n")
-        pairs = (line.split(": ", 1) for line in rest)
-        return int(first.split()[1]), {name.lower(): value for name, value in pairs}, body
-
-    async def raw(self, sent: bytes) -> bytes:
-        host, _, port = self.http.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            writer.write(sent)
-            async with asyncio.timeout(DEADLINE):
-                return await reader.read()
-        finally:
-            writer.close()
-            await writer.wait_closed()
-
-    async def scrape(self) -> dict[str, Metric]:
-        status, _, body = await self.get()
-        assert status == 200
-        return parsed(body)
-
-    async def stop(self) -> int:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(DEADLINE):
-            return await self.process.wait()
-
-
-def api_call(path: str = "/a.B/C", seconds: float = 0.02, **labels: str) -> pb.ApiCall:
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    facts = {"method": "GRPC", "status": "OK", "service": "loader", **labels}
-    return pb.ApiCall(path=path, duration=duration, **facts)
-
-
-def parsed(text: bytes) -> dict[str, Metric]:
-    """Parse a scrape; no family and no series may be in it twice."""
-    families = list(text_string_to_metric_families(text.decode()))
-    names = Counter(family.name for family in families)
-    assert max(names.values()) == 1
-    series = Counter(
-        (sample.name, tuple(sorted(sample.labels.items())))
-        for family in families
-        for sample in family.samples
-    )
-    assert max(series.values()) == 1
-    return {family.name: family for family in families}
-
-
-def total(family: Metric, suffix: str) -> float:
-    return sum(s.value for s in family.samples if s.name == family.name + suffix)
-
-
-@asynccontextmanager
-async def running(state: Path, *flags: str, listen: str = "127.0.0.1:0") -> AsyncIterator[Service]:
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("corral-metrics"),
-        f"--listen={listen}",
-        "--http-listen=127.0.0.1:0",
-        f"--state-path={state}",
-        "--log-level=error",
-        *flags,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        async with asyncio.timeout(DEADLINE):
-            words = (await process.stdout.readline()).decode().split()
-        assert words[:2] == ["ready", "metrics"]
-        async with open_channel(words[2]) as channel:
-            yield Service(
-                process=process,
-                address=words[2],
-                http=(state / "metrics" / "http_address").read_text().strip(),
-                state=state / "metrics",
-                channel=channel,
-                stub=metrics_pb2_grpc.MetricsServiceStub(channel),
-            )
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-@asynccontextmanager
-async def running_here(state: Path) -> AsyncIterator[Service]:
-    """The same in this process, which starts in no time, for what needs no process of its own."""
-    settings = MetricsSettings(
-        listen="127.0.0.1:0", http_listen="127.0.0.1:0", state_path=state, grace=1.0
-    )
-    health = HealthServicer()
-    async with AsyncExitStack() as stack:
-        mounts = await build(settings, stack, health)
-        async with (
-            serving(name="metrics", settings=settings, mounts=mounts, health=health) as server,
-            open_channel(server.address) as channel,
-        ):
-            yield Service(
-                process=None,
-                address=server.address,
-                http=(state / "metrics" / "http_address").read_text().strip(),
-                state=state / "metrics",
-                channel=channel,
-                stub=metrics_pb2_grpc.MetricsServiceStub(channel),
-            )
+from tests.tools.metrics_service import (
+    DEADLINE,
+    MetricsUnderTest,
+    api_call,
+    parsed,
+    running,
+    running_here,
+    total,
+)
+from tests.tools.service import installed
+from tests.tools.waiting import eventually
 
 
 @pytest.fixture
-async def inside(tmp_path: Path) -> AsyncIterator[Service]:
+async def inside(tmp_path: Path) -> AsyncIterator[MetricsUnderTest]:
     async with running_here(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[MetricsUnderTest]:
     async with running(tmp_path) as made:
         yield made
 
 
-async def test_what_was_answered_is_on_the_next_scrape(service: Service) -> None:
+async def test_what_was_answered_is_on_the_next_scrape(service: MetricsUnderTest) -> None:
     for count in range(1, 6):
         await service.observe(seconds=0.25)
         family = (await service.scrape())["api_call"]
@@ -189,7 +53,7 @@ async def test_what_was_answered_is_on_the_next_scrape(service: Service) -> None
     assert labels == {"method": "GRPC", "path": "/a.B/C", "status": "OK", "service": "loader"}
 
 
-async def test_ten_thousand_calls_at_once(service: Service) -> None:
+async def test_ten_thousand_calls_at_once(service: MetricsUnderTest) -> None:
     async def observe(worker: int) -> None:
         for index in range(100):
             await service.observe(f"/s.S/M{index % 10}", 0.001 * worker, status=f"S{worker % 3}")
@@ -227,7 +91,7 @@ def key(labels: dict[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(labels.items()))
 
 
-async def test_querying(inside: Service) -> None:
+async def test_querying(inside: MetricsUnderTest) -> None:
     await inside.observe("/x/Y", service="loader")
     await inside.observe("/x/Z", service="gallery")
     everything = await inside.query()
@@ -246,7 +110,7 @@ async def test_querying(inside: Service) -> None:
         await inside.query(**{"not a label": "x"})
 
 
-async def test_bad_calls(inside: Service) -> None:
+async def test_bad_calls(inside: MetricsUnderTest) -> None:
     for bad, field in (
         (pb.ApiCall(), "method"),
         (api_call(""), "path"),
@@ -262,7 +126,7 @@ async def test_bad_calls(inside: Service) -> None:
     assert "api_call" not in await inside.scrape()
 
 
-async def test_a_stream_of_calls(inside: Service) -> None:
+async def test_a_stream_of_calls(inside: MetricsUnderTest) -> None:
     stream = inside.stub.ObserveApiCalls(timeout=DEADLINE)
     for _ in range(3):
         calls = [api_call()] * 700 + [api_call("")]
@@ -273,20 +137,20 @@ async def test_a_stream_of_calls(inside: Service) -> None:
         scraped = await inside.scrape()
         return "api_call" in scraped and total(scraped["api_call"], "_count") == 2100
 
-    await wait_until(arrived, timeout=DEADLINE, what="2100 calls on the scrape")
+    await eventually(arrived, timeout=DEADLINE, what="2100 calls on the scrape")
     await stream.done_writing()
     response = await stream
     assert (response.accepted, response.rejected) == (2100, 3)
 
 
-async def test_a_broken_stream_keeps_what_it_sent(inside: Service) -> None:
+async def test_a_broken_stream_keeps_what_it_sent(inside: MetricsUnderTest) -> None:
     stream = inside.stub.ObserveApiCalls(timeout=DEADLINE)
     await stream.write(pb.ObserveApiCallsRequest(calls=[api_call()] * 5))
 
     async def arrived() -> bool:
         return "api_call" in await inside.scrape()
 
-    await wait_until(arrived, timeout=DEADLINE, what="the calls on the scrape")
+    await eventually(arrived, timeout=DEADLINE, what="the calls on the scrape")
     stream.cancel()
     with pytest.raises(asyncio.CancelledError):
         await stream
@@ -307,7 +171,7 @@ async def test_the_number_of_series_is_bounded(tmp_path: Path) -> None:
         assert total(scraped["corral_metrics_folded_observations"], "_total") > 4000
 
 
-async def test_http(inside: Service) -> None:
+async def test_http(inside: MetricsUnderTest) -> None:
     await inside.observe()
     status, headers, body = await inside.get()
     assert status == 200
@@ -347,10 +211,10 @@ async def test_http_connections_are_kept_and_bounded(tmp_path: Path) -> None:
         async def free() -> bool:
             return (await service.get("/healthz"))[0] == 200
 
-        await wait_until(free, timeout=DEADLINE, what="the connections to be given back")
+        await eventually(free, timeout=DEADLINE, what="the connections to be given back")
 
 
-async def test_the_last_call_before_a_stop_is_kept(service: Service) -> None:
+async def test_the_last_call_before_a_stop_is_kept(service: MetricsUnderTest) -> None:
     await service.observe("/before/Scrape")
     assert total((await service.scrape())["api_call"], "_count") == 1
     flushes = [call(service.stub.Flush, pb.FlushRequest(), timeout=DEADLINE) for _ in range(2)]
@@ -362,7 +226,9 @@ async def test_the_last_call_before_a_stop_is_kept(service: Service) -> None:
     assert not (service.state / "http_address").exists()
 
 
-async def test_a_stop_does_not_wait_for_open_streams_and_loses_nothing(service: Service) -> None:
+async def test_a_stop_does_not_wait_for_open_streams_and_loses_nothing(
+    service: MetricsUnderTest,
+) -> None:
     stream = service.stub.ObserveApiCalls()
     await stream.write(pb.ObserveApiCallsRequest(calls=[api_call()]))
 
@@ -370,7 +236,7 @@ async def test_a_stop_does_not_wait_for_open_streams_and_loses_nothing(service: 
         return "api_call" in await service.scrape()
 
     # A call that the server has not taken yet when it stops is cancelled, and so not acknowledged.
-    await wait_until(arrived, timeout=DEADLINE, what="the first call on the scrape")
+    await eventually(arrived, timeout=DEADLINE, what="the first call on the scrape")
     for _ in range(10):
         await stream.write(pb.ObserveApiCallsRequest(calls=[api_call()] * 100))
     stopping = asyncio.ensure_future(service.stop())
@@ -381,7 +247,9 @@ async def test_a_stop_does_not_wait_for_open_streams_and_loses_nothing(service: 
     assert total(last["api_call"], "_count") == 1001
 
 
-async def test_calls_that_were_answered_during_a_stop_are_counted(service: Service) -> None:
+async def test_calls_that_were_answered_during_a_stop_are_counted(
+    service: MetricsUnderTest,
+) -> None:
     await service.observe()
 
     async def observe() -> bool:
@@ -401,7 +269,7 @@ async def test_calls_that_were_answered_during_a_stop_are_counted(service: Servi
     assert 1 + answered <= total(last["api_call"], "_count") <= 201
 
 
-async def test_a_stop_does_not_wait_for_idle_or_stalled_scrapers(service: Service) -> None:
+async def test_a_stop_does_not_wait_for_idle_or_stalled_scrapers(service: MetricsUnderTest) -> None:
     host, _, port = service.http.rpartition(":")
     idle = await asyncio.open_connection(host, int(port))
     half = await asyncio.open_connection(host, int(port))
@@ -427,9 +295,9 @@ async def test_scrapes_over_a_unix_socket(tmp_path: Path) -> None:
         assert not path.exists()
 
 
-async def test_an_address_that_is_taken(tmp_path: Path, inside: Service) -> None:
+async def test_an_address_that_is_taken(tmp_path: Path, inside: MetricsUnderTest) -> None:
     process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("corral-metrics"),
+        installed("corral-metrics"),
         "--listen=127.0.0.1:0",
         f"--http-listen={inside.http}",
         f"--state-path={tmp_path / 'other'}",

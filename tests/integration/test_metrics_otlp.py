@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,15 +20,16 @@ from opentelemetry.sdk.resources import Resource
 from corral.metrics.v1.metrics_pb2 import FlushRequest
 from services.common.channels import call
 from services.common.errors import ServiceUnreachableError
-from services.common.tasks import wait_until
 from services.metrics.instruments import SECONDS
-from tests.integration.test_metrics import DEADLINE, Service, running, running_here, total
+from tests.tools.metrics_service import DEADLINE, MetricsUnderTest, running, running_here, total
+from tests.tools.processes import free_port
+from tests.tools.waiting import eventually
 
 LABELS = {"method": "GET", "path": "/v1/models", "status": "200"}
 
 
 @pytest.fixture
-async def inside(tmp_path: Path) -> AsyncIterator[Service]:
+async def inside(tmp_path: Path) -> AsyncIterator[MetricsUnderTest]:
     async with running_here(tmp_path) as made:
         yield made
 
@@ -99,13 +99,13 @@ class Sender:
 
 
 async def export(
-    service: Service, request: pb.ExportMetricsServiceRequest
+    service: MetricsUnderTest, request: pb.ExportMetricsServiceRequest
 ) -> pb.ExportMetricsServiceResponse:
     stub = metrics_service_pb2_grpc.MetricsServiceStub(service.channel)
     return await stub.Export(request, timeout=DEADLINE)
 
 
-async def test_what_the_sdk_measures_is_on_the_scrape(inside: Service) -> None:
+async def test_what_the_sdk_measures_is_on_the_scrape(inside: MetricsUnderTest) -> None:
     sender = Sender("web")
     requests = sender.meter.create_counter("http.requests", unit="1")
     sizes = sender.meter.create_histogram("body.size", unit="By")
@@ -131,7 +131,9 @@ async def test_what_the_sdk_measures_is_on_the_scrape(inside: Service) -> None:
 
 
 @pytest.mark.parametrize("delta", [False, True])
-async def test_api_calls_from_both_ways_are_one_metric(inside: Service, delta: bool) -> None:
+async def test_api_calls_from_both_ways_are_one_metric(
+    inside: MetricsUnderTest, delta: bool
+) -> None:
     sender = Sender("web", delta=delta)
     calls = sender.meter.create_histogram("api_call", unit="s")
     await inside.observe("/v1/models", 0.3, method="GET", status="200", service="web")
@@ -145,7 +147,7 @@ async def test_api_calls_from_both_ways_are_one_metric(inside: Service, delta: b
     assert total(family, "_sum") == pytest.approx(0.34)
 
 
-async def test_what_cannot_be_taken_is_told_and_the_rest_is_taken(inside: Service) -> None:
+async def test_what_cannot_be_taken_is_told_and_the_rest_is_taken(inside: MetricsUnderTest) -> None:
     request = pb.ExportMetricsServiceRequest()
     metrics = request.resource_metrics.add().scope_metrics.add().metrics
     metrics.add(name="good").gauge.data_points.add(as_double=1.5)
@@ -213,7 +215,7 @@ async def test_values_are_pushed_at_intervals_on_demand_and_at_the_end(tmp_path:
             def pushed() -> bool:
                 return len(endpoint.requests) > 2 and endpoint.count() == 1
 
-            await wait_until(pushed, timeout=DEADLINE, what="the push")
+            await eventually(pushed, timeout=DEADLINE, what="the push")
         flags = (f"--otlp-endpoint={endpoint.address}", "--otlp-interval=1h")
         async with running(tmp_path / "b", *flags) as service:
             endpoint.requests.clear()
@@ -239,7 +241,7 @@ async def test_an_endpoint_that_is_away_loses_nothing(tmp_path: Path) -> None:
             def pushed() -> bool:
                 return bool(endpoint.requests) and endpoint.count() == 1
 
-            await wait_until(pushed, timeout=DEADLINE, what="the push")
+            await eventually(pushed, timeout=DEADLINE, what="the push")
         await service.observe()
         assert await service.stop() == 0
         assert b"api_call_count" in (service.state / "last.prom").read_bytes()
@@ -258,9 +260,7 @@ async def test_what_is_forwarded_arrives_in_another_metrics_service(tmp_path: Pa
 
 
 async def test_forwarding_to_itself_counts_nothing_twice(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     flags = (f"--otlp-endpoint={address}", "--otlp-interval=1h")
     async with running(tmp_path, *flags, listen=address) as service:
         await service.observe()
