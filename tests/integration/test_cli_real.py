@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from services.cli import endpoints
-from services.common.tasks import wait_until
 from tests.tools.corral_command import Done, command_environment, corral
 from tests.tools.processes import alive
 from tests.tools.service import ROOT
 from tests.tools.tiny_gguf import write_tiny
+from tests.tools.waiting import eventually
 
 
 class Installation:
@@ -99,7 +99,7 @@ async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
 
 
 async def _gone(family: list[psutil.Process]) -> None:
-    await wait_until(
+    await eventually(
         lambda: not any(map(alive, family)), timeout=15, what="the end of all processes"
     )
 
@@ -119,7 +119,7 @@ async def test_the_tour(installation: Installation) -> None:
     async def listed() -> bool:
         return "count" in (await run("models")).out
 
-    await wait_until(listed, timeout=30, what="the installed model in the loader's list")
+    await eventually(listed, timeout=30, what="the installed model in the loader's list")
 
     asked = ("--raw", "one two three", "--temperature", "0", "--max-tokens", "4")
     answer = await run("run", "count", *asked, "--stats")
@@ -156,10 +156,10 @@ async def test_whatever_is_killed_comes_back_or_goes_with_the_rest(
     async def answers() -> bool:
         return (await installation.run(*ask)).out.split() == ["three", "four"]
 
-    await wait_until(answers, timeout=30, what="an answer")
+    await eventually(answers, timeout=30, what="an answer")
     loader = installation.service("loader")
     os.kill(loader.pid, signal.SIGKILL)
-    await wait_until(answers, timeout=30, what="an answer after the loader was killed")
+    await eventually(answers, timeout=30, what="an answer after the loader was killed")
     assert installation.service("loader").pid != loader.pid
 
     family = installation.family()

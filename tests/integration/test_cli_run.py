@@ -17,10 +17,10 @@ import pytest
 
 from corral.backend import backend_pb2
 from services.common import errors
-from services.common.tasks import wait_until
 from tests.fakes.services_fake import STATE, FakeLoader, reply, serving
 from tests.tools.corral_command import command_environment, corral, start
 from tests.tools.service import ROOT
+from tests.tools.waiting import eventually
 
 
 class Model:
@@ -250,7 +250,7 @@ class Terminal:
 
     async def sees(self, text: str) -> None:
         """Wait for this text, and forget all up to it."""
-        await wait_until(lambda: self._sees(text), timeout=20, what=f"{text!r} on the terminal")
+        await eventually(lambda: self._sees(text), timeout=20, what=f"{text!r} on the terminal")
         self.text = self.text.partition(text)[2]
 
     async def ends(self) -> int:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from services.cli import endpoints
-from services.common.tasks import wait_until
 from tests.tools.corral_command import command_environment, corral
 from tests.tools.processes import alive
 from tests.tools.service import ROOT
+from tests.tools.waiting import eventually
 
 SERVICES = ("loader", "gallery", "monitor", "metrics")
 
@@ -92,7 +92,7 @@ async def up(tmp_path: Path) -> AsyncIterator[Up]:
         if process.returncode is None:
             process.kill()
             await process.communicate()
-    await wait_until(lambda: not stack.living(), timeout=10, what="the end of the stand-ins")
+    await eventually(lambda: not stack.living(), timeout=10, what="the end of the stand-ins")
 
 
 async def test_the_services_are_told_of_each_other_and_others_of_them(up: Up) -> None:
@@ -147,7 +147,7 @@ async def test_a_killed_service_comes_back_at_its_address(up: Up) -> None:
     await up.start("json")
     where = (await up.ready())["services"]
     os.kill(up.pid("loader"), signal.SIGKILL)
-    await wait_until(lambda: len(up.starts("loader")) == 2, timeout=10, what="the restart")
+    await eventually(lambda: len(up.starts("loader")) == 2, timeout=10, what="the restart")
     assert f"--listen={where['loader']}" in up.starts("loader")[1]
     assert len(up.starts("gallery")) == 1
     up.process.terminate()
@@ -160,7 +160,7 @@ async def test_a_service_that_keeps_dying_ends_everything(up: Up) -> None:
     await up.start("json")
     await up.ready()
     for starts in (1, 2, 3):
-        await wait_until(
+        await eventually(
             lambda n=starts: len(up.starts("monitor")) == n, timeout=10, what="a restart"
         )
         os.kill(up.pid("monitor"), signal.SIGKILL)
@@ -213,7 +213,7 @@ async def test_a_second_signal_kills(up: Up) -> None:
     await up.start("json", monitor="ignore-sigterm")
     await up.ready()
     up.process.terminate()
-    await wait_until(
+    await eventually(
         lambda: (up.told / "stopped").exists(), timeout=10, what="the stop of the gallery"
     )
     up.process.terminate()
@@ -229,7 +229,7 @@ async def test_nohup_is_meant(up: Up) -> None:
     up.process.send_signal(signal.SIGHUP)
     # It goes on: a service that ends is still started again.
     os.kill(up.pid("monitor"), signal.SIGKILL)
-    await wait_until(lambda: len(up.starts("monitor")) == 2, timeout=10, what="the restart")
+    await eventually(lambda: len(up.starts("monitor")) == 2, timeout=10, what="the restart")
 
 
 async def test_a_closed_terminal_stops_all(up: Up) -> None:
@@ -242,7 +242,7 @@ async def test_a_closed_terminal_stops_all(up: Up) -> None:
 
 async def test_a_signal_during_the_start_stops_what_was_started(up: Up) -> None:
     await up.start("json", loader="hang-at-start")
-    await wait_until(lambda: bool(up.starts("loader")), timeout=10, what="the loader's start")
+    await eventually(lambda: bool(up.starts("loader")), timeout=10, what="the loader's start")
     up.process.terminate()
     code, _ = await up.ends()
     assert code == 0
@@ -254,7 +254,7 @@ async def test_sigkill_of_up_takes_the_services_with_it(up: Up) -> None:
     await up.start("json")
     await up.ready()
     up.process.kill()
-    await wait_until(lambda: not up.living(), timeout=5, what="the end of the services")
+    await eventually(lambda: not up.living(), timeout=5, what="the end of the services")
     # The file stays, and nobody believes it.
     assert up.file.exists()
     assert endpoints.read(up.file) is None
@@ -288,7 +288,7 @@ async def test_a_log_that_nobody_reads_stops_nothing(up: Up) -> None:
     assert up.process.stderr is not None
     up.process.stderr._transport.close()  # type: ignore[attr-defined]
     os.kill(up.pid("loader"), signal.SIGKILL)
-    await wait_until(lambda: len(up.starts("loader")) == 2, timeout=10, what="the restart")
+    await eventually(lambda: len(up.starts("loader")) == 2, timeout=10, what="the restart")
 
 
 @pytest.mark.parametrize("words", [(), ("json",)])
@@ -296,9 +296,9 @@ async def test_a_summary_that_nobody_reads_stops_nothing(up: Up, words: tuple[st
     await up.start(*words)
     assert up.process.stdout is not None
     up.process.stdout._transport.close()  # type: ignore[attr-defined]
-    await wait_until(lambda: endpoints.read(up.file) is not None, timeout=20, what="the start")
+    await eventually(lambda: endpoints.read(up.file) is not None, timeout=20, what="the start")
     os.kill(up.pid("loader"), signal.SIGKILL)
-    await wait_until(lambda: len(up.starts("loader")) == 2, timeout=10, what="the restart")
+    await eventually(lambda: len(up.starts("loader")) == 2, timeout=10, what="the restart")
 
 
 async def test_the_log_as_json(up: Up) -> None:

@@ -14,7 +14,7 @@ from services.common.channels import open_channel
 from services.common.config import ServiceSettings
 from services.common.health import HealthServicer
 from services.common.server import serving
-from services.common.tasks import wait_until
+from tests.tools.waiting import eventually
 
 DEADLINE = 5.0
 UNKNOWN, SERVING, NOT_SERVING = 3, 1, 2
@@ -129,7 +129,7 @@ async def test_watchers_leave_nothing_behind(world: World) -> None:
     assert [await read(stream) for stream in streams] == [SERVING] * 3
     for stream in streams:
         stream.cancel()
-    await wait_until(lambda: not world.health.watched, timeout=DEADLINE, what="no watchers")
+    await eventually(lambda: not world.health.watched, timeout=DEADLINE, what="no watchers")
 
 
 def test_changes_are_logged_with_their_reason_and_repetitions_are_not() -> None:

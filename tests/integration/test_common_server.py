@@ -1,7 +1,6 @@
 """The life of a service's process: ready line, addresses, signals, drain, exit codes."""
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -20,9 +19,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from services.common.channels import open_channel
 from services.common.config import ServiceSettings
 from services.common.server import AddressInUseError, GenericMount, StartError, serving
+from tests.tools.service import ROOT, announced, environment
 
 DEADLINE = 10.0
-ROOT = Path(__file__).parents[2]
 
 TOY = textwrap.dedent('''
     """A service made for these tests: what it does is in the name of the method."""
@@ -87,9 +86,7 @@ class Process:
         self.address = ""
 
     async def ready(self) -> None:
-        line = await self.line(self.process.stdout)
-        word, name, self.address = line.split()
-        assert (word, name) == ("ready", "toy")
+        self.address = await announced(self.process, "toy")
 
     async def line(self, stream: Any) -> str:
         async with asyncio.timeout(DEADLINE):
@@ -109,8 +106,7 @@ async def toy(tmp_path: Path) -> AsyncIterator[Any]:
     started: list[Process] = []
 
     async def start(*flags: str, listen: str = "127.0.0.1:0") -> Process:
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("CORRAL_", "LOCALAI_"))}
-        env |= {"PYTHONPATH": f"{ROOT}:{ROOT}/protos/gen", "CORRAL_HOME": str(tmp_path)}
+        path = f"{ROOT}:{ROOT}/protos/gen"
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(script),
@@ -119,7 +115,7 @@ async def toy(tmp_path: Path) -> AsyncIterator[Any]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=env,
+            env=environment(PYTHONPATH=path, CORRAL_HOME=str(tmp_path)),
         )
         started.append(Process(process))
         return started[-1]

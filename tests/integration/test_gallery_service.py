@@ -26,6 +26,7 @@ from tests.tools.gallery_service import (
     settings,
     write_index,
 )
+from tests.tools.waiting import eventually
 
 DATA = payload(200_000)
 
@@ -477,8 +478,7 @@ async def test_stopping_ends_watchers_and_the_work_goes_on_later(
         name = await client.begin("m")
         await client.until(name, lambda state: state.bytes_done > 0)
         watching = asyncio.create_task(watch(client, name))
-        while not watched:
-            await asyncio.wait({watching}, timeout=0.01)
+        await eventually(lambda: watched, what="the first state")
         # The first thing that a stopping service does; its streams must not hold up the rest.
         client.health.shut_down()
         async with asyncio.timeout(5):

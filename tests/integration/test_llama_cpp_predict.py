@@ -12,8 +12,9 @@ import pytest
 
 from corral.backend import backend_pb2 as pb
 from corral.backend import backend_pb2_grpc
-from tests.tools.llama_backend import CALL_TIMEOUT, Backend, backend, until
+from tests.tools.llama_backend import CALL_TIMEOUT, Backend, backend
 from tests.tools.tiny_gguf import write_tiny
+from tests.tools.waiting import eventually
 
 COUNT = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 SCHEMA = {
@@ -291,7 +292,7 @@ async def test_health_and_status_while_it_generates(counting: Backend) -> None:
             status = await stub.Status(pb.HealthMessage(), timeout=5)
             return status.state == pb.StatusResponse.READY
 
-        await until(ready, "the slot is free again")
+        await eventually(ready, timeout=CALL_TIMEOUT, what="the slot is free again")
 
 
 async def test_metrics_and_metadata(counting: Backend) -> None:

@@ -20,17 +20,16 @@ from corral.backend import backend_pb2 as pb
 from corral.backend import backend_pb2_grpc
 from tests.tools.llama_backend import (
     CALL_TIMEOUT,
-    ROOT,
     RUN,
     STOP_TIMEOUT,
     Backend,
     backend,
-    children,
-    environment,
-    running,
-    wait_until,
+    backend_environment,
 )
+from tests.tools.processes import alive, children
+from tests.tools.service import ROOT
 from tests.tools.tiny_gguf import write_tiny
+from tests.tools.waiting import eventually_sync
 
 # The contract's limits for leaving.
 TERMINATED_WITHIN = 2.0
@@ -99,7 +98,7 @@ def test_nothing_but_the_ready_line_on_stdout(tmp_path: Path, models: Path) -> N
 
 def test_version() -> None:
     result = subprocess.run(
-        [RUN, "--version"], capture_output=True, text=True, env=environment(), check=True
+        [RUN, "--version"], capture_output=True, text=True, env=backend_environment(), check=True
     )
     assert result.stdout == "llama-cpp 0.1.0\n"
 
@@ -110,7 +109,7 @@ def test_module_form(tmp_path: Path) -> None:
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=environment(),
+        env=backend_environment(),
         text=True,
     ) as process:
         assert process.stdout is not None
@@ -139,7 +138,7 @@ def test_missing_packages_are_named(tmp_path: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        env=environment(CORRAL_PYTHON=str(base), PYTHONNOUSERSITE="1"),
+        env=backend_environment(CORRAL_PYTHON=str(base), PYTHONNOUSERSITE="1"),
     )
     if result.returncode != 3 and "ready" in result.stdout:
         pytest.skip("the base interpreter has the packages")
@@ -179,7 +178,11 @@ def test_installed_beside_an_environment(tmp_path: Path, models: Path) -> None:
 @pytest.mark.parametrize("address", ["nonsense", "unix:", "127.0.0.1:99999", "unix:/" + "x" * 200])
 def test_bad_addresses(address: str) -> None:
     result = subprocess.run(
-        [RUN, "--addr", address], check=False, capture_output=True, text=True, env=environment()
+        [RUN, "--addr", address],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=backend_environment(),
     )
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
@@ -433,7 +436,7 @@ def test_free_and_load_again(started: Backend, models: Path) -> None:
         with started.stub() as stub:
             assert stub.Predict(pb.PredictOptions(Prompt="one", Tokens=1)).message == b" two"
             assert stub.Free(pb.HealthMessage()).success
-            assert not running(engine)
+            assert not alive(engine)
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Predict(pb.PredictOptions(Prompt="one"))
             assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -466,7 +469,7 @@ def test_signals_end_it_cleanly(tmp_path: Path, temporary: Path, models: Path, n
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
         assert caught.value.code() in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
-    assert not running(engine)
+    assert not alive(engine)
     assert not (tmp_path / "b.sock").exists()
     assert not list(temporary.iterdir())
 
@@ -476,8 +479,10 @@ def test_it_ends_while_a_long_prompt_is_read(tmp_path: Path, models: Path) -> No
     assert run.load(models / "slow.gguf", ContextSize=2048).success
     with run.stub() as stub:
         call = stub.Predict.future(pb.PredictOptions(Prompt="one " * 2000, Tokens=1))
-        wait_until(
-            lambda: stub.Status(pb.HealthMessage()).state == pb.StatusResponse.BUSY, "it works"
+        eventually_sync(
+            lambda: stub.Status(pb.HealthMessage()).state == pb.StatusResponse.BUSY,
+            timeout=CALL_TIMEOUT,
+            what="its work",
         )
         begun = time.monotonic()
         assert run.stop() == 0
@@ -500,7 +505,7 @@ def orphan(tmp_path: Path, **env: str) -> tuple[int, int, str]:
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=environment(**env),
+            env=backend_environment(**env),
         )
     assert parent.stdout is not None
     lines = {parent.stdout.readline().split()[0], parent.stdout.readline().split()[0]}
@@ -513,7 +518,7 @@ def orphan(tmp_path: Path, **env: str) -> tuple[int, int, str]:
 
 def test_it_leaves_when_its_parent_is_killed(tmp_path: Path) -> None:
     pid, _, _ = orphan(tmp_path)
-    wait_until(lambda: not running(pid), "the backend is gone", ORPHANED_WITHIN)
+    eventually_sync(lambda: not alive(pid), timeout=ORPHANED_WITHIN, what="the backend is gone")
     assert not (tmp_path / "b.sock").exists()
 
 
@@ -526,7 +531,7 @@ def test_it_stays_when_it_may_be_adopted(tmp_path: Path) -> None:
                 assert stub.Health(pb.HealthMessage(), timeout=CALL_TIMEOUT).message == b"OK"
     finally:
         os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not running(pid), "the backend is gone", TERMINATED_WITHIN)
+    eventually_sync(lambda: not alive(pid), timeout=TERMINATED_WITHIN, what="the backend is gone")
 
 
 def test_a_killed_backend_leaves_no_engine(tmp_path: Path, models: Path) -> None:
@@ -535,7 +540,7 @@ def test_a_killed_backend_leaves_no_engine(tmp_path: Path, models: Path) -> None
     engine = run.engine
     assert engine
     run.stop(signal.SIGKILL)
-    wait_until(lambda: not running(engine), "the engine is gone", ORPHANED_WITHIN)
+    eventually_sync(lambda: not alive(engine), timeout=ORPHANED_WITHIN, what="the engine is gone")
 
 
 def test_what_a_killed_backend_left_is_removed_by_the_next(
@@ -545,7 +550,7 @@ def test_what_a_killed_backend_left_is_removed_by_the_next(
     assert run.load(models / "count.gguf").success
     engine = run.engine
     run.stop(signal.SIGKILL)
-    wait_until(lambda: not running(engine), "the engine is gone", ORPHANED_WITHIN)
+    eventually_sync(lambda: not alive(engine), timeout=ORPHANED_WITHIN, what="the engine is gone")
     (left,) = temporary.iterdir()
     long_ago = time.time() - 3600
     os.utime(left, (long_ago, long_ago))

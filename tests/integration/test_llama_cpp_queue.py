@@ -10,8 +10,10 @@ import pytest
 
 from corral.backend import backend_pb2 as pb
 from corral.backend import backend_pb2_grpc
-from tests.tools.llama_backend import CALL_TIMEOUT, Backend, backend, cpu_seconds, until
+from tests.tools.llama_backend import CALL_TIMEOUT, Backend, backend
+from tests.tools.processes import cpu_seconds
 from tests.tools.tiny_gguf import write_tiny
+from tests.tools.waiting import eventually
 
 QUEUE = 3
 
@@ -67,7 +69,7 @@ async def fill_queue(stub: Any) -> list[Any]:
             return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         return False
 
-    await until(full, "the queue is full")
+    await eventually(full, timeout=CALL_TIMEOUT, what="the queue is full")
     return waiting
 
 
@@ -79,12 +81,12 @@ async def test_cancelling_a_stream_frees_its_slot(stub: Any) -> None:
         call.cancel()
         reply = await stub.Predict(short(), timeout=CALL_TIMEOUT)
         assert reply.message == b" four"
-    await until(lambda: idle(stub), "the engine rests")
+    await eventually(lambda: idle(stub), timeout=CALL_TIMEOUT, what="the engine rests")
 
 
 async def test_cancelling_a_whole_answer_frees_its_slot(stub: Any) -> None:
     call = stub.Predict(endless())
-    await until(lambda: busy(stub), "it has begun")
+    await eventually(lambda: busy(stub), timeout=CALL_TIMEOUT, what="it has begun")
     call.cancel()
     reply = await stub.Predict(short(), timeout=CALL_TIMEOUT)
     assert reply.message == b" four"
@@ -94,14 +96,18 @@ async def test_a_deadline_ends_the_work(stub: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Predict(endless(), timeout=0.3)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: idle(stub), "the engine rests")
+    await eventually(lambda: idle(stub), timeout=CALL_TIMEOUT, what="the engine rests")
 
 
 async def test_a_prompt_that_is_read_keeps_its_slot(single: Backend, stub: Any) -> None:
     """Cancelling can not stop it, so nobody else may be let in before it has ended."""
     before = cpu_seconds(single.engine)
     call = stub.Predict(pb.PredictOptions(Prompt="one " * 500, Tokens=100))
-    await until(lambda: cpu_seconds(single.engine) > before + 0.1, "the engine reads")
+    await eventually(
+        lambda: cpu_seconds(single.engine) > before + 0.1,
+        timeout=CALL_TIMEOUT,
+        what="the engine reads",
+    )
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -126,7 +132,7 @@ async def test_a_queued_request_can_be_cancelled(stub: Any) -> None:
             return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         return False
 
-    await until(let_in, "its place is free")
+    await eventually(let_in, timeout=CALL_TIMEOUT, what="its place is free")
     running.cancel()
     assert (await first).message == (await third).message == b" four"
 
@@ -188,7 +194,7 @@ async def test_free_ends_running_and_waiting_requests(stub: Any, slow_model: Pat
 
 async def test_free_does_not_wait_for_a_prompt_to_be_read(stub: Any) -> None:
     call = stub.Predict(pb.PredictOptions(Prompt="one " * 2000, Tokens=1))
-    await until(lambda: busy(stub), "it has begun")
+    await eventually(lambda: busy(stub), timeout=CALL_TIMEOUT, what="it has begun")
     assert (await stub.Free(pb.HealthMessage(), timeout=2)).success
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -34,6 +32,8 @@ from services.common.status import from_rpc_error
 from services.monitor.__main__ import build
 from services.monitor.config import MonitorSettings
 from tests.fakes.loader_fake import LoaderFake, ModelFake, child
+from tests.tools.service import installed, running_service
+from tests.tools.waiting import eventually
 
 State = pb.ModelStatus
 Loaded = loader_pb2.Model
@@ -305,41 +305,28 @@ async def test_a_loader_that_is_away_and_comes_back(tmp_path: Path) -> None:
         async with loader.serving(loader.address):
             with child(IDLE) as process:
                 loader.models["m"] = running(process, "ok")
-                deadline = time.monotonic() + 5
-                while True:
+
+                async def ready() -> bool:
                     try:
-                        assert (await world.status()).state == State.STATE_READY
-                        break
+                        return (await world.status()).state == State.STATE_READY
                     except ServiceUnreachableError:
-                        assert time.monotonic() < deadline
+                        return False
+
+                await eventually(ready, timeout=5, what="the loader's answer")
 
 
 async def test_the_process_of_the_monitor(tmp_path: Path) -> None:
     async with LoaderFake().serving() as loader:
-        running_monitor = await asyncio.create_subprocess_exec(
-            Path(sys.executable).with_name("corral-monitor"),
-            "--listen=127.0.0.1:0",
-            f"--loader={loader.address}",
-            "--metrics=",
-            f"--state-path={tmp_path}",
-            "--log-level=error",
-            stdout=asyncio.subprocess.PIPE,
-        )
-        try:
-            assert running_monitor.stdout is not None
-            async with asyncio.timeout(10):
-                words = (await running_monitor.stdout.readline()).decode().split()
-            assert words[:2] == ["ready", "monitor"]
+        flags = (f"--loader={loader.address}", "--metrics=", f"--state-path={tmp_path}")
+        async with running_service(
+            "monitor", tmp_path, *flags, program=[installed("corral-monitor")]
+        ) as service:
             with child(IDLE) as process:
                 loader.models["m"] = running(process, "ok")
-                async with open_channel(words[2]) as channel:
+                async with open_channel(service.address) as channel:
                     world = World(loader, monitor_pb2_grpc.MonitorServiceStub(channel))
                     assert (await world.status()).state == State.STATE_READY
-            running_monitor.terminate()
-            async with asyncio.timeout(10):
-                assert await running_monitor.wait() == 0
-                assert await running_monitor.stdout.read() == b""
-        finally:
-            if running_monitor.returncode is None:
-                running_monitor.kill()
-                await running_monitor.wait()
+            assert await service.stop(10) == 0
+            # Nothing but the ready line.
+            assert service.process.stdout is not None
+            assert await service.process.stdout.read() == b""

@@ -14,7 +14,6 @@ import contextlib
 import http.server
 import json
 import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -248,12 +247,3 @@ def simple_index(server: FaultyServer, project: str, files: Iterable[Mapping[str
         json.dumps({"meta": {"api-version": "1.0"}, "name": project, "files": list(files)}),
         headers={"Content-Type": "application/vnd.pypi.simple.v1+json"},
     )
-
-
-def wait_for(condition: Any, *, timeout: float = 10.0, what: str = "it") -> None:
-    """Poll until a condition holds, in a test that has no event to wait for."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not come true within {timeout:g} s")
-        threading.Event().wait(0.005)

@@ -1,13 +1,11 @@
 """Runs the real llama-cpp backend for tests: starts it, talks to it, looks for what it leaves."""
 
-import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,69 +13,19 @@ import grpc
 
 from corral.backend import backend_pb2 as pb
 from corral.backend import backend_pb2_grpc
+from tests.tools.processes import children
+from tests.tools.service import ROOT, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "backends" / "llama_cpp" / "run.sh"
 # Generous: the machine may be busy with other tests.
 READY_TIMEOUT = 30.0
 CALL_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
-POLL = 0.01
 
 
-class GaveUpError(AssertionError):
-    """What was waited for did not come in time."""
-
-
-def wait_until(check: Callable[[], object], what: str, timeout: float = CALL_TIMEOUT) -> None:
-    """Poll until `check` is true."""
-    deadline = time.monotonic() + timeout
-    while not check():
-        if time.monotonic() > deadline:
-            raise GaveUpError(f"not within {timeout} s: {what}")
-        time.sleep(POLL)
-
-
-async def until(check: Callable[[], Any], what: str, timeout: float = CALL_TIMEOUT) -> None:
-    """Poll until `check` (it may be a coroutine function) is true."""
-    deadline = time.monotonic() + timeout
-    while True:
-        found = check()
-        if asyncio.iscoroutine(found):
-            found = await found
-        if found:
-            return
-        if time.monotonic() > deadline:
-            raise GaveUpError(f"not within {timeout} s: {what}")
-        await asyncio.sleep(POLL)
-
-
-def running(pid: int) -> bool:
-    """Whether a process runs; one that is dead and not yet reaped does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    with contextlib.suppress(OSError):
-        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
-def cpu_seconds(pid: int) -> float:
-    """The processor time a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def environment(**more: str) -> dict[str, str]:
+def backend_environment(**more: str) -> dict[str, str]:
     """The environment the loader gives a backend."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LOCALAI_", "LLAMACPP_"))}
-    return {**kept, "CORRAL_PYTHON": sys.executable, **more}
+    return environment(**{"CORRAL_PYTHON": sys.executable, **more})
 
 
 class Backend:
@@ -109,7 +57,7 @@ class Backend:
                 stderr=stderr,
                 text=True,
                 cwd="/",
-                env=environment(**env),
+                env=backend_environment(**env),
                 start_new_session=True,
             )
         return cls(process, log)
@@ -120,7 +68,7 @@ class Backend:
         self.line = self.process.stdout.readline()
         if not self.line.startswith("ready "):
             code = self.stop()
-            raise GaveUpError(f"no ready line but {self.line!r}, exit {code}: {self.errors()}")
+            raise AssertionError(f"no ready line but {self.line!r}, exit {code}: {self.errors()}")
         self.address = self.line.split()[-1]
 
     def errors(self) -> str:

@@ -18,12 +18,12 @@ from services.common.errors import (
     QueueFullError,
     Resource,
 )
-from services.common.tasks import wait_until
 from services.gallery.journal import Journal
 from services.gallery.operation import Kind, Operation
 from services.gallery.operation_filter import parse_filter
 from services.gallery.operations import OperationLimits, Operations
 from services.gallery.progress import Phase, Progress
+from tests.tools.waiting import eventually
 
 LIMITS = OperationLimits(
     parallel=2, pending=5, keep=3, keep_for=1000.0, watch_interval=0.01, save_interval=0.0
@@ -80,10 +80,6 @@ async def begin(operations: Operations, key: str, target: str = "") -> Operation
     return await operations.submit(Kind.INSTALL_MODEL, target or f"models/{key}", {"key": key})
 
 
-async def until(condition: Any) -> None:
-    await wait_until(condition, timeout=5, what="the condition", interval=0.001)
-
-
 async def end(operation: Operation) -> Operation:
     async with asyncio.timeout(5):
         await operation.ended.wait()
@@ -105,7 +101,7 @@ async def test_different_targets_at_once_up_to_the_limit(tmp_path: Path) -> None
     work = Work()
     async with manager(tmp_path, work) as operations:
         made = [await begin(operations, key) for key in "abc"]
-        await until(lambda: len(work.running) == 2)
+        await eventually(lambda: len(work.running) == 2, timeout=5, interval=0.001)
         assert made[2].phase is Phase.QUEUED
         # Waiting on one's own element takes no place from others.
         work.let(*"abc")
@@ -120,7 +116,7 @@ async def test_a_waiting_one_on_a_busy_element_holds_no_place(tmp_path: Path) ->
         await begin(operations, "a", "models/same")
         await begin(operations, "b", "models/same")
         await begin(operations, "c")
-        await until(lambda: work.running == ["a", "c"])
+        await eventually(lambda: work.running == ["a", "c"], timeout=5, interval=0.001)
 
 
 async def test_what_was_not_finished_is_taken_up_again_in_order(tmp_path: Path) -> None:
@@ -132,7 +128,7 @@ async def test_what_was_not_finished_is_taken_up_again_in_order(tmp_path: Path) 
         work.let("c")
         await end(done)
         first.progress.add("f", 100).arrived(40)
-        await until(lambda: work.running == ["a"])
+        await eventually(lambda: work.running == ["a"], timeout=5, interval=0.001)
     assert not first.done
 
     work = Work()
@@ -172,7 +168,7 @@ async def test_cancelling_running_and_queued_ones(tmp_path: Path) -> None:
     async with manager(tmp_path, work) as operations:
         running = await begin(operations, "a", "models/same")
         queued = await begin(operations, "b", "models/same")
-        await until(lambda: work.running == ["a"])
+        await eventually(lambda: work.running == ["a"], timeout=5, interval=0.001)
         await operations.cancel(queued.name)
         await operations.cancel(running.name)
         for operation in (running, queued):
@@ -187,7 +183,7 @@ async def test_a_cancellation_that_comes_too_late_changes_nothing(tmp_path: Path
     async with manager(tmp_path, work) as operations:
         for _ in range(50):
             operation = await begin(operations, "a")
-            await until(lambda: work.running == ["a"])
+            await eventually(lambda: work.running == ["a"], timeout=5, interval=0.001)
             work.let("a")
             canceller = asyncio.create_task(operations.cancel(operation.name))
             await end(operation)
@@ -204,7 +200,7 @@ async def test_ended_ones_are_forgotten_after_a_while(tmp_path: Path) -> None:
     work.let(*"abcdef")
     async with manager(tmp_path, work) as operations:
         made = [await end(await begin(operations, key)) for key in "abcdef"]
-        await until(lambda: len(operations.every()) == LIMITS.keep)
+        await eventually(lambda: len(operations.every()) == LIMITS.keep, timeout=5, interval=0.001)
         assert [o.name for o in operations.every()] == [o.name for o in reversed(made[3:])]
     short = OperationLimits(2, 5, 3, 0.0, 0.01, 0.0)
     async with manager(tmp_path, Work(), short) as operations:
