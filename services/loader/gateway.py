@@ -8,8 +8,8 @@ it is not, the call holds a lease to its end, and a backend's death has a cause.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,12 @@ from services.common.errors import (
     BackendCrashedError,
     ControlPlaneOnlyError,
     CorralError,
+    DeadlineError,
     InvalidRequestError,
     ServiceUnreachableError,
 )
 from services.common.mounts import GenericMount
+from services.common.tasks import wait_until
 
 from .connection import GrpcConnection
 from .instance import Instance, Lease
@@ -153,15 +155,23 @@ class Gateway(grpc.GenericRpcHandler):
                 raise lease.instance.ended.result()
             connection = lease.instance.connection
             assert isinstance(connection, GrpcConnection)
+            streams = method.kind.startswith("stream")
             call = connection.method(method.kind, method.path)(
-                Requests(request) if method.kind.startswith("stream") else request,
+                Requests(request) if streams else request,
                 timeout=context.time_remaining(),
                 metadata=aio.Metadata(*_passed_on(metadata), *connection.metadata),
             )
             lease.on_cut(call.cancel)
 
+            status = _Status(call) if streams else None
+
             async def failed(error: BaseException) -> None:
-                await self._failed(error, lease.instance, context)
+                if status is not None:
+                    error = await status.settled(error, self._cause_timeout)
+                if _code(error) is not grpc.StatusCode.OK:
+                    await self._failed(error, lease.instance, context)
+                elif status is not None and status.backends is not None:
+                    _add_trailing(context, status.backends.trailing_metadata())
 
             yield call, failed
         finally:
@@ -276,10 +286,56 @@ def _said(error: BaseException) -> str:
     return (isinstance(error, aio.AioRpcError) and error.details()) or "it does not answer"
 
 
+class _Status:
+    """How the backend ended a call to which messages are streamed.
+
+    When a backend ends a call while messages to it are on their way, grpc.aio puts an INTERNAL of its
+    own in place of the backend's status, before or after that arrives. So it is noted at each change.
+    """
+
+    __slots__ = ("backends",)
+
+    def __init__(self, call: Any) -> None:
+        """Follow the call."""
+        self.backends: aio.AioRpcError | None = None
+        call.add_done_callback(self._changed)
+
+    def _changed(self, call: Any) -> None:
+        code, details = _now(call.code()), _now(call.details())
+        if code is not grpc.StatusCode.INTERNAL or details != _GRPCS_OWN:
+            initial, trailing = _now(call.initial_metadata()), _now(call.trailing_metadata())
+            self.backends = aio.AioRpcError(code, initial, trailing, details)
+
+    async def settled(self, error: BaseException, timeout: float) -> BaseException:
+        """Return the error with the backend's status, which may come a moment after gRPC's own."""
+        if _code(error) is not grpc.StatusCode.INTERNAL or _said(error) != _GRPCS_OWN:
+            return error
+        with suppress(DeadlineError):
+            await wait_until(lambda: self.backends is not None, timeout=timeout, what="a status")
+        return self.backends or error
+
+
+_GRPCS_OWN = "Internal error from Core"
+
+
+def _now(answer: Coroutine[Any, Any, Any]) -> Any:
+    """Return what is known already: the parts of an ended call's status, which one can only await."""
+    try:
+        answer.send(None)
+    except StopIteration as known:
+        return known.value
+    answer.close()
+    return None
+
+
 async def _finish(call: Any, context: aio.ServicerContext[Any, Any]) -> None:
     if trailing := await call.trailing_metadata():
-        own = context.trailing_metadata() or ()
-        context.set_trailing_metadata((*own, *_passed_back(trailing)))
+        _add_trailing(context, trailing)
+
+
+def _add_trailing(context: aio.ServicerContext[Any, Any], trailing: Any) -> None:
+    own = context.trailing_metadata() or ()
+    context.set_trailing_metadata((*own, *_passed_back(trailing or ())))
 
 
 def _code(error: BaseException) -> grpc.StatusCode | None:

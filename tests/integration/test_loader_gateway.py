@@ -79,6 +79,22 @@ async def test_client_stream_and_rpcs_of_newer_backends(running: LoaderUnderTest
     assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_a_backend_that_ends_a_call_early_says_why(running: LoaderUnderTest) -> None:
+    """Its status is the client's, though messages to it were on their way."""
+    missing = running.channel.unary_unary("/backend.Backend/NobodyHasThis")
+
+    async def code() -> grpc.StatusCode:
+        try:
+            await missing(b"x" * 1000, metadata=MODEL)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+    for _ in range(10):
+        codes = await asyncio.gather(*(code() for _ in range(30)))
+        assert set(codes) == {grpc.StatusCode.UNIMPLEMENTED}
+
+
 @pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "NOT_FOUND", "INTERNAL", "UNAVAILABLE"])
 async def test_the_backends_status_is_the_clients(running: LoaderUnderTest, code: str) -> None:
     unary = running.data.Predict(pb.PredictOptions(Prompt=f"fail:{code}"), metadata=MODEL)
