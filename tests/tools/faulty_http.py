@@ -209,7 +209,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if isinstance(fault, Corrupt):
             body = bytes(byte ^ 0xFF for byte in body)
         cut = fault.after if isinstance(fault, Drop | Stall) else len(body)
-        self._send(body[:cut], found.rate)
+        self._send(body[:cut], found)
         if isinstance(fault, Stall):
             self.faulty.pause(60)
 
@@ -220,13 +220,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return 0
         return int(asked.removeprefix("bytes=").partition("-")[0])
 
-    def _send(self, body: bytes, rate: int) -> None:
-        block = max(rate // 20, 1) if rate else 64 * 1024
-        for at in range(0, len(body), block):
-            if self.faulty.closing:
-                return
+    def _send(self, body: bytes, found: Resource) -> None:
+        at = 0
+        while at < len(body) and not self.faulty.closing:
+            # A test may let the rest come faster.
+            rate = found.rate
+            block = max(rate // 20, 1) if rate else 64 * 1024
             self.wfile.write(body[at : at + block])
             self.wfile.flush()
+            at += block
             if rate:
                 self.faulty.pause(block / rate)
             if self.faulty.gate is not None:
