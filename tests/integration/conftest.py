@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.tools.faulty_http import FaultyServer
+from tests.tools.gallery_service import DATA, PATH, SMALL, SMALL_PATH
 from tests.tools.running import LoaderUnderTest
 
 
@@ -14,3 +16,12 @@ async def loader(tmp_path: Path) -> AsyncIterator[LoaderUnderTest]:
     under_test = LoaderUnderTest(tmp_path / "home")
     yield under_test
     await under_test.close()
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    """A server of models that misbehaves as the test tells it."""
+    with FaultyServer() as running:
+        running.add(PATH, DATA, etag='"1"')
+        running.add(SMALL_PATH, SMALL)
+        yield running

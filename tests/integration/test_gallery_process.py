@@ -11,7 +11,7 @@ from grpc import aio
 
 from corral.gallery.v1 import gallery_pb2 as pb
 from services.gallery.config import GallerySettings
-from tests.integration.test_gallery_install import wheel
+from tests.tools.archives import wheel
 from tests.tools.faulty_http import FaultyServer, simple_index
 from tests.tools.gallery_service import (
     entry,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,13 @@ def payload(size: int, seed: int = 0) -> bytes:
     """Return bytes that no compression and no mix-up leaves unnoticed."""
     block = b"".join(hashlib.sha256(b"%d %d" % (seed, n)).digest() for n in range(1024))
     return (block * (size // len(block) + 1))[:size]
+
+
+# What the servers of the tests have: a file large enough to be broken off, and a small one.
+DATA = payload(3_000_000)
+PATH = "/m.gguf"
+SMALL = payload(200_000)
+SMALL_PATH = "/m"
 
 
 def write_index(path: Path, entries: list[dict[str, Any]]) -> str:
@@ -85,6 +93,17 @@ def settings(home: Path, index: str = "", **changes: Any) -> GallerySettings:
         "pypi_index_url": "http://127.0.0.1:9/simple",
     }
     return GallerySettings(**{**values, **changes})
+
+
+def one_file(tmp_path: Path, uri: str, data: bytes | None = DATA, *mirrors: str) -> str:
+    """An index with one entry `m` of one file `m.gguf`."""
+    rows = [entry("m", file("m.gguf", uri, data, *mirrors))]
+    return write_index(tmp_path / "gallery" / "index.yaml", rows)
+
+
+def leftovers(models: Path) -> list[str]:
+    folder = models / ".corral" / "partial"
+    return sorted(os.listdir(folder)) if folder.exists() else []
 
 
 @dataclass
