@@ -1,18 +1,14 @@
-"""Interceptors, errors and channels over real connections, for all four kinds of RPC."""
+"""Interceptors and errors over real connections, for all four kinds of RPC."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 import structlog
-from grpc import aio
 from structlog.testing import capture_logs
 
-from corral.backend import backend_pb2, backend_pb2_grpc
 from services.common import status
 from services.common.calls import CallRecord
 from services.common.channels import call, open_channel
@@ -23,104 +19,13 @@ from services.common.errors import (
     FieldViolation,
     InternalError,
     ModelNotFoundError,
-    NotImplementedYetError,
     QueueFullError,
     Resource,
-    ServiceUnreachableError,
     UnknownRemoteError,
 )
 from services.common.interceptors import request_id
-from services.common.server import GenericMount, Mount, Observe, serving
-
-KINDS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
-DEADLINE = 5.0
-
-
-class Raw(grpc.GenericRpcHandler):
-    """Serves `/test.Raw/<kind>` with bytes; what each call does is decided by the test."""
-
-    def __init__(self) -> None:
-        self.act: Callable[[Any], Any] = self.echo
-        self.closed = asyncio.Event()
-        self.sent_trailing: tuple[tuple[str, str], ...] = ()
-
-    def service(self, details: Any) -> Any:
-        kind = details.method.rpartition("/")[2]
-        if details.method != f"/test.Raw/{kind}" or kind not in KINDS:
-            return None
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(self.many if kind.endswith("stream") else self.one)
-
-    async def echo(self, context: Any) -> None:
-        return None
-
-    async def many(self, requests: Any, context: Any) -> AsyncIterator[bytes]:
-        try:
-            if isinstance(requests, bytes):
-                yield requests
-            else:
-                async for request in requests:
-                    yield request
-            await self.act(context)
-        finally:
-            # A handler that gives something back takes a moment for it.
-            await asyncio.sleep(0)
-            self.closed.set()
-
-    async def one(self, requests: Any, context: Any) -> bytes:
-        try:
-            data = requests if isinstance(requests, bytes) else b""
-            if not data:
-                async for request in requests:
-                    data += request
-            await self.act(context)
-            return data
-        finally:
-            self.closed.set()
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.records: list[CallRecord] = []
-        self.changed = asyncio.Event()
-
-    def call_ended(self, record: CallRecord) -> None:
-        self.records.append(record)
-        self.changed.set()
-
-    async def next(self) -> CallRecord:
-        async with asyncio.timeout(DEADLINE):
-            while not self.records:
-                self.changed.clear()
-                await self.changed.wait()
-        return self.records.pop(0)
-
-
-class World:
-    """A server with the raw service, and a channel to it."""
-
-    def __init__(self, channel: aio.Channel, raw: Raw, recorder: Recorder) -> None:
-        self.channel = channel
-        self.raw = raw
-        self.recorder = recorder
-
-    def start(self, kind: str, *, messages: int = 2, **options: Any) -> Any:
-        options.setdefault("timeout", DEADLINE)
-        method = getattr(self.channel, kind)(f"/test.Raw/{kind}")
-        if kind.startswith("unary"):
-            return method(b"x", **options)
-
-        async def requests() -> AsyncIterator[bytes]:
-            for _ in range(messages):
-                yield b"x"
-
-        return method(requests(), **options)
-
-    async def finish(self, kind: str, **options: Any) -> tuple[list[bytes], Any]:
-        running = self.start(kind, **options)
-        if kind.endswith("unary"):
-            return [await running], running
-        return [response async for response in running], running
+from services.common.server import GenericMount, Observe, serving
+from tests.tools.raw_service import DEADLINE, KINDS, Raw, Recorder, World, failing
 
 
 @pytest.fixture
@@ -133,13 +38,6 @@ async def world() -> AsyncIterator[World]:
         open_channel(server.address) as channel,
     ):
         yield World(channel, raw, recorder)
-
-
-def failing(error: BaseException) -> Callable[[Any], Any]:
-    async def act(context: Any) -> None:
-        raise error
-
-    return act
 
 
 def facts(error: CorralError) -> tuple[object, ...]:
@@ -429,112 +327,6 @@ async def test_unknown_methods_stay_unimplemented(world: World) -> None:
     with pytest.raises(UnknownRemoteError) as caught:
         await call(world.channel.unary_unary("/test.Raw/nothing"), b"", timeout=DEADLINE)
     assert caught.value.code == "UNIMPLEMENTED"
-
-
-class Backend(backend_pb2_grpc.BackendServicer):
-    """A generated servicer, for what the raw one can not show."""
-
-    def __init__(self) -> None:
-        self.failures = 0
-        self.calls = 0
-
-    async def Health(self, request: Any, context: Any) -> backend_pb2.Reply:
-        self.calls += 1
-        if self.calls <= self.failures:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
-        return backend_pb2.Reply(message=b"OK")
-
-    async def Predict(self, request: Any, context: Any) -> backend_pb2.Reply:
-        return backend_pb2.Reply(message=b"x" * request.Tokens)
-
-    async def PredictStream(self, request: Any, context: Any) -> AsyncIterator[backend_pb2.Reply]:
-        yield backend_pb2.Reply(message=b"1")
-        raise ModelNotFoundError.of("phi")
-
-
-@contextlib.asynccontextmanager
-async def backend(
-    listen: str = "127.0.0.1:0",
-) -> AsyncIterator[tuple[Backend, str]]:
-    servicer = Backend()
-    mount = Mount(
-        "backend.Backend",
-        lambda server: backend_pb2_grpc.add_BackendServicer_to_server(servicer, server),
-    )
-    settings = ServiceSettings(listen=listen, grace=0.5)
-    async with serving(name="test", settings=settings, mounts=[mount]) as server:
-        yield servicer, server.address
-
-
-async def test_generated_code_works_as_well(tmp_path: Path) -> None:
-    async with (
-        backend(f"unix:{tmp_path}/s") as (_, address),
-        open_channel(address) as channel,
-    ):
-        stub = backend_pb2_grpc.BackendStub(channel)
-        stream = stub.PredictStream(backend_pb2.PredictOptions(), timeout=DEADLINE)
-        got = []
-        with pytest.raises(grpc.RpcError) as caught:
-            while True:
-                got.append((await stream.read()).message)
-        assert got == [b"1"]
-        assert isinstance(status.from_rpc_error(caught.value), ModelNotFoundError)
-        with pytest.raises(NotImplementedYetError, match="/backend.Backend/LoadModel"):
-            await call(stub.LoadModel, backend_pb2.ModelOptions(), timeout=DEADLINE)
-
-
-async def test_messages_up_to_the_limit_and_not_beyond() -> None:
-    async with backend() as (_, address), open_channel(address) as channel:
-        stub = backend_pb2_grpc.BackendStub(channel)
-        size = 20 * 1024 * 1024
-        reply = await call(stub.Predict, backend_pb2.PredictOptions(Tokens=size), timeout=DEADLINE)
-        assert len(reply.message) == size
-        async with open_channel(address, max_message_size=1024) as narrow:
-            with pytest.raises(UnknownRemoteError) as caught:
-                await call(
-                    backend_pb2_grpc.BackendStub(narrow).Predict,
-                    backend_pb2.PredictOptions(Tokens=2048),
-                    timeout=DEADLINE,
-                )
-        assert caught.value.code == "RESOURCE_EXHAUSTED"
-
-
-async def test_only_the_calls_that_are_named_are_tried_again() -> None:
-    async with backend() as (servicer, address):
-        servicer.failures = 1
-        async with open_channel(address, retry=["/backend.Backend/Health"]) as channel:
-            stub = backend_pb2_grpc.BackendStub(channel)
-            reply = await call(stub.Health, backend_pb2.HealthMessage(), timeout=DEADLINE)
-            assert reply.message == b"OK"
-            assert servicer.calls == 2
-        servicer.calls = 0
-        async with open_channel(address, retry=["/backend.Backend/Predict"]) as channel:
-            stub = backend_pb2_grpc.BackendStub(channel)
-            with pytest.raises(ServiceUnreachableError, match="not yet"):
-                await call(stub.Health, backend_pb2.HealthMessage(), timeout=DEADLINE)
-
-
-async def test_nobody_there(tmp_path: Path) -> None:
-    async with open_channel(f"unix:{tmp_path}/none") as channel:
-        stub = backend_pb2_grpc.BackendStub(channel)
-        with pytest.raises(ServiceUnreachableError):
-            await call(stub.Health, backend_pb2.HealthMessage(), timeout=DEADLINE)
-
-
-async def test_a_server_that_comes_late_is_found_at_once(tmp_path: Path) -> None:
-    address = f"unix:{tmp_path}/late"
-    loop = asyncio.get_running_loop()
-    async with open_channel(address) as channel:
-        stub = backend_pb2_grpc.BackendStub(channel)
-        with pytest.raises(ServiceUnreachableError):
-            await call(stub.Health, backend_pb2.HealthMessage(), timeout=DEADLINE)
-        async with backend(address):
-            began = loop.time()
-            await call(
-                stub.Health, backend_pb2.HealthMessage(), timeout=DEADLINE, wait_for_ready=True
-            )
-            # gRPC's default backoff would take a second.
-            assert loop.time() - began < 0.8
 
 
 async def test_cancelling_the_caller_cancels_the_call(world: World) -> None:
