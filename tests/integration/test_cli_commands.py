@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +14,17 @@ import pytest
 
 from corral.gallery.v1 import gallery_pb2
 from services.common import errors
-from tests.fakes.services_fake import STATE, FakeGallery, FakeLoader, FakeMonitor, log_line, serving
-from tests.tools.corral_command import command_environment, corral, start
+from tests.fakes.services_fake import STATE, FakeLoader, log_line, serving
+from tests.tools.corral_command import World, corral, scripted_world, started
 from tests.tools.service import ROOT
 
 NOWHERE = "127.0.0.1:1"
 
 
-class World:
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.loader = FakeLoader()
-        self.gallery = FakeGallery()
-        self.addresses: dict[str, str] = {}
-
-    async def run(self, *args: str, stdin: str | None = None, **extra: str) -> Any:
-        return await corral(self.home, *args, stdin=stdin, **self.env(), **extra)
-
-    async def start(self, *args: str, **extra: str) -> asyncio.subprocess.Process:
-        return await start(self.home, *args, **self.env(), **extra)
-
-    def env(self) -> dict[str, str]:
-        return {f"CORRAL_{name.upper()}": text for name, text in self.addresses.items()}
-
-
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path)
-    async with (
-        serving(world.loader) as loader,
-        serving(world.gallery) as gallery,
-        serving(FakeMonitor()) as monitor,
-        serving() as metrics,
-    ):
-        world.addresses = {
-            "loader": loader,
-            "gallery": gallery,
-            "monitor": monitor,
-            "metrics": metrics,
-        }
-        yield world
+    async with scripted_world(tmp_path) as made:
+        yield made
 
 
 def entry(name: str, **more: Any) -> gallery_pb2.ModelEntry:
@@ -293,23 +263,26 @@ async def test_logs_are_followed_over_a_restart_of_the_loader(tmp_path: Path) ->
     loader = FakeLoader()
     loader.add("m")
     loader.lines = [log_line(n, f"old {n}") for n in range(1, 6)]
-    async with serving(loader) as address:
-        process = await start(tmp_path, "logs", "m", "-f", "--json", CORRAL_LOADER=address)
-        await read_until(process.stdout, "old 5")
-        loader.lines.append(log_line(6, "old 6"))
-        loader.new_line.set()
-        await read_until(process.stdout, "old 6")
-    # A loader that starts again counts from 1.
-    loader = FakeLoader()
-    loader.add("m")
-    loader.lines = [log_line(1, "new 1"), log_line(2, "new 2")]
-    async with serving(loader, address=address):
-        seen = await read_until(process.stdout, "new 2")
-        assert "old" not in seen
-        process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(10):
-            assert await process.wait() == 130
-        err = (await process.stderr.read()).decode() if process.stderr else ""
+    async with AsyncExitStack() as stack:
+        async with serving(loader) as address:
+            process = await stack.enter_async_context(
+                started(tmp_path, "logs", "m", "-f", "--json", CORRAL_LOADER=address)
+            )
+            await read_until(process.stdout, "old 5")
+            loader.lines.append(log_line(6, "old 6"))
+            loader.new_line.set()
+            await read_until(process.stdout, "old 6")
+        # A loader that starts again counts from 1.
+        loader = FakeLoader()
+        loader.add("m")
+        loader.lines = [log_line(1, "new 1"), log_line(2, "new 2")]
+        async with serving(loader, address=address):
+            seen = await read_until(process.stdout, "new 2")
+            assert "old" not in seen
+            process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(10):
+                assert await process.wait() == 130
+            err = (await process.stderr.read()).decode() if process.stderr else ""
     assert "waiting for it to come back" not in err  # JSON: nothing but data and errors
 
 
@@ -318,89 +291,6 @@ async def test_a_log_that_is_empty_says_so(world: World) -> None:
     done = await world.run("logs", "m")
     assert (done.code, done.out) == (0, "")
     assert "nothing logged" in done.err
-
-
-# What goes wrong
-
-
-@pytest.mark.parametrize(
-    ("args", "service"),
-    [
-        (["models"], "loader"),
-        (["models", "-a"], "gallery"),
-        (["install", "x"], "gallery"),
-        (["run", "x", "y"], "loader"),
-        (["logs", "x", "-f"], "loader"),
-        (["operations"], "gallery"),
-    ],
-)
-async def test_nobody_there(tmp_path: Path, args: list[str], service: str) -> None:
-    done = await corral(tmp_path, *args, CORRAL_LOADER=NOWHERE, CORRAL_GALLERY=NOWHERE)
-    assert done.code == 1
-    assert done.out == ""
-    assert done.err.splitlines()[0] == f"error: cannot reach the {service} at {NOWHERE}"
-    assert done.err.splitlines()[1].startswith("next:  ")
-    assert "`corral up`" in done.err
-
-
-async def test_nobody_at_a_socket(tmp_path: Path) -> None:
-    done = await corral(tmp_path, "models", "--loader", f"unix:{tmp_path}/none.sock")
-    assert "cannot reach the loader at unix:" in done.err
-
-
-async def test_failures_are_json_too(tmp_path: Path) -> None:
-    done = await corral(tmp_path, "models", "--json", "--loader", NOWHERE)
-    assert done.out == ""
-    error = json.loads(done.err)["error"]
-    assert error["reason"] == "SERVICE_UNREACHABLE"
-    assert error["hint"]
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["run"],
-        ["run", "m"],
-        ["run", "m", "x", "--raw", "--system", "y"],
-        ["run", "m", "x", "--temperature", "-1"],
-        ["load", "m", "--timeout", "soon"],
-        ["models", "--loader", "nowhere"],
-        ["frobnicate"],
-        ["models", "--frobnicate"],
-        ["up", "--listen", "x"],
-    ],
-)
-async def test_wrong_usage(tmp_path: Path, args: list[str]) -> None:
-    done = await corral(tmp_path, *args)
-    assert done.code == 2
-    assert done.out == ""
-
-
-async def test_another_server_at_the_address(world: World) -> None:
-    done = await world.run("models", "--loader", world.addresses["metrics"])
-    assert done.code == 1
-    assert "is it the right service?" in done.err
-
-
-async def test_a_reader_that_goes_away_is_no_news(world: World) -> None:
-    world.loader.add("m")
-    world.loader.lines = [log_line(n, "x" * 1000) for n in range(1, 2000)]
-    read, write = os.pipe()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "services.cli", "logs", "m"),
-        cwd=ROOT,
-        env=command_environment(world.home, **world.env()),
-        stdout=write,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    os.close(write)
-    await asyncio.to_thread(os.read, read, 100)
-    os.close(read)
-    async with asyncio.timeout(20):
-        _, err = await process.communicate()
-    assert err == b""
-    assert process.returncode == 1
 
 
 # Help and completion

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from corral.gallery.v1 import gallery_pb2
 from services.common import errors
 from tests.fakes.services_fake import FakeGallery, serving
-from tests.tools.corral_command import corral, start
+from tests.tools.corral_command import corral, started
 
 
 class Shop:
@@ -84,8 +85,7 @@ async def test_an_unknown_entry(shop: Shop) -> None:
 
 async def test_ctrl_c_cancels_the_installation(shop: Shop) -> None:
     shop.gallery.step_seconds = 60
-    process = await start(shop.home, "install", "tiny", **shop.env)
-    async with asyncio.timeout(20):
+    async with started(shop.home, "install", "tiny", **shop.env) as process, asyncio.timeout(20):
         await shop.gallery.watched.wait()
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
@@ -96,8 +96,7 @@ async def test_ctrl_c_cancels_the_installation(shop: Shop) -> None:
 
 async def test_a_cancel_that_cannot_be_made_is_told(shop: Shop) -> None:
     shop.gallery.step_seconds = 60
-    process = await start(shop.home, "install", "tiny", **shop.env)
-    async with asyncio.timeout(20):
+    async with started(shop.home, "install", "tiny", **shop.env) as process, asyncio.timeout(20):
         await shop.gallery.watched.wait()
         shop.gallery.operation = None
         process.send_signal(signal.SIGINT)
@@ -116,13 +115,16 @@ async def test_a_broken_watch_is_taken_up_again(shop: Shop) -> None:
 
 async def test_a_gallery_that_restarts_is_waited_for(tmp_path: Path) -> None:
     gallery = FakeGallery(entries=[gallery_pb2.ModelEntry(id="tiny")], step_seconds=60)
-    async with serving(gallery) as address:
-        process = await start(tmp_path, "install", "tiny", CORRAL_GALLERY=address)
-        async with asyncio.timeout(20):
-            await gallery.watched.wait()
-    gallery.step_seconds = 0.01
-    async with serving(gallery, address=address), asyncio.timeout(20):
-        out, _ = await process.communicate()
+    async with AsyncExitStack() as stack:
+        async with serving(gallery) as address:
+            process = await stack.enter_async_context(
+                started(tmp_path, "install", "tiny", CORRAL_GALLERY=address)
+            )
+            async with asyncio.timeout(20):
+                await gallery.watched.wait()
+        gallery.step_seconds = 0.01
+        async with serving(gallery, address=address), asyncio.timeout(20):
+            out, _ = await process.communicate()
     assert (process.returncode, out[:14]) == (0, b"installed tiny")
 
 

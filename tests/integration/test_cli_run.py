@@ -8,7 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from corral.backend import backend_pb2
 from services.common import errors
 from tests.fakes.services_fake import STATE, FakeLoader, reply, serving
-from tests.tools.corral_command import command_environment, corral, start
+from tests.tools.corral_command import command_environment, corral, started
 from tests.tools.service import ROOT
 from tests.tools.waiting import eventually
 
@@ -173,8 +173,7 @@ async def test_an_answer_that_takes_too_long(model: Model) -> None:
 
 async def test_ctrl_c_cancels_the_call_at_the_server(model: Model) -> None:
     model.loader.replies = [reply("a"), 60.0]
-    process = await start(model.home, "run", "m", "hi", **model.env)
-    async with asyncio.timeout(20):
+    async with started(model.home, "run", "m", "hi", **model.env) as process, asyncio.timeout(20):
         assert process.stdout is not None
         assert await process.stdout.readexactly(1) == b"a"
         process.send_signal(signal.SIGINT)
@@ -260,8 +259,27 @@ class Terminal:
         return code
 
 
-async def test_a_conversation_at_a_terminal_outlives_ctrl_c(model: Model) -> None:
-    terminal = Terminal(model, "run", "m", "--chat")
+@pytest.fixture
+def terminals(model: Model) -> Iterator[Callable[..., Terminal]]:
+    """Start commands on terminals of their own; none outlives the test."""
+    made: list[Terminal] = []
+
+    def start(*args: str) -> Terminal:
+        made.append(Terminal(model, *args))
+        return made[-1]
+
+    yield start
+    for terminal in made:
+        if terminal.process.poll() is None:
+            terminal.process.kill()
+            terminal.process.wait()
+            os.close(terminal.master)
+
+
+async def test_a_conversation_at_a_terminal_outlives_ctrl_c(
+    model: Model, terminals: Callable[..., Terminal]
+) -> None:
+    terminal = terminals("run", "m", "--chat")
     await terminal.sees(">>> ")
     model.loader.replies = [reply("endless"), 60.0]
     terminal.type("one\n")
@@ -281,8 +299,10 @@ async def test_a_conversation_at_a_terminal_outlives_ctrl_c(model: Model) -> Non
     assert [m.content for m in model.asked[-1].Messages] == ["two"]
 
 
-async def test_a_turn_that_fails_does_not_end_the_conversation(model: Model) -> None:
-    terminal = Terminal(model, "run", "m", "--chat")
+async def test_a_turn_that_fails_does_not_end_the_conversation(
+    model: Model, terminals: Callable[..., Terminal]
+) -> None:
+    terminal = terminals("run", "m", "--chat")
     await terminal.sees(">>> ")
     del model.loader.models["m"]
     terminal.type("one\n")
@@ -292,9 +312,11 @@ async def test_a_turn_that_fails_does_not_end_the_conversation(model: Model) -> 
     assert await terminal.ends() == 0
 
 
-async def test_escape_sequences_of_a_model_do_not_reach_the_terminal(model: Model) -> None:
+async def test_escape_sequences_of_a_model_do_not_reach_the_terminal(
+    model: Model, terminals: Callable[..., Terminal]
+) -> None:
     model.loader.replies = [reply("\x1b]0;title\x07x")]
-    terminal = Terminal(model, "run", "m", "hi")
+    terminal = terminals("run", "m", "hi")
     await terminal.sees("\\x1b]0;title\\x07x")
     assert await terminal.ends() == 0
     assert (await model.run("hi")).out == "\x1b]0;title\x07x\n"
