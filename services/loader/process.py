@@ -329,7 +329,10 @@ def _hint(error: OSError) -> str:
         case errno.ENOEXEC:
             return "; it is neither a program for this machine nor a script with a #! line"
         case errno.ENOENT:
-            return "; the file, or the interpreter in its #! line, is missing"
+            return (
+                "; the file, or the interpreter in its #! line, is missing (or that line ends with a"
+                " carriage return, as Windows writes it)"
+            )
         case errno.EACCES:
             return "; make it executable, and check that its disk is not mounted noexec"
     return ""

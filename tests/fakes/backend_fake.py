@@ -150,7 +150,9 @@ class Newer(grpc.GenericRpcHandler):
 
 
 async def serve(address: str, behaviour: dict[str, Any]) -> None:
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    size = 64 * 1024**2
+    limits = [("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size)]
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *limits])
     backend_pb2_grpc.add_BackendServicer_to_server(Backend(behaviour), server)
     server.add_generic_rpc_handlers((Newer(),))
     server.add_insecure_port(address)

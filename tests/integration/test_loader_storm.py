@@ -92,7 +92,7 @@ async def test_loads_unloads_calls_and_kills_at_once(loader: LoaderUnderTest, mo
     await loader.start(*QUICK_BACKOFF, "--drain-timeout", "300ms")
     chance = random.Random(models)
     seen: Counter[str] = Counter()
-    end = time.monotonic() + 4
+    end = time.monotonic() + 3
 
     async def client() -> None:
         while time.monotonic() < end:
