@@ -116,6 +116,12 @@ def first_document(content: str | bytes) -> Any:
         return _load(_Tolerant, content)
 
 
+def reads_as_text(text: str) -> bool:
+    """Whether a text that stands in a file without quotes is read as a text, and not as a number or null."""
+    candidates = _GoRules.yaml_implicit_resolvers.get(text[:1], ())
+    return not any(pattern.match(text) for _, pattern in candidates)
+
+
 def as_written(value: object) -> str | None:
     """Return the text that a number or a boolean had in the file; None for anything else."""
     if isinstance(value, bool):
