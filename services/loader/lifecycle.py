@@ -18,6 +18,70 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from .lifecycle_effects import (
+    AdmitWaiters,
+    ArmBackoff,
+    CutCalls,
+    Drain,
+    Effect,
+    FailWaiters,
+    RefuseStop,
+    SendLoad,
+    Start,
+    StopGroup,
+)
+from .lifecycle_events import (
+    Answered,
+    AttemptFailed,
+    BackoffEnded,
+    Changed,
+    Drained,
+    DrainTimedOut,
+    Event,
+    Exited,
+    Failure,
+    GroupGone,
+    Loaded,
+    LoadRequested,
+    Stable,
+    StopRequested,
+)
+
+__all__ = [
+    "RESTING",
+    "RUNNING",
+    "AdmitWaiters",
+    "After",
+    "Answered",
+    "ArmBackoff",
+    "AttemptFailed",
+    "BackoffEnded",
+    "Changed",
+    "CutCalls",
+    "Drain",
+    "DrainTimedOut",
+    "Drained",
+    "Effect",
+    "Event",
+    "Exited",
+    "FailWaiters",
+    "Failure",
+    "GroupGone",
+    "Lifecycle",
+    "LoadRequested",
+    "Loaded",
+    "Phase",
+    "RefuseStop",
+    "SendLoad",
+    "Stable",
+    "Start",
+    "Step",
+    "StopGroup",
+    "StopRequested",
+    "StoppedError",
+    "next",
+]
+
 
 class Phase(Enum):
     """Where a model stands."""
@@ -37,18 +101,6 @@ RUNNING = frozenset({Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING,
 
 RESTING = frozenset({Phase.STOPPED, Phase.BACKOFF, Phase.FAILED})
 """Phases in which nothing runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why an attempt failed, or an instance ended by itself.
-
-    `permanent` failures (a missing file, an unknown backend) do not get better by waiting.
-    """
-
-    candidate: str
-    error: Exception
-    permanent: bool = False
 
 
 class After(Enum):
@@ -85,193 +137,6 @@ class Lifecycle:
         """The backend being tried or running; empty if none."""
         return self.candidates[0] if self.candidates else ""
 
-
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class LoadRequested:
-    """A call needs the model; these backends may hold it, in this order."""
-
-    candidates: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The backend process answers Health."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The backend has read the model."""
-
-    generation: int
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptFailed:
-    """Start or load failed; the process may still be there."""
-
-    generation: int
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """The process ended by itself, or the external backend is gone."""
-
-    generation: int
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested:
-    """Someone wants the model gone."""
-
-    reason: str
-    force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """The last lease has ended."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class DrainTimedOut:
-    """Leases were still held when the drain time ended."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class GroupGone:
-    """The whole process group has ended and its resources are back."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stable:
-    """The instance has been ready for so long that what failed before no longer counts."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class BackoffEnded:
-    """The time to wait after a failure is over."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """The model's configuration, its files or the backend changed: old failures say nothing now."""
-
-
-Event = (
-    LoadRequested
-    | Answered
-    | Loaded
-    | AttemptFailed
-    | Exited
-    | StopRequested
-    | Drained
-    | DrainTimedOut
-    | GroupGone
-    | Stable
-    | BackoffEnded
-    | Changed
-)
-
-
-# Effects
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Spawn or connect to the backend, and wait until it answers."""
-
-    generation: int
-    candidate: str
-
-
-@dataclass(frozen=True, slots=True)
-class SendLoad:
-    """Tell the backend to read the model."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class AdmitWaiters:
-    """Give a lease to every call that waits for the model."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class FailWaiters:
-    """Tell every call that waits that the load failed, and why."""
-
-    failures: tuple[Failure, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Report `Drained` when the last lease has ended, or `DrainTimedOut`."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class CutCalls:
-    """End the calls in progress with UNAVAILABLE."""
-
-    generation: int
-    failure: Failure | None
-
-
-@dataclass(frozen=True, slots=True)
-class StopGroup:
-    """Ask, then terminate, then kill the process group; report `GroupGone` when it is gone."""
-
-    generation: int
-    graceful: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ArmBackoff:
-    """Report `BackoffEnded` after the delay that belongs to so many failed rounds."""
-
-    generation: int
-    failed_rounds: int
-
-
-@dataclass(frozen=True, slots=True)
-class RefuseStop:
-    """Tell those who asked for the stop that calls were still running."""
-
-    generation: int
-
-
-Effect = (
-    Start
-    | SendLoad
-    | AdmitWaiters
-    | FailWaiters
-    | Drain
-    | CutCalls
-    | StopGroup
-    | ArmBackoff
-    | RefuseStop
-)
 
 Step = tuple[Lifecycle, tuple[Effect, ...]]
 

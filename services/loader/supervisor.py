@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.common.backoff import Backoff
-from services.common.errors import BackendStartError, CorralError, ModelLoadError
+from services.common.errors import (
+    BackendStartError,
+    CorralError,
+    LoadBackoffError,
+    ModelLoadError,
+)
 from services.common.logs import get_logger
 from services.common.tasks import Background
 
@@ -358,7 +363,10 @@ class Supervisor:
                 waiter.set_result(Lease(instance, self._released))
 
     def _fail_waiters(self, failures: tuple[Failure, ...]) -> None:
-        error = causes.all_failed(self.name, failures)
+        error: CorralError = causes.all_failed(self.name, failures)
+        if self.state.phase is Phase.BACKOFF and self.state.after is life.After.CRASHED:
+            # They did not see the crash; to them it is the reason why they must wait.
+            error = self._backing_off()
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -381,8 +389,12 @@ class Supervisor:
             self._post(life.Changed())
             return
         if self.state.phase is Phase.BACKOFF and self.retry_at is not None:
-            left = max(self.retry_at - time.time(), 0.001)
-            raise causes.backing_off(self.name, left, self.state.failures)
+            raise self._backing_off()
+
+    def _backing_off(self) -> LoadBackoffError:
+        assert self.retry_at is not None
+        left = max(self.retry_at - time.time(), 0.001)
+        return causes.backing_off(self.name, left, self.state.failures)
 
     # Helpers
 
