@@ -125,7 +125,7 @@ class Clients:
         request: Any,
         *,
         timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
     ) -> AsyncGenerator[_Response, None]:
         """Yield a stream's messages; failures as in `call`. Left early, the call is cancelled."""
         pairs = aio.Metadata(*(metadata or {}).items())

@@ -85,7 +85,7 @@ async def call(
     request: Any,
     *,
     timeout: float,
-    metadata: Mapping[str, str] | Sequence[tuple[str, str | bytes]] = (),
+    metadata: Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]] = (),
     wait_for_ready: bool = False,
 ) -> _Response:
     """Make a unary call with a deadline; failures arrive as CorralError.

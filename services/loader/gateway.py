@@ -26,6 +26,7 @@ from services.common.errors import (
     ServiceUnreachableError,
 )
 from services.common.mounts import GenericMount
+from services.common.routing import MODEL_KEY, MODEL_KEY_BINARY
 from services.common.tasks import wait_until
 
 from .connection import GrpcConnection
@@ -34,7 +35,6 @@ from .loader import Loader
 from .wire import string_field, with_empty_string
 
 SERVICE = backend_pb2.DESCRIPTOR.services_by_name["Backend"]
-MODEL_KEY = "corral-model"
 
 CONTROL_ONLY = frozenset({"LoadModel", "Free"})
 """The control plane owns them: a client that frees a shared model takes it from all others."""
@@ -43,7 +43,16 @@ PROBES = frozenset({"Health", "Status", "GetMetrics"})
 """Never load a model and never count as its use."""
 
 _NOT_PASSED_ON = frozenset(
-    {MODEL_KEY, "authorization", "user-agent", "content-type", "te", "host", "connection"}
+    {
+        MODEL_KEY,
+        MODEL_KEY_BINARY,
+        "authorization",
+        "user-agent",
+        "content-type",
+        "te",
+        "host",
+        "connection",
+    }
 )
 """Metadata of this hop. `authorization` is the client's word to us; the backend gets its own token."""
 
@@ -180,11 +189,7 @@ class Gateway(grpc.GenericRpcHandler):
             lease.release()
 
     async def _lease(self, method: Method, request: Any, metadata: Any) -> tuple[Lease, Any]:
-        named = next((value for key, value in metadata if key == MODEL_KEY), None)
-        if named is not None and not (isinstance(named, str) and named.strip()):
-            raise InvalidRequestError.of(
-                MODEL_KEY, "is empty; send a model's name, or leave it out"
-            )
+        named = _named(metadata)
         identity = string_field(request, method.identity_field) if method.identity_field else ""
         name = self._loader.route(named, identity)
         if method.name in PROBES:
@@ -222,6 +227,20 @@ class Gateway(grpc.GenericRpcHandler):
             raise _restarted(instance) from error
         trailing = _passed_back(error.trailing_metadata() or ())
         await context.abort(error.code(), error.details() or "", trailing)
+
+
+def _named(metadata: Any) -> str | None:
+    """Return the name in the metadata, None if there is none. Raises InvalidRequestError."""
+    for key, value in metadata:
+        if key in (MODEL_KEY, MODEL_KEY_BINARY):
+            try:
+                name: str = value.decode() if isinstance(value, bytes) else value
+            except UnicodeDecodeError:
+                raise InvalidRequestError.of(key, "is not UTF-8") from None
+            if not name.strip():
+                raise InvalidRequestError.of(key, "is empty; name a model, or leave the key out")
+            return name
+    return None
 
 
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})

@@ -80,6 +80,8 @@ class LogBook:
 
         A reader that is slower than the backend misses lines, and sees it by a jump in the numbers.
         """
+        if after > self._last:
+            after = 0  # a number of before the loader's restart
         history = [line for line in self._lines if line.sequence > after]
         if tail:
             history = history[-tail:]

@@ -11,12 +11,12 @@ from corral.backend import backend_pb2, backend_pb2_grpc
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from services.common.channels import call
 from services.common.errors import DeadlineError, ServiceUnreachableError
+from services.common.routing import model_metadata
 
 from . import convert
 from .status import Answer, Known
 
 # The gateway's key for the model that a call is for.
-_MODEL_KEY: Final = "corral-model"
 _PAGE: Final = 1000
 _T = TypeVar("_T")
 
@@ -70,7 +70,7 @@ class LoaderClient:
             self._backend.Status,
             backend_pb2.HealthMessage(),
             timeout=self._status_timeout,
-            metadata={_MODEL_KEY: model},
+            metadata=model_metadata(model),
         )
         return convert.answer(response)
 

@@ -90,14 +90,12 @@ async def test_characters_that_are_cut_come_out_whole(model: Model) -> None:
     assert (await model.run("hi")).out == "a�\n"
 
 
-async def test_a_name_that_metadata_cannot_carry_goes_in_the_request(model: Model) -> None:
+async def test_a_name_that_is_not_ascii_goes_as_bytes(model: Model) -> None:
     model.loader.add("münchen", STATE.STATE_READY)
     done = await corral(model.home, "run", "münchen", "hi", **model.env)
     assert done.out == "Hello there\n"
     assert "corral-model" not in model.loader.metadata
-    assert model.asked[0].ModelIdentity == "münchen"
-    await model.run("hi")
-    assert model.asked[1].ModelIdentity == ""
+    assert model.loader.metadata["corral-model-bin"] == "münchen".encode()
 
 
 async def test_what_is_no_text_is_refused(model: Model) -> None:

@@ -154,6 +154,17 @@ async def test_the_identity_names_the_model_too(running: LoaderUnderTest) -> Non
         assert json.loads(reply.message)["identity"] == passed_on
 
 
+async def test_a_name_that_is_not_ascii(running: LoaderUnderTest) -> None:
+    running.add_model("münchen", "fake")
+    named = (("corral-model-bin", "münchen".encode()),)
+    reply = await running.data.Predict(pb.PredictOptions(Prompt="grüß"), metadata=named)
+    assert json.loads(reply.message)["prompt"] == "grüß"
+    for bad in (("corral-model-bin", b"\xff"), ("corral-model", " ")):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await running.data.Predict(pb.PredictOptions(), metadata=(bad,))
+        assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_without_a_name(loader: LoaderUnderTest) -> None:
     loader.add_backend("fake")
     loader.add_model("m", "fake")

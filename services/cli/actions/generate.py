@@ -16,11 +16,10 @@ from services.cli import text, views
 from services.cli.clients import Clients
 from services.cli.failures import Failure
 from services.cli.output import Output
+from services.common.routing import model_metadata
 
 from . import load
 
-# Tells the gateway which model a call is for.
-MODEL_KEY: Final = "corral-model"
 # LocalAI's defaults for what this command has no option for. Backends take a 0 at its word.
 _TOP_K: Final = 40
 
@@ -104,9 +103,6 @@ def request_for(
         Seed=settings.seed,
         StopPrompts=settings.stop,
     )
-    if not settings.model.isascii():
-        # Metadata is ASCII. The loader takes the name from here too, if it finds none there.
-        request.ModelIdentity = views.bare(settings.model)
     if settings.raw:
         request.Prompt = prompt
     else:
@@ -170,7 +166,7 @@ async def _pieces(
         clients.backend.PredictStream,
         request,
         timeout=settings.timeout,
-        metadata={MODEL_KEY: name} if name.isascii() else {},
+        metadata=model_metadata(name),
     )
     async with aclosing(replies) as stream:
         try:

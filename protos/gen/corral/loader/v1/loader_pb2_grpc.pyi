@@ -4,8 +4,8 @@ isort:skip_file
 The loader's control plane: which models exist, which run, and what they do.
 
 The data plane is `backend.Backend` on the same port: send any of its calls to the loader with the
-metadata `corral-model: <model id>`, and the loader passes it to the backend that holds the model,
-loading the model first if it must. Beside the backend's own errors and those of LoadModel below, such
+metadata `corral-model: <model id>` (`corral-model-bin`, in UTF-8, for an id that is not ASCII), and
+the loader passes it to the backend that holds the model, loading it first if it must. Beside the backend's own errors and those of LoadModel below, such
 a call may answer INVALID_ARGUMENT (`MODEL_NOT_NAMED`: there is not exactly one model to guess),
 FAILED_PRECONDITION (`CONTROL_PLANE_ONLY`: LoadModel and Free are for this service to call;
 `MODEL_NOT_LOADED`: Health, Status and GetMetrics never load a model) and UNAVAILABLE

@@ -1,0 +1,16 @@
+"""How a call says which model it is for: gRPC metadata, the same for clients and for the loader."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MODEL_KEY: Final = "corral-model"
+MODEL_KEY_BINARY: Final = "corral-model-bin"
+"""For names that are not ASCII, which gRPC allows only in binary metadata: the name in UTF-8."""
+
+
+def model_metadata(name: str) -> dict[str, str | bytes]:
+    """Return the metadata that names a model."""
+    if name.isascii() and name.isprintable():
+        return {MODEL_KEY: name}
+    return {MODEL_KEY_BINARY: name.encode()}
