@@ -7,7 +7,6 @@ two events ever interleave. Whatever takes time runs in a task of its own and co
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
 import uuid
 from collections import deque
@@ -33,6 +32,7 @@ from .instance import Connection, Instance, Lease
 from .lifecycle import Failure, Lifecycle, Phase
 from .logs import LogBook, Stream
 from .model_catalog import ModelEntry
+from .waiters import LeaseWaiters, StopWaiters
 
 _log = get_logger(__name__)
 
@@ -100,8 +100,8 @@ class Supervisor:
         self._changed = changed
         self.entry: ModelEntry | None = None
         """The model as it was when its load began."""
-        self._waiters: deque[asyncio.Future[Lease]] = deque()
-        self._stops: list[asyncio.Future[None]] = []
+        self._waiters = LeaseWaiters()
+        self._stops = StopWaiters()
         self._events: deque[life.Event] = deque()
         self._posting = False
         self._timers: list[asyncio.TimerHandle] = []
@@ -127,19 +127,7 @@ class Supervisor:
 
     def join(self) -> Coroutine[Any, Any, Lease]:
         """Wait for the load in progress; the place among those who wait is taken at once."""
-        waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        return self._joined(waiter)
-
-    async def _joined(self, waiter: asyncio.Future[Lease]) -> Lease:
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                waiter.result().release()
-            raise
-        finally:
-            waiter.cancel()
+        return self._waiters.join()
 
     @property
     def loading(self) -> bool:
@@ -150,7 +138,7 @@ class Supervisor:
         """Return a lease if the model is ready now."""
         if self.state.phase is not Phase.READY or self.instance is None:
             return None
-        return Lease(self.instance, self._released)
+        return self._lease()
 
     def begin_load(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
         """Begin to load, without waiting for it. Raises LoadBackoffError."""
@@ -165,12 +153,9 @@ class Supervisor:
         """Unload and wait until the process group is gone. Raises ModelBusyError. Idempotent."""
         if self.state.phase in life.RESTING:
             return
-        stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stops.append(stopped)
-        # Somebody may leave before the answer; an error that nobody takes is none of the log's.
-        stopped.add_done_callback(lambda answer: answer.exception())
+        stopped = self._stops.join()
         self._post(life.StopRequested(reason, force))
-        await asyncio.shield(stopped)
+        await stopped
 
     def report_lost(self, instance: Instance, error: CorralError) -> None:
         """An external backend does not answer any more; the next call connects anew."""
@@ -210,7 +195,7 @@ class Supervisor:
                 for effect in effects:
                     self._perform(effect)
                 if isinstance(event, life.GroupGone) and before.phase is Phase.STOPPING:
-                    self._answer_stops(None)
+                    self._stops.answer(None)
                 if self.state != before:
                     self._changed(self)
         finally:
@@ -223,7 +208,7 @@ class Supervisor:
             case life.SendLoad():
                 self._work = self._spawn(self._load(self._current()), "load")
             case life.AdmitWaiters():
-                self._admit()
+                self._waiters.admit(self._lease)
             case life.FailWaiters(failures):
                 self._fail_waiters(failures)
             case life.Drain():
@@ -238,7 +223,7 @@ class Supervisor:
                 self._later(delay, life.BackoffEnded(generation))
             case life.RefuseStop():
                 active = self._current().active
-                self._answer_stops(causes.busy(self.name, active, self._timeouts.drain))
+                self._stops.answer(causes.busy(self.name, active, self._timeouts.drain))
 
     def _start(self, generation: int, candidate: str) -> None:
         for timer in self._timers:
@@ -354,33 +339,15 @@ class Supervisor:
 
     # Those who wait
 
-    def _admit(self) -> None:
-        instance = self._current()
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                # The lease is taken here, not when the waiter wakes: in between nothing may evict it.
-                waiter.set_result(Lease(instance, self._released))
+    def _lease(self) -> Lease:
+        return Lease(self._current(), self._released)
 
     def _fail_waiters(self, failures: tuple[Failure, ...]) -> None:
         error: CorralError = causes.all_failed(self.name, failures)
         if self.state.phase is Phase.BACKOFF and self.state.after is life.After.CRASHED:
             # They did not see the crash; to them it is the reason why they must wait.
             error = self._backing_off()
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_exception(copy.copy(error))
-
-    def _answer_stops(self, error: CorralError | None) -> None:
-        stops, self._stops = self._stops, []
-        for stopped in stops:
-            if stopped.done():
-                continue
-            if error is None:
-                stopped.set_result(None)
-            else:
-                stopped.set_exception(error)
+        self._waiters.fail(error)
 
     def _refuse_while_backing_off(self, entry: ModelEntry) -> None:
         if self.state.phase not in (Phase.BACKOFF, Phase.FAILED):
