@@ -25,3 +25,12 @@ def server() -> Iterator[FaultyServer]:
         running.add(PATH, DATA, etag='"1"')
         running.add(SMALL_PATH, SMALL)
         yield running
+
+
+@pytest.fixture
+async def running(loader: LoaderUnderTest) -> LoaderUnderTest:
+    """A running loader with a scripted backend and one model, `m`, not loaded yet."""
+    loader.add_backend("fake")
+    loader.add_model("m", "fake")
+    await loader.start("--load-backoff", "1s")
+    return loader
