@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import psutil
 
 from corral.backend import backend_pb2, backend_pb2_grpc
 from corral.loader.v1 import loader_pb2
+from tests.tools.processes import free_port
 from tests.tools.running import LoaderUnderTest
 
 REPETITIONS = 5
@@ -65,14 +67,7 @@ async def _compare(loader: LoaderUnderTest) -> None:
             print(
                 f"{'':24}{'direct':>12}{'gateway':>12}{'ratio':>8}{'added p50':>12}{'CPU/op':>10}"
             )
-            for name, measure in (
-                ("unary, 1 at a time", lambda stub, md: _unary(stub, md, 1, CALLS // 3)),
-                (
-                    f"unary, {CONCURRENCY} at a time",
-                    lambda s, md: _unary(s, md, CONCURRENCY, CALLS),
-                ),
-                ("stream, messages", _stream),
-            ):
+            for name, measure in MEASUREMENTS.items():
                 pairs = []
                 for _ in range(REPETITIONS):
                     straight = await _timed(measure(direct, ()), process)
@@ -85,8 +80,6 @@ async def _compare(loader: LoaderUnderTest) -> None:
 
 
 async def _second_backend(loader: LoaderUnderTest) -> tuple[asyncio.subprocess.Process, str]:
-    from services.loader.readiness import free_port
-
     address = f"127.0.0.1:{free_port()}"
     folder = loader.backends / "fake"
     process = await asyncio.create_subprocess_exec(folder / "run.sh", "--addr", address, cwd=folder)
@@ -104,7 +97,7 @@ async def _timed(measure: Awaitable[tuple[int, list[float]]], process: psutil.Pr
     return Result(count / seconds, statistics.median(latencies) * 1e3, used / count * 1e6)
 
 
-async def _unary(stub: Any, metadata: Any, width: int, calls: int) -> tuple[int, list[float]]:
+async def _unary(stub: Any, metadata: Any, *, width: int, calls: int) -> tuple[int, list[float]]:
     latencies: list[float] = []
 
     async def worker() -> None:
@@ -123,6 +116,14 @@ async def _stream(stub: Any, metadata: Any) -> tuple[int, list[float]]:
     async for _ in stub.PredictStream(STREAM, metadata=metadata):
         count += 1
     return count, [time.perf_counter() - started]
+
+
+Measure = Callable[[Any, Any], Awaitable[tuple[int, list[float]]]]
+MEASUREMENTS: dict[str, Measure] = {
+    "unary, 1 at a time": partial(_unary, width=1, calls=CALLS // 3),
+    f"unary, {CONCURRENCY} at a time": partial(_unary, width=CONCURRENCY, calls=CALLS),
+    "stream, messages": _stream,
+}
 
 
 def _report(name: str, pairs: list[tuple[Result, Result]]) -> None:

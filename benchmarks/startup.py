@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from corral.loader.v1 import loader_pb2
-from services.loader.readiness import free_port
+from tests.tools.processes import free_port
 from tests.tools.running import LoaderUnderTest
 
 REPETITIONS = 9

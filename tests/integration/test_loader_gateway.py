@@ -14,6 +14,7 @@ from corral.backend import backend_pb2 as pb
 from corral.loader.v1 import loader_pb2
 from services.common.status import from_rpc_error
 from services.loader.gateway import methods
+from tests.tools.processes import free_port
 from tests.tools.running import LoaderUnderTest, eventually
 
 MODEL = (("corral-model", "m"),)
@@ -239,12 +240,3 @@ async def test_an_external_backend_at_an_address(loader: LoaderUnderTest) -> Non
     finally:
         backend.kill()
         await backend.wait()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
