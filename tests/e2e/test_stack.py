@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 
 from corral.backend import backend_pb2, backend_pb2_grpc
@@ -20,7 +19,7 @@ from corral.monitor.v1 import monitor_pb2, monitor_pb2_grpc
 from services.common.status import from_rpc_error
 from tests.e2e.conftest import Stack
 from tests.e2e.test_same_tokens import ask
-from tests.tools.processes import alive
+from tests.tools.processes import alive, descendants
 from tests.tools.service import ROOT, installed
 from tests.tools.waiting import eventually
 
@@ -110,12 +109,8 @@ async def test_kill_the_loader_and_it_comes_back(stack: Stack) -> None:
     await stack.corral("load", "tiny-count")
     backends = llamas(stack)
     assert backends
-    (loader,) = [
-        child.pid
-        for child in psutil.Process(stack.process.pid).children()
-        if "services.loader" in " ".join(child.cmdline())
-    ]
-    os.kill(loader, signal.SIGKILL)
+    loader = descendants(stack.process.pid, "services.loader")[0]
+    loader.kill()
     await eventually(
         lambda: not any(map(alive, backends)), timeout=2, what="the end of the backend"
     )
@@ -146,8 +141,4 @@ async def test_a_conversation(stack: Stack) -> None:
 
 def llamas(stack: Stack) -> list[int]:
     """Return the pids of the llama.cpp backends below the stack."""
-    return [
-        process.pid
-        for process in psutil.Process(stack.process.pid).children(recursive=True)
-        if "llama_cpp" in " ".join(process.cmdline())
-    ]
+    return [process.pid for process in descendants(stack.process.pid, "llama_cpp")]

@@ -18,7 +18,7 @@ import yaml
 
 from services.cli import endpoints
 from tests.tools.corral_command import Done, command_environment, corral
-from tests.tools.processes import alive
+from tests.tools.processes import alive, descendants
 from tests.tools.service import ROOT
 from tests.tools.tiny_gguf import write_tiny
 from tests.tools.waiting import eventually
@@ -79,12 +79,7 @@ class Installation:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def service(self, name: str) -> psutil.Process:
-        [found] = [
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if f"services.{name}" in child.cmdline()
-        ]
-        return found
+        return descendants(self.process.pid, f"services.{name}")[0]
 
 
 @pytest.fixture

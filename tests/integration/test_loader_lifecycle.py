@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from corral.loader.v1 import loader_pb2 as pb
 from services.common.status import from_rpc_error
 from tests.tools.loader_calls import FOREVER, MODEL, backends_running, load, prompt
+from tests.tools.processes import descendants
 from tests.tools.running import LoaderUnderTest, alive, eventually, processes_in
 
 
@@ -223,10 +224,7 @@ async def test_a_new_guard_replaces_a_dead_one(loader: LoaderUnderTest) -> None:
 
 
 def guards(loader: LoaderUnderTest) -> list[Any]:
-    import psutil
-
-    children = psutil.Process(loader.service.pid).children()
-    return [p for p in children if alive(p.pid) and any("guard.py" in arg for arg in p.cmdline())]
+    return descendants(loader.service.pid, "guard.py")
 
 
 async def test_sigterm_ends_everything(running: LoaderUnderTest) -> None:

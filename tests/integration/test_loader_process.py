@@ -15,7 +15,8 @@ from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
 from services.common.status import from_rpc_error
 from services.loader.backend_addresses import BackendAddresses, socket_folder
-from tests.tools.running import LoaderUnderTest, alive, eventually, processes_in
+from tests.tools.processes import descendants
+from tests.tools.running import LoaderUnderTest, eventually, processes_in
 
 MODEL = (("corral-model", "m"),)
 
@@ -50,8 +51,7 @@ async def test_a_dead_guard_is_replaced_though_nothing_happens(running: LoaderUn
     await running.control.LoadModel(pb.LoadModelRequest(name="m"))
 
     def guards() -> list[Any]:
-        children = psutil.Process(running.service.pid).children()
-        return [p for p in children if alive(p.pid) and any("guard.py" in a for a in p.cmdline())]
+        return descendants(running.service.pid, "guard.py")
 
     for _ in range(2):
         (guard,) = await eventually(guards, what="a guard")

@@ -7,7 +7,7 @@ from typing import Any
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2
 
-from .processes import processes_in
+from .processes import command, processes_in
 from .running import LoaderUnderTest
 
 MODEL = (("corral-model", "m"),)
@@ -24,4 +24,4 @@ def prompt(text: str) -> backend_pb2.PredictOptions:
 
 def backends_running(loader: LoaderUnderTest) -> int:
     """Return how many scripted backends are alive."""
-    return sum("backend_fake" in " ".join(p.cmdline()) for p in processes_in(loader.backends))
+    return sum("backend_fake" in command(p) for p in processes_in(loader.backends))

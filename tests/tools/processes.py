@@ -28,6 +28,21 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def command(process: psutil.Process) -> str:
+    """Return a living process's command line; empty for one that has ended, also in this moment."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def descendants(pid: int, running: str) -> list[psutil.Process]:
+    """Return the living descendants of a process whose command line has `running` in it."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        found = psutil.Process(pid).children(recursive=True)
+    return [process for process in found if running in command(process) and alive(process)]
+
+
 def children(pid: int) -> list[int]:
     """Return the pids of the processes that a process has started, the oldest first."""
     # Unlike psutil this reads one file, which a test that polls can afford.
