@@ -20,6 +20,7 @@ RPCs below name the rest.
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -65,6 +66,8 @@ class Model(_message.Message):
         """The last load failed; calls and loads before `retry_time` are refused with `LOAD_BACKOFF`."""
         STATE_FAILED: Model._State.ValueType  # 8
         """The last load failed and waiting does not help; the cause must be mended. A call or load tries again."""
+        STATE_WAITING: Model._State.ValueType  # 9
+        """A load was asked for and waits for its turn: for room that is being made, or for a slot among the loads."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a model stands between not loaded and ready."""
@@ -87,6 +90,8 @@ class Model(_message.Message):
     """The last load failed; calls and loads before `retry_time` are refused with `LOAD_BACKOFF`."""
     STATE_FAILED: Model.State.ValueType  # 8
     """The last load failed and waiting does not help; the cause must be mended. A call or load tries again."""
+    STATE_WAITING: Model.State.ValueType  # 9
+    """A load was asked for and waits for its turn: for room that is being made, or for a slot among the loads."""
 
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -101,6 +106,13 @@ class Model(_message.Message):
     CONFIG_ERROR_FIELD_NUMBER: _builtins.int
     RETRY_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    QUEUED_CALLS_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_CALLS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_GROUPS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    CRASH_COUNT_FIELD_NUMBER: _builtins.int
+    LAST_UNLOAD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `models/{model}`. The part after `models/` is the value of the metadata key `corral-model`."""
     state: Global___Model.State.ValueType
@@ -121,6 +133,14 @@ class Model(_message.Message):
     """Why the configuration cannot be loaded, for people. Empty if it can."""
     etag: _builtins.str
     """Changes with every change of the model; compare for equality only."""
+    queued_calls: _builtins.int
+    """Calls that wait: for the load, or for a slot of `max_concurrent_calls`."""
+    max_concurrent_calls: _builtins.int
+    """Calls that may run at once: from the configuration (`limits.max_concurrent`, `parallel:N` in `options`),
+    else from the backend's manifest. 0 means no limit.
+    """
+    crash_count: _builtins.int
+    """Crashes in a row, without a stable time between."""
     @_builtins.property
     def state_time(self) -> _timestamp_pb2.Timestamp:
         """When `state` last changed. Unset if it never did."""
@@ -136,6 +156,22 @@ class Model(_message.Message):
     @_builtins.property
     def retry_time(self) -> _timestamp_pb2.Timestamp:
         """In STATE_BACKOFF: when the next load may start."""
+
+    @_builtins.property
+    def concurrency_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that share a group are never loaded side by side (`concurrency_groups`)."""
+
+    @_builtins.property
+    def memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryReservation]:
+        """The memory that the model has, or is expected to need."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateFailure]:
+        """Backends that failed with this model and are not tried before their time; the best known cause of each."""
+
+    @_builtins.property
+    def last_unload(self) -> Global___Unload:
+        """Why the model was unloaded the last time. Unset if it never was."""
 
     def __init__(
         self,
@@ -153,14 +189,213 @@ class Model(_message.Message):
         config_error: _builtins.str = ...,
         retry_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        queued_calls: _builtins.int = ...,
+        max_concurrent_calls: _builtins.int = ...,
+        concurrency_groups: _abc.Iterable[_builtins.str] | None = ...,
+        memory: _abc.Iterable[Global___MemoryReservation] | None = ...,
+        failures: _abc.Iterable[Global___CandidateFailure] | None = ...,
+        crash_count: _builtins.int = ...,
+        last_unload: Global___Unload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_time", b"retry_time", "state_time", b"state_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_unload", b"last_unload", "retry_time", b"retry_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "config_error", b"config_error", "config_file", b"config_file", "etag", b"etag", "instances", b"instances", "model_file", b"model_file", "name", b"name", "pinned", b"pinned", "retry_time", b"retry_time", "state", b"state", "state_message", b"state_message", "state_time", b"state_time", "usecases", b"usecases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "concurrency_groups", b"concurrency_groups", "config_error", b"config_error", "config_file", b"config_file", "crash_count", b"crash_count", "etag", b"etag", "failures", b"failures", "instances", b"instances", "last_unload", b"last_unload", "max_concurrent_calls", b"max_concurrent_calls", "memory", b"memory", "model_file", b"model_file", "name", b"name", "pinned", b"pinned", "queued_calls", b"queued_calls", "retry_time", b"retry_time", "state", b"state", "state_message", b"state_message", "state_time", b"state_time", "usecases", b"usecases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Unload(_message.Message):
+    """Why an instance went away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Cause:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Unload._Cause.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CAUSE_UNSPECIFIED: Unload._Cause.ValueType  # 0
+        """Never sent."""
+        CAUSE_REQUESTED: Unload._Cause.ValueType  # 1
+        """A client asked for it."""
+        CAUSE_IDLE: Unload._Cause.ValueType  # 2
+        """No call came for longer than the idle timeout."""
+        CAUSE_BUSY: Unload._Cause.ValueType  # 3
+        """A call made no progress for longer than the busy timeout."""
+        CAUSE_MEMORY: Unload._Cause.ValueType  # 4
+        """Memory was short, and the memory reclaimer is on."""
+        CAUSE_EVICTED: Unload._Cause.ValueType  # 5
+        """It made room for another model."""
+        CAUSE_CHANGED: Unload._Cause.ValueType  # 6
+        """Its configuration, its file or its backend changed, or went away."""
+        CAUSE_CRASHED: Unload._Cause.ValueType  # 7
+        """The backend ended by itself."""
+        CAUSE_SHUTDOWN: Unload._Cause.ValueType  # 8
+        """The loader drains or stops."""
+        CAUSE_LIMITS: Unload._Cause.ValueType  # 9
+        """The settings changed and it did not fit any more."""
+
+    class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
+        """The kinds of reason."""
+
+    CAUSE_UNSPECIFIED: Unload.Cause.ValueType  # 0
+    """Never sent."""
+    CAUSE_REQUESTED: Unload.Cause.ValueType  # 1
+    """A client asked for it."""
+    CAUSE_IDLE: Unload.Cause.ValueType  # 2
+    """No call came for longer than the idle timeout."""
+    CAUSE_BUSY: Unload.Cause.ValueType  # 3
+    """A call made no progress for longer than the busy timeout."""
+    CAUSE_MEMORY: Unload.Cause.ValueType  # 4
+    """Memory was short, and the memory reclaimer is on."""
+    CAUSE_EVICTED: Unload.Cause.ValueType  # 5
+    """It made room for another model."""
+    CAUSE_CHANGED: Unload.Cause.ValueType  # 6
+    """Its configuration, its file or its backend changed, or went away."""
+    CAUSE_CRASHED: Unload.Cause.ValueType  # 7
+    """The backend ended by itself."""
+    CAUSE_SHUTDOWN: Unload.Cause.ValueType  # 8
+    """The loader drains or stops."""
+    CAUSE_LIMITS: Unload.Cause.ValueType  # 9
+    """The settings changed and it did not fit any more."""
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    FOR_MODEL_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
+    cause: Global___Unload.Cause.ValueType
+    """The kind."""
+    message: _builtins.str
+    """The whole reason, for people."""
+    for_model: _builtins.str
+    """With CAUSE_EVICTED: the model that needed the room, `models/{model}`."""
+    forced: _builtins.bool
+    """Running calls were cut."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When the last process was gone."""
+
+    def __init__(
+        self,
+        *,
+        cause: Global___Unload.Cause.ValueType = ...,
+        message: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        for_model: _builtins.str = ...,
+        forced: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "for_model", b"for_model", "forced", b"forced", "message", b"message", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unload: _TypeAlias = Unload  # noqa: Y015
+
+@_typing.final
+class CandidateFailure(_message.Message):
+    """A backend that failed with a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKEND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    RETRY_TIME_FIELD_NUMBER: _builtins.int
+    backend: _builtins.str
+    """The backend, as in `Model.backend`."""
+    message: _builtins.str
+    """What happened, for people."""
+    reason: _builtins.str
+    """The reason of the error, as in ErrorInfo."""
+    count: _builtins.int
+    """Failures in a row."""
+    @_builtins.property
+    def retry_time(self) -> _timestamp_pb2.Timestamp:
+        """When it may be tried again. Unset where waiting does not help."""
+
+    def __init__(
+        self,
+        *,
+        backend: _builtins.str = ...,
+        message: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        retry_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_time", b"retry_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "count", b"count", "message", b"message", "reason", b"reason", "retry_time", b"retry_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CandidateFailure: _TypeAlias = CandidateFailure  # noqa: Y015
+
+@_typing.final
+class MemoryReservation(_message.Message):
+    """Memory on one device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Basis:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _BasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[MemoryReservation._Basis.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        BASIS_UNSPECIFIED: MemoryReservation._Basis.ValueType  # 0
+        """Never sent."""
+        BASIS_ESTIMATED: MemoryReservation._Basis.ValueType  # 1
+        """Estimated from the model's files and settings."""
+        BASIS_CONFIGURED: MemoryReservation._Basis.ValueType  # 2
+        """The model's configuration says so (`memory`)."""
+        BASIS_LEARNED: MemoryReservation._Basis.ValueType  # 3
+        """Measured at an earlier load."""
+        BASIS_MEASURED: MemoryReservation._Basis.ValueType  # 4
+        """Measured now."""
+
+    class Basis(_Basis, metaclass=_BasisEnumTypeWrapper):
+        """Where a figure comes from."""
+
+    BASIS_UNSPECIFIED: MemoryReservation.Basis.ValueType  # 0
+    """Never sent."""
+    BASIS_ESTIMATED: MemoryReservation.Basis.ValueType  # 1
+    """Estimated from the model's files and settings."""
+    BASIS_CONFIGURED: MemoryReservation.Basis.ValueType  # 2
+    """The model's configuration says so (`memory`)."""
+    BASIS_LEARNED: MemoryReservation.Basis.ValueType  # 3
+    """Measured at an earlier load."""
+    BASIS_MEASURED: MemoryReservation.Basis.ValueType  # 4
+    """Measured now."""
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """The device, `ram` or `gpu0`."""
+    bytes: _builtins.int
+    """Bytes."""
+    basis: Global___MemoryReservation.Basis.ValueType
+    """Where the figure comes from."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        basis: Global___MemoryReservation.Basis.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "bytes", b"bytes", "device", b"device"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryReservation: _TypeAlias = MemoryReservation  # noqa: Y015
 
 @_typing.final
 class Instance(_message.Message):
@@ -180,6 +415,7 @@ class Instance(_message.Message):
     TOTAL_CALLS_FIELD_NUMBER: _builtins.int
     LAST_USED_TIME_FIELD_NUMBER: _builtins.int
     LOAD_MESSAGE_FIELD_NUMBER: _builtins.int
+    ADOPTED_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """Unique over restarts of the loader."""
     generation: _builtins.int
@@ -196,6 +432,8 @@ class Instance(_message.Message):
     """Calls since the instance was started. Probes, status and log reads do not count."""
     load_message: _builtins.str
     """What the backend answered to LoadModel, such as options it did not understand."""
+    adopted: _builtins.bool
+    """Taken over from a loader that ran before, without loading it anew."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the process was started."""
@@ -227,10 +465,11 @@ class Instance(_message.Message):
         total_calls: _builtins.int = ...,
         last_used_time: _timestamp_pb2.Timestamp | None = ...,
         load_message: _builtins.str = ...,
+        adopted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_used_time", b"last_used_time", "load_duration", b"load_duration", "ready_time", b"ready_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_calls", b"active_calls", "address", b"address", "backend", b"backend", "generation", b"generation", "last_used_time", b"last_used_time", "load_duration", b"load_duration", "load_message", b"load_message", "pid", b"pid", "ready_time", b"ready_time", "start_time", b"start_time", "total_calls", b"total_calls", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_calls", b"active_calls", "address", b"address", "adopted", b"adopted", "backend", b"backend", "generation", b"generation", "last_used_time", b"last_used_time", "load_duration", b"load_duration", "load_message", b"load_message", "pid", b"pid", "ready_time", b"ready_time", "start_time", b"start_time", "total_calls", b"total_calls", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,9 +477,44 @@ Global___Instance: _TypeAlias = Instance  # noqa: Y015
 
 @_typing.final
 class Backend(_message.Message):
-    """An installed backend program, or an external one that was named on the command line."""
+    """An installed backend program, or an external one."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _Source:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Backend._Source.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SOURCE_UNSPECIFIED: Backend._Source.ValueType  # 0
+        """Never sent."""
+        SOURCE_EXTERNAL: Backend._Source.ValueType  # 1
+        """Named on the command line or in `external_backends.json`."""
+        SOURCE_USER: Backend._Source.ValueType  # 2
+        """In a folder of installed backends."""
+        SOURCE_SYSTEM: Backend._Source.ValueType  # 3
+        """In the read-only folder of the system's backends."""
+        SOURCE_BUNDLED: Backend._Source.ValueType  # 4
+        """It comes with Corral."""
+        SOURCE_ASSETS: Backend._Source.ValueType  # 5
+        """In the asset folder of LocalAI 2."""
+
+    class Source(_Source, metaclass=_SourceEnumTypeWrapper):
+        """Where a backend was found."""
+
+    SOURCE_UNSPECIFIED: Backend.Source.ValueType  # 0
+    """Never sent."""
+    SOURCE_EXTERNAL: Backend.Source.ValueType  # 1
+    """Named on the command line or in `external_backends.json`."""
+    SOURCE_USER: Backend.Source.ValueType  # 2
+    """In a folder of installed backends."""
+    SOURCE_SYSTEM: Backend.Source.ValueType  # 3
+    """In the read-only folder of the system's backends."""
+    SOURCE_BUNDLED: Backend.Source.ValueType  # 4
+    """It comes with Corral."""
+    SOURCE_ASSETS: Backend.Source.ValueType  # 5
+    """In the asset folder of LocalAI 2."""
 
     NAME_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
@@ -249,6 +523,16 @@ class Backend(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SYSTEM_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REQUIRES_FIELD_NUMBER: _builtins.int
+    FORMATS_FIELD_NUMBER: _builtins.int
+    USECASES_FIELD_NUMBER: _builtins.int
+    GALLERY_URL_FIELD_NUMBER: _builtins.int
+    INSTALL_TIME_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_CALLS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `backends/{backend}`."""
     run_file: _builtins.str
@@ -261,9 +545,39 @@ class Backend(_message.Message):
     """The backend comes from a read-only or bundled folder and cannot be deleted by the gallery."""
     error: _builtins.str
     """Why the backend cannot be used, for people. Empty if it can."""
+    source: Global___Backend.Source.ValueType
+    """Where it was found."""
+    gallery_url: _builtins.str
+    """Where it was downloaded from. Empty if it was not recorded."""
+    chosen: _builtins.str
+    """For a name that stands for another backend (a "meta backend" or an alias group): the one that was
+    chosen for this machine, `backends/{backend}`. Empty for a program of its own.
+    """
+    explanation: _builtins.str
+    """Why it is usable or not, or why `chosen` was chosen, for people."""
+    max_concurrent_calls: _builtins.int
+    """Calls that it can work on at once, as its manifest says. 0 if it does not say."""
+    revision: _builtins.str
+    """A digest of the program and its metadata; changes when the backend is replaced."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other names that lead here."""
+
+    @_builtins.property
+    def requires(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the build needs of the machine, such as `nvidia-cuda-12`, `metal` or `avx2`. Empty if nothing special."""
+
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The file formats that it reads, such as `gguf`. Empty if it does not say."""
+
+    @_builtins.property
+    def usecases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it is for, such as `chat` or `tts`. Empty if it does not say."""
+
+    @_builtins.property
+    def install_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was installed. Unset if it was not recorded."""
 
     def __init__(
         self,
@@ -275,10 +589,20 @@ class Backend(_message.Message):
         version: _builtins.str = ...,
         system: _builtins.bool = ...,
         error: _builtins.str = ...,
+        source: Global___Backend.Source.ValueType = ...,
+        requires: _abc.Iterable[_builtins.str] | None = ...,
+        formats: _abc.Iterable[_builtins.str] | None = ...,
+        usecases: _abc.Iterable[_builtins.str] | None = ...,
+        gallery_url: _builtins.str = ...,
+        install_time: _timestamp_pb2.Timestamp | None = ...,
+        chosen: _builtins.str = ...,
+        explanation: _builtins.str = ...,
+        max_concurrent_calls: _builtins.int = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["install_time", b"install_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "aliases", b"aliases", "error", b"error", "name", b"name", "run_file", b"run_file", "system", b"system", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "aliases", b"aliases", "chosen", b"chosen", "error", b"error", "explanation", b"explanation", "formats", b"formats", "gallery_url", b"gallery_url", "install_time", b"install_time", "max_concurrent_calls", b"max_concurrent_calls", "name", b"name", "requires", b"requires", "revision", b"revision", "run_file", b"run_file", "source", b"source", "system", b"system", "usecases", b"usecases", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,19 +616,23 @@ class LoadModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     RETURN_IMMEDIATELY_FIELD_NUMBER: _builtins.int
+    RESET_BACKOFF_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model, `models/{model}`; the bare id is accepted too. Required."""
     return_immediately: _builtins.bool
     """Return as soon as the load has begun, with the model in its state of that moment; follow it with WatchModels."""
+    reset_backoff: _builtins.bool
+    """Try at once, even if earlier failures or a quarantine call for a wait."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         return_immediately: _builtins.bool = ...,
+        reset_backoff: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "return_immediately", b"return_immediately"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reset_backoff", b"reset_backoff", "return_immediately", b"return_immediately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,22 +741,103 @@ class GetModelResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_OPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> Global___Model:
         """The model."""
+
+    @_builtins.property
+    def effective_options(self) -> _containers.RepeatedCompositeFieldContainer[Global___EffectiveOption]:
+        """What the backend is told at the next load, and where each value comes from. Empty where the
+        configuration cannot be used.
+        """
 
     def __init__(
         self,
         *,
         model: Global___Model | None = ...,
+        effective_options: _abc.Iterable[Global___EffectiveOption] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_options", b"effective_options", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
+
+@_typing.final
+class EffectiveOption(_message.Message):
+    """One value of the request that loads a model, `backend.ModelOptions`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Source:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[EffectiveOption._Source.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SOURCE_UNSPECIFIED: EffectiveOption._Source.ValueType  # 0
+        """Never sent."""
+        SOURCE_CONFIG: EffectiveOption._Source.ValueType  # 1
+        """The model's configuration file."""
+        SOURCE_MODEL_FILE: EffectiveOption._Source.ValueType  # 2
+        """Read from the model file, such as the context that a GGUF was trained for."""
+        SOURCE_SETTINGS: EffectiveOption._Source.ValueType  # 3
+        """The loader's settings (flags, environment, UpdateSettings)."""
+        SOURCE_HARDWARE: EffectiveOption._Source.ValueType  # 4
+        """Chosen for this machine's hardware."""
+        SOURCE_DEFAULT: EffectiveOption._Source.ValueType  # 5
+        """LocalAI's or Corral's default."""
+        SOURCE_BACKEND: EffectiveOption._Source.ValueType  # 6
+        """Follows from the backend that is used."""
+
+    class Source(_Source, metaclass=_SourceEnumTypeWrapper):
+        """Where a value comes from."""
+
+    SOURCE_UNSPECIFIED: EffectiveOption.Source.ValueType  # 0
+    """Never sent."""
+    SOURCE_CONFIG: EffectiveOption.Source.ValueType  # 1
+    """The model's configuration file."""
+    SOURCE_MODEL_FILE: EffectiveOption.Source.ValueType  # 2
+    """Read from the model file, such as the context that a GGUF was trained for."""
+    SOURCE_SETTINGS: EffectiveOption.Source.ValueType  # 3
+    """The loader's settings (flags, environment, UpdateSettings)."""
+    SOURCE_HARDWARE: EffectiveOption.Source.ValueType  # 4
+    """Chosen for this machine's hardware."""
+    SOURCE_DEFAULT: EffectiveOption.Source.ValueType  # 5
+    """LocalAI's or Corral's default."""
+    SOURCE_BACKEND: EffectiveOption.Source.ValueType  # 6
+    """Follows from the backend that is used."""
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """The field of `backend.ModelOptions`, such as `ContextSize`."""
+    value: _builtins.str
+    """The value, in protobuf's JSON form."""
+    source: Global___EffectiveOption.Source.ValueType
+    """Where it comes from."""
+    detail: _builtins.str
+    """The place, for people, such as `context_size in llama.yaml, line 7`."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        value: _builtins.str = ...,
+        source: Global___EffectiveOption.Source.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "field", b"field", "source", b"source", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EffectiveOption: _TypeAlias = EffectiveOption  # noqa: Y015
 
 @_typing.final
 class ModelFilter(_message.Message):
@@ -710,6 +1119,8 @@ class PlanEvictionResponse(_message.Message):
     FITS_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     EVICTIONS_FIELD_NUMBER: _builtins.int
+    BLOCKERS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     fits: _builtins.bool
     """The model fits, after the evictions below if there are any."""
     explanation: _builtins.str
@@ -718,20 +1129,60 @@ class PlanEvictionResponse(_message.Message):
     def evictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Eviction]:
         """What would be evicted, in this order."""
 
+    @_builtins.property
+    def blockers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Blocker]:
+        """What stands in the way and could not be evicted now."""
+
+    @_builtins.property
+    def memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryReservation]:
+        """The memory that the model is expected to need."""
+
     def __init__(
         self,
         *,
         fits: _builtins.bool = ...,
         explanation: _builtins.str = ...,
         evictions: _abc.Iterable[Global___Eviction] | None = ...,
+        blockers: _abc.Iterable[Global___Blocker] | None = ...,
+        memory: _abc.Iterable[Global___MemoryReservation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evictions", b"evictions", "explanation", b"explanation", "fits", b"fits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blockers", b"blockers", "evictions", b"evictions", "explanation", b"explanation", "fits", b"fits", "memory", b"memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlanEvictionResponse: _TypeAlias = PlanEvictionResponse  # noqa: Y015
+
+@_typing.final
+class Blocker(_message.Message):
+    """A model that could not be evicted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    TEMPORARY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model, `models/{model}`."""
+    explanation: _builtins.str
+    """Why it stays, for people: it is pinned, busy, or loading."""
+    temporary: _builtins.bool
+    """It may go by itself: waiting can help."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        explanation: _builtins.str = ...,
+        temporary: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "model", b"model", "temporary", b"temporary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Blocker: _TypeAlias = Blocker  # noqa: Y015
 
 @_typing.final
 class Eviction(_message.Message):
@@ -853,6 +1304,8 @@ class StreamLogsRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     TAIL_LINES_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    MINIMUM_LEVEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model, `models/{model}`; the bare id is accepted too. Required."""
     follow: _builtins.bool
@@ -863,6 +1316,12 @@ class StreamLogsRequest(_message.Message):
     """
     tail_lines: _builtins.int
     """At most so many lines of history, the newest; 0 means all."""
+    minimum_level: Global___LogLine.Level.ValueType
+    """Only lines at least as serious as this; those that do not tell are left out too. Unset means all."""
+    @_builtins.property
+    def streams(self) -> _containers.RepeatedScalarFieldContainer[Global___LogLine.Stream.ValueType]:
+        """Only lines of these streams; empty means all."""
+
     def __init__(
         self,
         *,
@@ -870,10 +1329,12 @@ class StreamLogsRequest(_message.Message):
         follow: _builtins.bool = ...,
         after_sequence: _builtins.int = ...,
         tail_lines: _builtins.int = ...,
+        streams: _abc.Iterable[Global___LogLine.Stream.ValueType] | None = ...,
+        minimum_level: Global___LogLine.Level.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "follow", b"follow", "name", b"name", "tail_lines", b"tail_lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "follow", b"follow", "minimum_level", b"minimum_level", "name", b"name", "streams", b"streams", "tail_lines", b"tail_lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -886,18 +1347,24 @@ class StreamLogsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LINE_FIELD_NUMBER: _builtins.int
+    MISSED_LINES_FIELD_NUMBER: _builtins.int
+    missed_lines: _builtins.int
+    """Lines between the last message and this one that this client missed, because they came faster than it
+    read or were pushed out of the history before it asked.
+    """
     @_builtins.property
     def line(self) -> Global___LogLine:
-        """One line."""
+        """One line. Unset in a message that only tells of missed ones."""
 
     def __init__(
         self,
         *,
         line: Global___LogLine | None = ...,
+        missed_lines: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["line", b"line"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["line", b"line"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["line", b"line", "missed_lines", b"missed_lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -936,11 +1403,43 @@ class LogLine(_message.Message):
     STREAM_LOADER: LogLine.Stream.ValueType  # 3
     """Written by the loader itself: starts, stops and exits."""
 
+    class _Level:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[LogLine._Level.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LEVEL_UNSPECIFIED: LogLine._Level.ValueType  # 0
+        """The line does not tell."""
+        LEVEL_DEBUG: LogLine._Level.ValueType  # 1
+        """For developers."""
+        LEVEL_INFO: LogLine._Level.ValueType  # 2
+        """Normal."""
+        LEVEL_WARNING: LogLine._Level.ValueType  # 3
+        """Something is odd."""
+        LEVEL_ERROR: LogLine._Level.ValueType  # 4
+        """Something failed."""
+
+    class Level(_Level, metaclass=_LevelEnumTypeWrapper):
+        """How serious a line is, as far as its own words or format tell."""
+
+    LEVEL_UNSPECIFIED: LogLine.Level.ValueType  # 0
+    """The line does not tell."""
+    LEVEL_DEBUG: LogLine.Level.ValueType  # 1
+    """For developers."""
+    LEVEL_INFO: LogLine.Level.ValueType  # 2
+    """Normal."""
+    LEVEL_WARNING: LogLine.Level.ValueType  # 3
+    """Something is odd."""
+    LEVEL_ERROR: LogLine.Level.ValueType  # 4
+    """Something failed."""
+
     SEQUENCE_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Ascending from 1 within a model; it goes on over restarts of the backend, not of the loader."""
     stream: Global___LogLine.Stream.ValueType
@@ -949,6 +1448,8 @@ class LogLine(_message.Message):
     """The line without its end. Bytes that are not UTF-8 are replaced; very long lines are cut into several."""
     generation: _builtins.int
     """The instance that wrote it, as in `Instance.generation`."""
+    level: Global___LogLine.Level.ValueType
+    """How serious it is."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the loader read the line."""
@@ -961,10 +1462,11 @@ class LogLine(_message.Message):
         stream: Global___LogLine.Stream.ValueType = ...,
         text: _builtins.str = ...,
         generation: _builtins.int = ...,
+        level: Global___LogLine.Level.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "sequence", b"sequence", "stream", b"stream", "text", b"text", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "level", b"level", "sequence", b"sequence", "stream", b"stream", "text", b"text", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1065,3 +1567,429 @@ class DrainResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
+class GetCapacityRequest(_message.Message):
+    """Request of GetCapacity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCapacityRequest: _TypeAlias = GetCapacityRequest  # noqa: Y015
+
+@_typing.final
+class GetCapacityResponse(_message.Message):
+    """Response of GetCapacity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    ACTIVE_MODELS_FIELD_NUMBER: _builtins.int
+    MAX_ACTIVE_MODELS_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
+    MAX_LOADS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    active_models: _builtins.int
+    """Models that hold one of `max_active_models`: loaded ones and those on their way."""
+    max_active_models: _builtins.int
+    """The limit in force; 0 means none."""
+    loads: _builtins.int
+    """Loads in progress."""
+    max_loads: _builtins.int
+    """Loads that may be in progress at once."""
+    calls: _builtins.int
+    """Calls in progress and waiting, over all models."""
+    max_calls: _builtins.int
+    """The ceiling of `calls`; more are refused."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """The main memory, then each GPU."""
+
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___Waiting]:
+        """Models that wait for room or a load slot, in their order."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___Device] | None = ...,
+        active_models: _builtins.int = ...,
+        max_active_models: _builtins.int = ...,
+        loads: _builtins.int = ...,
+        max_loads: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        max_calls: _builtins.int = ...,
+        waiting: _abc.Iterable[Global___Waiting] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_models", b"active_models", "calls", b"calls", "devices", b"devices", "loads", b"loads", "max_active_models", b"max_active_models", "max_calls", b"max_calls", "max_loads", b"max_loads", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCapacityResponse: _TypeAlias = GetCapacityResponse  # noqa: Y015
+
+@_typing.final
+class Device(_message.Message):
+    """One kind of memory of this machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`ram`, `gpu0`, `gpu1` and so on."""
+    description: _builtins.str
+    """What it is, for people."""
+    total_bytes: _builtins.int
+    """All of it, within the limits of a container."""
+    available_bytes: _builtins.int
+    """What is free now, whoever uses the rest."""
+    reserved_bytes: _builtins.int
+    """What the loaded and loading models have or are expected to need."""
+    budget_bytes: _builtins.int
+    """What models may have together; 0 means no limit but the device's own."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        available_bytes: _builtins.int = ...,
+        reserved_bytes: _builtins.int = ...,
+        budget_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "budget_bytes", b"budget_bytes", "description", b"description", "name", b"name", "reserved_bytes", b"reserved_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class Waiting(_message.Message):
+    """A model that waits to be loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model, `models/{model}`."""
+    position: _builtins.int
+    """From 1."""
+    explanation: _builtins.str
+    """What it waits for, for people."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        position: _builtins.int = ...,
+        explanation: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "model", b"model", "position", b"position", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
+
+@_typing.final
+class Settings(_message.Message):
+    """What can be changed while the loader runs. The names, defaults and meanings are LocalAI's where it has them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_ACTIVE_BACKENDS_FIELD_NUMBER: _builtins.int
+    SINGLE_ACTIVE_BACKEND_FIELD_NUMBER: _builtins.int
+    FORCE_EVICTION_WHEN_BUSY_FIELD_NUMBER: _builtins.int
+    SIZE_AWARE_EVICTION_FIELD_NUMBER: _builtins.int
+    LRU_EVICTION_MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    LRU_EVICTION_RETRY_INTERVAL_FIELD_NUMBER: _builtins.int
+    WATCHDOG_IDLE_FIELD_NUMBER: _builtins.int
+    WATCHDOG_IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    WATCHDOG_BUSY_FIELD_NUMBER: _builtins.int
+    WATCHDOG_BUSY_TIMEOUT_FIELD_NUMBER: _builtins.int
+    WATCHDOG_INTERVAL_FIELD_NUMBER: _builtins.int
+    MEMORY_RECLAIMER_FIELD_NUMBER: _builtins.int
+    MEMORY_RECLAIMER_THRESHOLD_FIELD_NUMBER: _builtins.int
+    VRAM_BUDGET_FIELD_NUMBER: _builtins.int
+    RAM_BUDGET_FIELD_NUMBER: _builtins.int
+    FIT_CHECK_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_BACKEND_REQUESTS_FIELD_NUMBER: _builtins.int
+    QUEUE_SIZE_FIELD_NUMBER: _builtins.int
+    PARALLEL_LOADS_FIELD_NUMBER: _builtins.int
+    STARVATION_BOUND_FIELD_NUMBER: _builtins.int
+    MODEL_LOAD_FAILURE_COOLDOWN_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    CONTEXT_SIZE_FIELD_NUMBER: _builtins.int
+    F16_FIELD_NUMBER: _builtins.int
+    max_active_backends: _builtins.int
+    """Models loaded at once, not counting external backends; 0 means no limit."""
+    single_active_backend: _builtins.bool
+    """One model at once; the same as `max_active_backends` of 1, unless that is set."""
+    force_eviction_when_busy: _builtins.bool
+    """Evict models in use too, cutting their calls, where idle ones are not enough."""
+    size_aware_eviction: _builtins.bool
+    """Evict the largest first, not the one that is the least worth keeping."""
+    lru_eviction_max_retries: _builtins.int
+    """With `lru_eviction_retry_interval`, how long a load waits for models in use to become free."""
+    watchdog_idle: _builtins.bool
+    """Unload models that nobody called for `watchdog_idle_timeout`."""
+    watchdog_busy: _builtins.bool
+    """End backends of which a call made no progress for `watchdog_busy_timeout`."""
+    memory_reclaimer: _builtins.bool
+    """Unload models when memory is short."""
+    memory_reclaimer_threshold: _builtins.float
+    """The used part of a device's memory above which it is short, between 0 and 1."""
+    vram_budget: _builtins.str
+    """What models may have of each GPU: `80%`, `0.8`, `12GB` or bytes; empty means no limit."""
+    ram_budget: _builtins.str
+    """The same for the main memory."""
+    fit_check: _builtins.bool
+    """Refuse or make room for models that do not fit into free memory, before they are loaded."""
+    max_concurrent_backend_requests: _builtins.int
+    """Calls in progress and waiting, over all models."""
+    queue_size: _builtins.int
+    """Calls that may wait for one model."""
+    parallel_loads: _builtins.int
+    """Models that may load at the same time."""
+    threads: _builtins.int
+    """Threads for models that do not say; 0 leaves the choice to the backend. Counts from the next load on."""
+    context_size: _builtins.int
+    """Context for models that do not say, in tokens; 0 leaves it to the model. Counts from the next load on."""
+    f16: _builtins.bool
+    """Half precision for the working memory of models that do not say. Counts from the next load on."""
+    @_builtins.property
+    def lru_eviction_retry_interval(self) -> _duration_pb2.Duration:
+        """See `lru_eviction_max_retries`."""
+
+    @_builtins.property
+    def watchdog_idle_timeout(self) -> _duration_pb2.Duration:
+        """See `watchdog_idle`."""
+
+    @_builtins.property
+    def watchdog_busy_timeout(self) -> _duration_pb2.Duration:
+        """See `watchdog_busy`."""
+
+    @_builtins.property
+    def watchdog_interval(self) -> _duration_pb2.Duration:
+        """How often the watchdogs look."""
+
+    @_builtins.property
+    def starvation_bound(self) -> _duration_pb2.Duration:
+        """A model that is in demand is kept at least as long as its load took, but never so long that another
+        one waits for more than this.
+        """
+
+    @_builtins.property
+    def model_load_failure_cooldown(self) -> _duration_pb2.Duration:
+        """After a failed load, how long the same backend is not tried again; it doubles with each failure."""
+
+    def __init__(
+        self,
+        *,
+        max_active_backends: _builtins.int = ...,
+        single_active_backend: _builtins.bool = ...,
+        force_eviction_when_busy: _builtins.bool = ...,
+        size_aware_eviction: _builtins.bool = ...,
+        lru_eviction_max_retries: _builtins.int = ...,
+        lru_eviction_retry_interval: _duration_pb2.Duration | None = ...,
+        watchdog_idle: _builtins.bool = ...,
+        watchdog_idle_timeout: _duration_pb2.Duration | None = ...,
+        watchdog_busy: _builtins.bool = ...,
+        watchdog_busy_timeout: _duration_pb2.Duration | None = ...,
+        watchdog_interval: _duration_pb2.Duration | None = ...,
+        memory_reclaimer: _builtins.bool = ...,
+        memory_reclaimer_threshold: _builtins.float = ...,
+        vram_budget: _builtins.str = ...,
+        ram_budget: _builtins.str = ...,
+        fit_check: _builtins.bool = ...,
+        max_concurrent_backend_requests: _builtins.int = ...,
+        queue_size: _builtins.int = ...,
+        parallel_loads: _builtins.int = ...,
+        starvation_bound: _duration_pb2.Duration | None = ...,
+        model_load_failure_cooldown: _duration_pb2.Duration | None = ...,
+        threads: _builtins.int = ...,
+        context_size: _builtins.int = ...,
+        f16: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lru_eviction_retry_interval", b"lru_eviction_retry_interval", "model_load_failure_cooldown", b"model_load_failure_cooldown", "starvation_bound", b"starvation_bound", "watchdog_busy_timeout", b"watchdog_busy_timeout", "watchdog_idle_timeout", b"watchdog_idle_timeout", "watchdog_interval", b"watchdog_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_size", b"context_size", "f16", b"f16", "fit_check", b"fit_check", "force_eviction_when_busy", b"force_eviction_when_busy", "lru_eviction_max_retries", b"lru_eviction_max_retries", "lru_eviction_retry_interval", b"lru_eviction_retry_interval", "max_active_backends", b"max_active_backends", "max_concurrent_backend_requests", b"max_concurrent_backend_requests", "memory_reclaimer", b"memory_reclaimer", "memory_reclaimer_threshold", b"memory_reclaimer_threshold", "model_load_failure_cooldown", b"model_load_failure_cooldown", "parallel_loads", b"parallel_loads", "queue_size", b"queue_size", "ram_budget", b"ram_budget", "single_active_backend", b"single_active_backend", "size_aware_eviction", b"size_aware_eviction", "starvation_bound", b"starvation_bound", "threads", b"threads", "vram_budget", b"vram_budget", "watchdog_busy", b"watchdog_busy", "watchdog_busy_timeout", b"watchdog_busy_timeout", "watchdog_idle", b"watchdog_idle", "watchdog_idle_timeout", b"watchdog_idle_timeout", "watchdog_interval", b"watchdog_interval"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Settings: _TypeAlias = Settings  # noqa: Y015
+
+@_typing.final
+class GetSettingsRequest(_message.Message):
+    """Request of GetSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSettingsRequest: _TypeAlias = GetSettingsRequest  # noqa: Y015
+
+@_typing.final
+class GetSettingsResponse(_message.Message):
+    """Response of GetSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SourcesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> Global___Settings:
+        """The settings in force."""
+
+    @_builtins.property
+    def sources(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Where each comes from, by the name of its field: `default`, `start` (flag, environment or file at the
+        start) or `runtime` (UpdateSettings).
+        """
+
+    def __init__(
+        self,
+        *,
+        settings: Global___Settings | None = ...,
+        sources: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSettingsResponse: _TypeAlias = GetSettingsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateSettingsRequest(_message.Message):
+    """Request of UpdateSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> Global___Settings:
+        """The new values."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which fields to take; a field that is listed and not set becomes its zero value. Required."""
+
+    def __init__(
+        self,
+        *,
+        settings: Global___Settings | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSettingsRequest: _TypeAlias = UpdateSettingsRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSettingsResponse(_message.Message):
+    """Response of UpdateSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SourcesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> Global___Settings:
+        """The settings in force now."""
+
+    @_builtins.property
+    def sources(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in GetSettingsResponse."""
+
+    def __init__(
+        self,
+        *,
+        settings: Global___Settings | None = ...,
+        sources: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSettingsResponse: _TypeAlias = UpdateSettingsResponse  # noqa: Y015

@@ -90,6 +90,21 @@ class LoaderServiceStub(object):
                 request_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.DrainRequest.SerializeToString,
                 response_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.GetCapacity = channel.unary_unary(
+                '/corral.loader.v1.LoaderService/GetCapacity',
+                request_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.GetCapacityRequest.SerializeToString,
+                response_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.GetCapacityResponse.FromString,
+                _registered_method=True)
+        self.GetSettings = channel.unary_unary(
+                '/corral.loader.v1.LoaderService/GetSettings',
+                request_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.GetSettingsRequest.SerializeToString,
+                response_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.GetSettingsResponse.FromString,
+                _registered_method=True)
+        self.UpdateSettings = channel.unary_unary(
+                '/corral.loader.v1.LoaderService/UpdateSettings',
+                request_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.UpdateSettingsRequest.SerializeToString,
+                response_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.UpdateSettingsResponse.FromString,
+                _registered_method=True)
 
 
 class LoaderServiceServicer(object):
@@ -107,11 +122,14 @@ class LoaderServiceServicer(object):
         - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
         `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
         - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
+        - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed again and again, and the model is in
+        quarantine; mend the cause and set `reset_backoff`, or wait as told.
         - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
         while it started; retry.
         - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
         loader stops.
-        - RESOURCE_EXHAUSTED: the model does not fit beside those in use; unload one, or wait.
+        - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo where waiting may help): the model does not fit beside
+        those in use, and none of them could be evicted in time; PlanEviction tells which stand in its way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,7 +181,7 @@ class LoaderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListBackends(self, request, context):
-        """Lists the installed backends in the order of the folders they stand in. Read-only.
+        """Lists the backends, usable or not, in the order in which their folders are searched. Read-only.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token.
         """
@@ -174,8 +192,9 @@ class LoaderServiceServicer(object):
     def PlanEviction(self, request, context):
         """Explains, without doing it, what would be evicted to make room for a model, and why.
 
-        Read-only. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        Read-only; the answer is true for this moment only. A model that is loaded already fits.
 
+        - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): it cannot be loaded at all.
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -213,8 +232,8 @@ class LoaderServiceServicer(object):
     def PinModel(self, request, context):
         """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-        Pinning does not load a model, and is kept over restarts of the loader. Today it answers UNIMPLEMENTED
-        (`NOT_IMPLEMENTED`).
+        Pinning does not load a model. It is kept over restarts of the loader, and wins over `pinned` in the
+        model's configuration. A pinned model whose backend crashed is loaded again without waiting for a call.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """
@@ -225,7 +244,39 @@ class LoaderServiceServicer(object):
     def Drain(self, request, context):
         """Stops taking new work, lets running calls end, and unloads every model, as before a shutdown.
 
-        Idempotent. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        Idempotent. It returns when nothing runs any more. From its beginning on, calls and loads are refused
+        with UNAVAILABLE (`SHUTTING_DOWN`) and the health of `corral.loader.v1.LoaderService` and
+        `backend.Backend` is NOT_SERVING, until the loader is started anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCapacity(self, request, context):
+        """Returns what the loader has to give: memory by device, slots for models and calls, and who waits.
+
+        Read-only; never counts as use of a model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSettings(self, request, context):
+        """Returns the settings that can be changed while the loader runs, and where each value comes from.
+
+        Read-only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSettings(self, request, context):
+        """Changes settings at once, without a restart. What no longer fits new limits is evicted.
+
+        Idempotent. Kept over restarts, unless a flag or an environment variable says otherwise there.
+
+        - INVALID_ARGUMENT (`INVALID_REQUEST`): a value out of range or an unknown path in the mask; the message
+        names the field, and nothing is changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -288,6 +339,21 @@ def add_LoaderServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.DrainRequest.FromString,
                     response_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.DrainResponse.SerializeToString,
+            ),
+            'GetCapacity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCapacity,
+                    request_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.GetCapacityRequest.FromString,
+                    response_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.GetCapacityResponse.SerializeToString,
+            ),
+            'GetSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSettings,
+                    request_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.GetSettingsRequest.FromString,
+                    response_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.GetSettingsResponse.SerializeToString,
+            ),
+            'UpdateSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSettings,
+                    request_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.UpdateSettingsRequest.FromString,
+                    response_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.UpdateSettingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -588,6 +654,87 @@ class LoaderService(object):
             '/corral.loader.v1.LoaderService/Drain',
             corral_dot_loader_dot_v1_dot_loader__pb2.DrainRequest.SerializeToString,
             corral_dot_loader_dot_v1_dot_loader__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCapacity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.loader.v1.LoaderService/GetCapacity',
+            corral_dot_loader_dot_v1_dot_loader__pb2.GetCapacityRequest.SerializeToString,
+            corral_dot_loader_dot_v1_dot_loader__pb2.GetCapacityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.loader.v1.LoaderService/GetSettings',
+            corral_dot_loader_dot_v1_dot_loader__pb2.GetSettingsRequest.SerializeToString,
+            corral_dot_loader_dot_v1_dot_loader__pb2.GetSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.loader.v1.LoaderService/UpdateSettings',
+            corral_dot_loader_dot_v1_dot_loader__pb2.UpdateSettingsRequest.SerializeToString,
+            corral_dot_loader_dot_v1_dot_loader__pb2.UpdateSettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,11 +58,14 @@ class LoaderServiceStub:
     - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
       `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
     - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
+    - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed again and again, and the model is in
+      quarantine; mend the cause and set `reset_backoff`, or wait as told.
     - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
       while it started; retry.
     - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
       loader stops.
-    - RESOURCE_EXHAUSTED: the model does not fit beside those in use; unload one, or wait.
+    - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo where waiting may help): the model does not fit beside
+      those in use, and none of them could be evicted in time; PlanEviction tells which stand in its way.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.UnloadModelRequest, _loader_pb2.UnloadModelResponse]
     """Unloads a model and waits until its whole process group is gone.
@@ -94,15 +97,16 @@ class LoaderServiceStub:
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a malformed resume token or filter.
     """
     ListBackends: _grpc.UnaryUnaryMultiCallable[_loader_pb2.ListBackendsRequest, _loader_pb2.ListBackendsResponse]
-    """Lists the installed backends in the order of the folders they stand in. Read-only.
+    """Lists the backends, usable or not, in the order in which their folders are searched. Read-only.
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token.
     """
     PlanEviction: _grpc.UnaryUnaryMultiCallable[_loader_pb2.PlanEvictionRequest, _loader_pb2.PlanEvictionResponse]
     """Explains, without doing it, what would be evicted to make room for a model, and why.
 
-    Read-only. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+    Read-only; the answer is true for this moment only. A model that is loaded already fits.
 
+    - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): it cannot be loaded at all.
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     ResolveModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.ResolveModelRequest, _loader_pb2.ResolveModelResponse]
@@ -128,15 +132,35 @@ class LoaderServiceStub:
     PinModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.PinModelRequest, _loader_pb2.PinModelResponse]
     """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-    Pinning does not load a model, and is kept over restarts of the loader. Today it answers UNIMPLEMENTED
-    (`NOT_IMPLEMENTED`).
+    Pinning does not load a model. It is kept over restarts of the loader, and wins over `pinned` in the
+    model's configuration. A pinned model whose backend crashed is loaded again without waiting for a call.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     Drain: _grpc.UnaryUnaryMultiCallable[_loader_pb2.DrainRequest, _loader_pb2.DrainResponse]
     """Stops taking new work, lets running calls end, and unloads every model, as before a shutdown.
 
-    Idempotent. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+    Idempotent. It returns when nothing runs any more. From its beginning on, calls and loads are refused
+    with UNAVAILABLE (`SHUTTING_DOWN`) and the health of `corral.loader.v1.LoaderService` and
+    `backend.Backend` is NOT_SERVING, until the loader is started anew.
+    """
+    GetCapacity: _grpc.UnaryUnaryMultiCallable[_loader_pb2.GetCapacityRequest, _loader_pb2.GetCapacityResponse]
+    """Returns what the loader has to give: memory by device, slots for models and calls, and who waits.
+
+    Read-only; never counts as use of a model.
+    """
+    GetSettings: _grpc.UnaryUnaryMultiCallable[_loader_pb2.GetSettingsRequest, _loader_pb2.GetSettingsResponse]
+    """Returns the settings that can be changed while the loader runs, and where each value comes from.
+
+    Read-only.
+    """
+    UpdateSettings: _grpc.UnaryUnaryMultiCallable[_loader_pb2.UpdateSettingsRequest, _loader_pb2.UpdateSettingsResponse]
+    """Changes settings at once, without a restart. What no longer fits new limits is evicted.
+
+    Idempotent. Kept over restarts, unless a flag or an environment variable says otherwise there.
+
+    - INVALID_ARGUMENT (`INVALID_REQUEST`): a value out of range or an unknown path in the mask; the message
+      names the field, and nothing is changed.
     """
 
 @_typing.type_check_only
@@ -155,11 +179,14 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
       `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
     - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
+    - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed again and again, and the model is in
+      quarantine; mend the cause and set `reset_backoff`, or wait as told.
     - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
       while it started; retry.
     - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
       loader stops.
-    - RESOURCE_EXHAUSTED: the model does not fit beside those in use; unload one, or wait.
+    - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo where waiting may help): the model does not fit beside
+      those in use, and none of them could be evicted in time; PlanEviction tells which stand in its way.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.UnloadModelRequest, _loader_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Unloads a model and waits until its whole process group is gone.
@@ -191,15 +218,16 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a malformed resume token or filter.
     """
     ListBackends: _aio.UnaryUnaryMultiCallable[_loader_pb2.ListBackendsRequest, _loader_pb2.ListBackendsResponse]  # type: ignore[assignment]
-    """Lists the installed backends in the order of the folders they stand in. Read-only.
+    """Lists the backends, usable or not, in the order in which their folders are searched. Read-only.
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token.
     """
     PlanEviction: _aio.UnaryUnaryMultiCallable[_loader_pb2.PlanEvictionRequest, _loader_pb2.PlanEvictionResponse]  # type: ignore[assignment]
     """Explains, without doing it, what would be evicted to make room for a model, and why.
 
-    Read-only. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+    Read-only; the answer is true for this moment only. A model that is loaded already fits.
 
+    - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): it cannot be loaded at all.
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     ResolveModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.ResolveModelRequest, _loader_pb2.ResolveModelResponse]  # type: ignore[assignment]
@@ -225,15 +253,35 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     PinModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.PinModelRequest, _loader_pb2.PinModelResponse]  # type: ignore[assignment]
     """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-    Pinning does not load a model, and is kept over restarts of the loader. Today it answers UNIMPLEMENTED
-    (`NOT_IMPLEMENTED`).
+    Pinning does not load a model. It is kept over restarts of the loader, and wins over `pinned` in the
+    model's configuration. A pinned model whose backend crashed is loaded again without waiting for a call.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_loader_pb2.DrainRequest, _loader_pb2.DrainResponse]  # type: ignore[assignment]
     """Stops taking new work, lets running calls end, and unloads every model, as before a shutdown.
 
-    Idempotent. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+    Idempotent. It returns when nothing runs any more. From its beginning on, calls and loads are refused
+    with UNAVAILABLE (`SHUTTING_DOWN`) and the health of `corral.loader.v1.LoaderService` and
+    `backend.Backend` is NOT_SERVING, until the loader is started anew.
+    """
+    GetCapacity: _aio.UnaryUnaryMultiCallable[_loader_pb2.GetCapacityRequest, _loader_pb2.GetCapacityResponse]  # type: ignore[assignment]
+    """Returns what the loader has to give: memory by device, slots for models and calls, and who waits.
+
+    Read-only; never counts as use of a model.
+    """
+    GetSettings: _aio.UnaryUnaryMultiCallable[_loader_pb2.GetSettingsRequest, _loader_pb2.GetSettingsResponse]  # type: ignore[assignment]
+    """Returns the settings that can be changed while the loader runs, and where each value comes from.
+
+    Read-only.
+    """
+    UpdateSettings: _aio.UnaryUnaryMultiCallable[_loader_pb2.UpdateSettingsRequest, _loader_pb2.UpdateSettingsResponse]  # type: ignore[assignment]
+    """Changes settings at once, without a restart. What no longer fits new limits is evicted.
+
+    Idempotent. Kept over restarts, unless a flag or an environment variable says otherwise there.
+
+    - INVALID_ARGUMENT (`INVALID_REQUEST`): a value out of range or an unknown path in the mask; the message
+      names the field, and nothing is changed.
     """
 
 class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -255,11 +303,14 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
           `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
         - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
+        - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed again and again, and the model is in
+          quarantine; mend the cause and set `reset_backoff`, or wait as told.
         - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
           while it started; retry.
         - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
           loader stops.
-        - RESOURCE_EXHAUSTED: the model does not fit beside those in use; unload one, or wait.
+        - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo where waiting may help): the model does not fit beside
+          those in use, and none of them could be evicted in time; PlanEviction tells which stand in its way.
         """
 
     @_abc_1.abstractmethod
@@ -321,7 +372,7 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loader_pb2.ListBackendsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loader_pb2.ListBackendsResponse, _abc.Awaitable[_loader_pb2.ListBackendsResponse]]:
-        """Lists the installed backends in the order of the folders they stand in. Read-only.
+        """Lists the backends, usable or not, in the order in which their folders are searched. Read-only.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token.
         """
@@ -334,8 +385,9 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_loader_pb2.PlanEvictionResponse, _abc.Awaitable[_loader_pb2.PlanEvictionResponse]]:
         """Explains, without doing it, what would be evicted to make room for a model, and why.
 
-        Read-only. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        Read-only; the answer is true for this moment only. A model that is loaded already fits.
 
+        - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): it cannot be loaded at all.
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """
 
@@ -379,8 +431,8 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_loader_pb2.PinModelResponse, _abc.Awaitable[_loader_pb2.PinModelResponse]]:
         """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-        Pinning does not load a model, and is kept over restarts of the loader. Today it answers UNIMPLEMENTED
-        (`NOT_IMPLEMENTED`).
+        Pinning does not load a model. It is kept over restarts of the loader, and wins over `pinned` in the
+        model's configuration. A pinned model whose backend crashed is loaded again without waiting for a call.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """
@@ -393,7 +445,45 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_loader_pb2.DrainResponse, _abc.Awaitable[_loader_pb2.DrainResponse]]:
         """Stops taking new work, lets running calls end, and unloads every model, as before a shutdown.
 
-        Idempotent. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        Idempotent. It returns when nothing runs any more. From its beginning on, calls and loads are refused
+        with UNAVAILABLE (`SHUTTING_DOWN`) and the health of `corral.loader.v1.LoaderService` and
+        `backend.Backend` is NOT_SERVING, until the loader is started anew.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCapacity(
+        self,
+        request: _loader_pb2.GetCapacityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_loader_pb2.GetCapacityResponse, _abc.Awaitable[_loader_pb2.GetCapacityResponse]]:
+        """Returns what the loader has to give: memory by device, slots for models and calls, and who waits.
+
+        Read-only; never counts as use of a model.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSettings(
+        self,
+        request: _loader_pb2.GetSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_loader_pb2.GetSettingsResponse, _abc.Awaitable[_loader_pb2.GetSettingsResponse]]:
+        """Returns the settings that can be changed while the loader runs, and where each value comes from.
+
+        Read-only.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateSettings(
+        self,
+        request: _loader_pb2.UpdateSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_loader_pb2.UpdateSettingsResponse, _abc.Awaitable[_loader_pb2.UpdateSettingsResponse]]:
+        """Changes settings at once, without a restart. What no longer fits new limits is evicted.
+
+        Idempotent. Kept over restarts, unless a flag or an environment variable says otherwise there.
+
+        - INVALID_ARGUMENT (`INVALID_REQUEST`): a value out of range or an unknown path in the mask; the message
+          names the field, and nothing is changed.
         """
 
 def add_LoaderServiceServicer_to_server(servicer: LoaderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
