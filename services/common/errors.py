@@ -193,6 +193,18 @@ class LoadBackoffError(CorralError):
     reason = "LOAD_BACKOFF"
 
 
+class CrashLoopError(CorralError):
+    """The model's backend crashed again and again; it is in quarantine."""
+
+    reason = "CRASH_LOOP"
+
+
+class NoRoomError(CorralError):
+    """The model does not fit beside those in use, and none of them could go in time."""
+
+    reason = "NO_ROOM"
+
+
 class QueueFullError(CorralError):
     """A limit is reached and as many callers as allowed wait already."""
 

@@ -44,6 +44,8 @@ CODES: Final[Mapping[type[CorralError], grpc.StatusCode]] = {
     errors.BackendCrashedError: _C.UNAVAILABLE,
     errors.ModelUnloadedError: _C.UNAVAILABLE,
     errors.LoadBackoffError: _C.UNAVAILABLE,
+    errors.CrashLoopError: _C.UNAVAILABLE,
+    errors.NoRoomError: _C.RESOURCE_EXHAUSTED,
     errors.QueueFullError: _C.RESOURCE_EXHAUSTED,
     errors.ControlPlaneOnlyError: _C.FAILED_PRECONDITION,
     errors.ShuttingDownError: _C.UNAVAILABLE,

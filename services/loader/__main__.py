@@ -16,23 +16,36 @@ from services.common.names import MODELS, resource_name
 from services.common.server import run_service
 from services.common.tasks import Background
 
+from .admission import CallMeter
 from .backend_addresses import BackendAddresses, socket_folder
 from .backend_catalog import BackendCatalog
 from .config import LoaderSettings, bundled_backends
 from .connection import GrpcConnection
 from .convert import model_options
+from .devices import LocalDevices
 from .environment import backend_environment
 from .events import ChangeLog
+from .footprints import Footprints
+from .gateway import SERVICE as DATA_SERVICE
 from .gateway import Gateway
+from .gpus import Gpus
 from .guarding import Guard
+from .ledger import Ledger, file_sizes
 from .loader import Loader
 from .logs import LogBook
+from .measuring import Meter
 from .model_catalog import ModelCatalog
 from .model_view import ModelView
+from .pins import Pins
 from .process import LocalLauncher
+from .progress import activity
+from .runner import Timeouts
+from .scheduler import Scheduler
 from .servicer import LoaderServicer
 from .starter import BackendStarter, StartLimits
-from .supervisor import Supervisor, Timeouts
+from .supervisor import Services, Supervisor
+from .tunables import LiveSettings, Tunables
+from .watchdog import Watchdog
 
 SERVICE = loader_pb2.DESCRIPTOR.services_by_name["LoaderService"].full_name
 
@@ -46,12 +59,12 @@ async def build(
     sockets = stack.enter_context(socket_folder(settings.state_path / "loader"))
     tasks = await stack.enter_async_context(Background())
     backends = BackendCatalog(settings.backends_path, settings.external_backend, bundled_backends())
-    to_options = model_options(
-        settings.models_path,
-        threads=settings.threads,
-        context_size=settings.context_size,
-        f16=settings.f16,
+    live = LiveSettings(
+        {name: getattr(settings, name) for name in Tunables.model_fields},
+        settings.model_fields_set,
+        settings.state_path / "loader" / "runtime_settings.json",
     )
+    to_options = model_options(settings.models_path, live)
 
     def connect(address: str, token: str) -> GrpcConnection:
         return GrpcConnection(
@@ -70,37 +83,74 @@ async def build(
         external_token=settings.external_token.get_secret_value(),
     )
 
-    def make_supervisor(
-        name: str, changed: Callable[[Supervisor], None], tasks: Background
-    ) -> Supervisor:
-        return Supervisor(
-            name,
-            starter=starter,
-            find_backend=backends.find,
-            models_path=settings.models_path,
-            timeouts=Timeouts(
-                load=settings.load_timeout,
-                load_per_gib=settings.load_timeout_per_gib,
-                drain=settings.drain_timeout,
-                free=settings.free_timeout,
-                stable=settings.stable_time,
-                exit_cause=settings.exit_cause_timeout,
-            ),
-            backoff=Backoff(
-                initial=settings.load_backoff,
-                maximum=max(settings.load_backoff, settings.load_backoff_maximum),
-            ),
-            logs=LogBook(settings.log_lines),
-            tasks=tasks,
-            changed=changed,
-        )
+    gpus = Gpus()
+    footprints = Footprints(settings.state_path / "loader" / "footprints.json")
+    stack.callback(footprints.close)
+    ledger = Ledger(
+        devices=LocalDevices(gpus),
+        predict=file_sizes(settings.models_path),
+        measure=Meter(gpus),
+        footprints=footprints,
+        release_timeout=settings.release_timeout,
+    )
+    calls = CallMeter(lambda: live.now.max_concurrent_backend_requests)
+
+    def make_supervisor(name: str, changed: Callable[[Supervisor], None]) -> Supervisor:
+        logs = LogBook(settings.log_lines)
+        return Supervisor(name, services=services, logs=logs, changed=changed)
 
     loader = Loader(
         models=ModelCatalog(settings.models_path),
         backends=backends,
         make_supervisor=make_supervisor,
         changes=ChangeLog(settings.watch_history),
+        calls=calls,
+        pins=Pins(settings.state_path / "loader" / "pins.json"),
+        ledger=ledger,
+        settings=live,
         tasks=tasks,
+    )
+    scheduler = loader.scheduler = Scheduler(
+        tenants=lambda: loader.supervisors,
+        settings=live,
+        free=ledger.free,
+        changed=loader.waits_otherwise,
+    )
+    services = Services(
+        starter=starter,
+        find_backend=backends.find,
+        models_path=settings.models_path,
+        timeouts=Timeouts(
+            load=settings.load_timeout,
+            load_per_gib=settings.load_timeout_per_gib,
+            load_stall=settings.load_stall_timeout,
+            drain=settings.drain_timeout,
+            free=settings.free_timeout,
+            stable=settings.stable_time,
+            exit_cause=settings.exit_cause_timeout,
+            quarantine=settings.quarantine_time,
+        ),
+        backoff=lambda: Backoff(
+            initial=live.now.model_load_failure_cooldown,
+            maximum=max(live.now.model_load_failure_cooldown, settings.load_backoff_maximum),
+        ),
+        scheduler=scheduler,
+        estimate=lambda entry, candidate, more: ledger.reserve(
+            entry, backends.find(candidate), more=more
+        ),
+        pinned=loader.pinned,
+        activity=activity,
+        released=ledger.released,
+        queue_size=lambda: live.now.queue_size,
+        calls=calls,
+        tasks=tasks,
+    )
+    watchdog = Watchdog(
+        models=lambda: loader.supervisors,
+        settings=live,
+        devices=ledger.devices,
+        measure=ledger.take_measure,
+        measure_interval=settings.measure_interval,
     )
     stack.push_async_callback(loader.close)
 
@@ -114,8 +164,17 @@ async def build(
     loader.listen(tell_health)
     loader.refresh()
     tasks.spawn(loader.follow_folder(settings.models_interval), name="follow the models folder")
+    tasks.spawn(watchdog.watch(), name="watchdog")
+    tasks.spawn(watchdog.keep_measuring(), name="measure the models")
     gateway = Gateway(loader, cause_timeout=settings.exit_cause_timeout)
-    servicer = LoaderServicer(loader, health.stopping)
+
+    def drained() -> None:
+        for name in (SERVICE, DATA_SERVICE.full_name):
+            health.set(name, False, "the loader drains")
+
+    servicer = LoaderServicer(
+        loader, live, health.stopping, drain_timeout=settings.drain_timeout, drained=drained
+    )
     return [
         Mount(
             SERVICE,

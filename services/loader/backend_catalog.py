@@ -61,6 +61,8 @@ class Backend:
     formats: tuple[str, ...] = ()
     """File formats it reads, such as `gguf`; empty if it does not say."""
     error: str = ""
+    concurrency: int = 0
+    """Calls that it can work on at once, as its metadata says; 0 if it does not."""
 
     @property
     def external(self) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from services.common.errors import (
     BackendCrashedError,
     CorralError,
+    CrashLoopError,
     LoadBackoffError,
     ModelBusyError,
     ModelLoadError,
     ModelUnloadedError,
+    QueueFullError,
     Resource,
 )
 
@@ -69,6 +74,42 @@ def backing_off(model: str, left: float, failures: tuple[Failure, ...]) -> LoadB
         metadata={"cause": cause.reason},
         resource=Resource("model", model),
     )
+
+
+def quarantined(model: str, left: float, crashes: int, failures: Iterable[Failure]) -> CorralError:
+    """Return the error for a call to a model whose backend crashed again and again."""
+    last = "; ".join(str(failure.error) for failure in failures)
+    return CrashLoopError(
+        f"model {model!r} crashed {crashes} times in a row and is in quarantine for {left:.0f} s: {last};"
+        " mend the cause, then load it with reset_backoff (`corral load --now`)",
+        retry_after=left,
+        metadata={"crashes": str(crashes)},
+        resource=Resource("model", model),
+    )
+
+
+def queue_full(model: str, waiting: int, retry_after: float) -> CorralError:
+    """Return the error for a call that finds as many others waiting as may."""
+    return QueueFullError(
+        f"model {model!r} is busy and {waiting} calls wait for it already, which is as many as may"
+        " (queue_size); retry later",
+        retry_after=retry_after,
+        metadata={"model": model, "queue_length": str(waiting)},
+        resource=Resource("model", model),
+    )
+
+
+_LACKS_MEMORY = re.compile(
+    r"out of memory|cannot allocate memory|failed to allocate|unable to allocate|bad_alloc"
+    r"|outofmemory|memoryerror|insufficient memory|not enough memory",
+    re.IGNORECASE,
+)
+"""How engines say it: CUDA and HIP, llama.cpp, PyTorch, C++, Python, the C library."""
+
+
+def lacks_memory(text: str) -> bool:
+    """Whether an error is one for lack of memory, by its words."""
+    return _LACKS_MEMORY.search(text) is not None
 
 
 def busy(model: str, active: int, waited: float) -> ModelBusyError:

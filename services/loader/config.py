@@ -16,6 +16,8 @@ from services.common.config import (
     localai,
 )
 
+from .tunables import Tunables
+
 _CHECKOUT = Path(__file__).resolve().parents[2] / "backends"
 
 
@@ -35,8 +37,10 @@ class _BackendFolders(UnderHome):
         return "<home>/backends and the bundled backends"
 
 
-class LoaderSettings(ServiceSettings):
+class LoaderSettings(ServiceSettings, Tunables):
     """Finds, starts, supervises and unloads native model backends."""
+
+    model_config = ServiceSettings.model_config
 
     service: ClassVar[str] = "loader"
 
@@ -70,17 +74,6 @@ class LoaderSettings(ServiceSettings):
     external_token: Annotated[SecretStr, localai("LOCALAI_GRPC_AUTH_TOKEN")] = SecretStr("")
     """The bearer token for external backends at an address; empty for none."""
 
-    threads: Annotated[int, localai("LOCALAI_THREADS", "THREADS")] = Field(default=0, ge=0)
-    """Threads for models that do not say; 0 leaves the choice to the backend."""
-
-    context_size: Annotated[int, localai("LOCALAI_CONTEXT_SIZE", "CONTEXT_SIZE")] = Field(
-        default=4096, ge=0
-    )
-    """Context for models that do not say, in tokens."""
-
-    f16: Annotated[bool, localai("LOCALAI_F16", "F16")] = False
-    """Use half precision for the models' working memory even where their configuration does not ask."""
-
     start_attempts: int = Field(default=20, ge=1)
     """With start_interval, how long a backend may take to answer; LocalAI's `grpc.attempts` overrides."""
 
@@ -96,6 +89,9 @@ class LoaderSettings(ServiceSettings):
     load_timeout_per_gib: Duration = 20.0
     """What load_timeout grows by for each GiB of the model's file."""
 
+    load_stall_timeout: Duration = 120.0
+    """How long a backend that reads a model may do nothing at all before the load is given up."""
+
     drain_timeout: Duration = 30.0
     """How long running calls may go on when their model is to be unloaded."""
 
@@ -108,16 +104,20 @@ class LoaderSettings(ServiceSettings):
     kill_timeout: Duration = 5.0
     """How long the system may take from SIGKILL until a process group is gone."""
 
+    release_timeout: Duration = 5.0
+    """How long a GPU's driver may take to give back the memory of an ended backend."""
+
     exit_cause_timeout: Duration = 0.5
     """How long a call that was cut waits to learn how the backend ended."""
 
-    load_backoff: Annotated[
-        Duration, localai("LOCALAI_MODEL_LOAD_FAILURE_COOLDOWN", "MODEL_LOAD_FAILURE_COOLDOWN")
-    ] = 10.0
-    """After a failed load, how long new loads of the model are refused; it doubles with each failure."""
-
     load_backoff_maximum: Duration = 300.0
-    """The longest such time."""
+    """The longest time for which a backend is not tried again after failed loads."""
+
+    quarantine_time: Duration = 600.0
+    """How long a model that crashed five times in a row, never ready for stable_time, is not loaded again."""
+
+    measure_interval: Duration = 10.0
+    """How often the memory of loaded models is measured."""
 
     stable_time: Duration = 10.0
     """How long a model must have been ready for earlier crashes and failures to be forgotten."""

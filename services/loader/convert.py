@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from google.protobuf.duration_pb2 import Duration
@@ -16,11 +16,14 @@ from services.common.errors import InvalidRequestError
 from services.common.names import BACKENDS, MODELS, resource_name
 
 from .backend_catalog import TYPE_ALIASES, Backend
+from .ledger import Basis
 from .loader import ModelFilter
 from .logs import LogLine, Stream
 from .model_catalog import ModelEntry
 from .model_config import ModelConfig
 from .model_view import InstanceView, ModelView
+from .supervisor import LastUnload
+from .tunables import LiveSettings
 
 _STREAMS = {
     Stream.STDOUT: pb.LogLine.STREAM_STDOUT,
@@ -53,6 +56,14 @@ def duration(seconds: float | None) -> Duration | None:
     return length
 
 
+def seconds(field: str, message: Duration) -> float:
+    """Return the seconds of a Duration; raises InvalidRequestError if it is negative."""
+    found = message.seconds + message.nanos / 1e9
+    if found < 0:
+        raise InvalidRequestError.of(field, "is negative")
+    return found
+
+
 def model(view: ModelView) -> pb.Model:
     """Return the message for a model."""
     return pb.Model(
@@ -69,6 +80,42 @@ def model(view: ModelView) -> pb.Model:
         config_error=view.config_error,
         retry_time=timestamp(view.retry_time),
         etag=view.etag,
+        queued_calls=view.queued_calls,
+        max_concurrent_calls=view.calls_at_once,
+        concurrency_groups=view.groups,
+        memory=reservations(dict(view.memory), view.memory_basis),
+        failures=[
+            pb.CandidateFailure(
+                backend=failure.backend,
+                message=failure.message,
+                reason=failure.reason,
+                count=failure.count,
+                retry_time=timestamp(failure.retry_time),
+            )
+            for failure in view.failures
+        ],
+        crash_count=view.crashes,
+        last_unload=_unload(view.last_unload) if view.last_unload else None,
+    )
+
+
+def reservations(memory: Mapping[str, int], basis: Basis) -> list[pb.MemoryReservation]:
+    """Return the messages for bytes by device."""
+    value = pb.MemoryReservation.Basis.Value(f"BASIS_{basis.name}")
+    return [
+        pb.MemoryReservation(device=device, bytes=size, basis=value)
+        for device, size in sorted(memory.items())
+    ]
+
+
+def _unload(unload: LastUnload) -> pb.Unload:
+    reason = unload.reason
+    return pb.Unload(
+        cause=pb.Unload.Cause.Value(f"CAUSE_{reason.cause.name}"),
+        message=reason.text,
+        time=timestamp(unload.time),
+        for_model=resource_name(MODELS, reason.for_model) if reason.for_model else "",
+        forced=unload.forced,
     )
 
 
@@ -87,6 +134,7 @@ def instance(view: InstanceView) -> pb.Instance:
         total_calls=view.total,
         last_used_time=timestamp(view.last_used),
         load_message=view.load_message,
+        adopted=view.adopted,
     )
 
 
@@ -132,12 +180,13 @@ def not_negative(field: str, value: int) -> int:
 
 
 def model_options(
-    models_path: Path, *, threads: int, context_size: int, f16: bool
+    models_path: Path, live: LiveSettings
 ) -> Callable[[ModelEntry, str], backend_pb2.ModelOptions]:
-    """Return the function that makes LoadModel's request; the arguments fill what a model leaves open."""
+    """Return the function that makes LoadModel's request; the settings fill what a model leaves open."""
 
     def options(entry: ModelEntry, backend_name: str) -> backend_pb2.ModelOptions:
         config = entry.config
+        threads, context_size, f16 = live.now.threads, live.now.context_size, live.now.f16
         diffusers = config.diffusers
         message = backend_pb2.ModelOptions(
             Model=config.model,

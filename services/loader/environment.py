@@ -18,6 +18,8 @@ def backend_environment(inherited: Mapping[str, str], marker: str, python: str) 
     name, _, value = marker.partition("=")
     environment[name] = value
     environment[PYTHON_VARIABLE] = python
+    # Else CUDA counts the fastest GPU first, and `gpu0` would be another one than the driver's.
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     # A Python backend that prints would else hold its lines back until 8 KiB have come together.
     environment.setdefault("PYTHONUNBUFFERED", "1")
     return environment

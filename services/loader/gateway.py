@@ -118,7 +118,7 @@ class Gateway(grpc.GenericRpcHandler):
 
     def _unary(self, method: Method) -> Callable[[Any, Any], Awaitable[bytes]]:
         async def behaviour(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
-            async with self._passage(method, request, context) as (call, failed):
+            async with self._passage(method, request, context) as (call, _, failed):
                 try:
                     response: bytes = await call
                     if initial := await call.initial_metadata():
@@ -134,12 +134,14 @@ class Gateway(grpc.GenericRpcHandler):
         async def behaviour(
             request: Any, context: aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[bytes]:
-            async with self._passage(method, request, context) as (call, failed):
+            async with self._passage(method, request, context) as (call, lease, failed):
                 try:
                     if initial := await call.initial_metadata():
                         await context.send_initial_metadata(_passed_back(initial))
                     async for response in call:
+                        lease.awaits_client()
                         yield response
+                        lease.progresses()
                 except (grpc.RpcError, asyncio.CancelledError) as error:
                     await failed(error)
                 await _finish(call, context)
@@ -149,7 +151,7 @@ class Gateway(grpc.GenericRpcHandler):
     @asynccontextmanager
     async def _passage(
         self, method: Method, request: Any, context: aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[tuple[Any, Callable[[BaseException], Awaitable[None]]]]:
+    ) -> AsyncIterator[tuple[Any, Lease, Callable[[BaseException], Awaitable[None]]]]:
         """Lease the model, start the call on its backend, and end it when the client's call ends."""
         if method.name in CONTROL_ONLY:
             raise ControlPlaneOnlyError(
@@ -166,7 +168,7 @@ class Gateway(grpc.GenericRpcHandler):
             assert isinstance(connection, GrpcConnection)
             streams = method.kind.startswith("stream")
             call = connection.method(method.kind, method.path)(
-                Requests(request) if streams else request,
+                Requests(request, lease) if streams else request,
                 timeout=context.time_remaining(),
                 metadata=aio.Metadata(*_passed_on(metadata), *connection.metadata),
             )
@@ -182,7 +184,7 @@ class Gateway(grpc.GenericRpcHandler):
                 elif status is not None and status.backends is not None:
                     _add_trailing(context, status.backends.trailing_metadata())
 
-            yield call, failed
+            yield call, lease, failed
         finally:
             if call is not None:
                 call.cancel()  # no-op for one that has ended
@@ -198,7 +200,6 @@ class Gateway(grpc.GenericRpcHandler):
                 raise self._loader.not_loaded(name)
         else:
             lease = await self._loader.acquire(name)
-            lease.use()
         instance = lease.instance
         if identity in (instance.model, name) and identity not in ("", instance.entry.config.model):
             # The backend knows the model by its file. Whoever wrote a name that it has here means the
@@ -259,11 +260,12 @@ class Requests:
     being thrown away), so the end is passed on after a pause, in which the call is cancelled if it was.
     """
 
-    __slots__ = ("_requests",)
+    __slots__ = ("_lease", "_requests")
 
-    def __init__(self, requests: Any) -> None:
-        """Read from the client's `requests`."""
+    def __init__(self, requests: Any, lease: Lease) -> None:
+        """Read from the client's `requests`; the lease notes when it is the client's turn."""
         self._requests = requests
+        self._lease = lease
 
     def __aiter__(self) -> Requests:
         """Return itself."""
@@ -271,9 +273,13 @@ class Requests:
 
     async def __anext__(self) -> Any:
         """Return the next message."""
+        self._lease.awaits_client()
         try:
-            return await self._requests.__anext__()
+            message = await self._requests.__anext__()
+            self._lease.progresses()
+            return message
         except StopAsyncIteration:
+            self._lease.progresses()
             await asyncio.sleep(_SETTLE)  # there is no event for "it was not cancelled"
             raise
 

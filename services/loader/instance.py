@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,12 +64,26 @@ class Instance:
     token: str = ""
     ready: float | None = None
     load_message: str = ""
+    adopted: bool = False
+    """Taken over from a loader that ran before."""
+    memory: dict[str, int] = field(default_factory=dict)
+    """Bytes by device, as measured last; empty before the first time."""
+    stopping: bool = False
+    """It is being ended; whatever it does now is no crash."""
     outdated: bool = False
     """The model's configuration or file is another one by now."""
     active: int = 0
     total: int = 0
     last_used: float | None = None
+    ready_since: float = 0.0
+    """By the monotonic clock; 0 before it is ready."""
+    idle_since: float = 0.0
+    """When the last call ended, or when it was ready; by the monotonic clock."""
+    load_seconds: float = 0.0
+    """From its start to ready."""
     leases: set[Lease] = field(default_factory=set)
+    holds: int = 0
+    """Leases that keep the instance from being taken away: all but those of probes."""
     ended: asyncio.Future[CorralError] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -78,6 +93,17 @@ class Instance:
     def pid(self) -> int:
         """The first process; 0 if it runs elsewhere."""
         return self.process.pid if self.process else 0
+
+    def is_ready(self) -> None:
+        """Take note that it holds the model now."""
+        self.ready = time.time()
+        self.ready_since = self.idle_since = time.monotonic()
+        self.load_seconds = self.ready - self.started
+
+    @property
+    def stuck_since(self) -> float | None:
+        """Since when the call that stands still the longest makes no progress; monotonic; None without calls."""
+        return min((lease.progress for lease in self.leases if lease.used), default=None)
 
     def end(self, cause: CorralError) -> None:
         """Say why the backend is gone, to whoever asks or holds a lease; the first cause stays."""
@@ -114,27 +140,43 @@ async def _is_well(connection: Connection, timeout: float) -> bool:
 class Lease:
     """A hold on an instance: while it is held, the instance is not taken away.
 
-    Only a lease that is used counts as a call; a probe, or a load that was asked for, holds without
-    using. A context manager; `release` is idempotent.
+    Only a lease that is used counts as a call: a load that was asked for holds without using, and a
+    probe does not even hold, so that nobody keeps a model by looking at it. A context manager;
+    `release` is idempotent.
     """
 
-    __slots__ = ("_on_cut", "_released", "_used", "instance")
+    __slots__ = ("_on_cut", "_released", "holds", "instance", "progress", "used")
 
-    def __init__(self, instance: Instance, released: Callable[[Instance], None]) -> None:
+    def __init__(
+        self, instance: Instance, released: Callable[[Instance], None], *, holds: bool = True
+    ) -> None:
         """Take hold; `released` is called once, when it is let go."""
         self.instance = instance
+        self.holds = holds
+        instance.holds += holds
         self._released: Callable[[Instance], None] | None = released
         self._on_cut: Callable[[], object] | None = None
-        self._used = False
+        self.used = False
+        self.progress = math.inf
+        """When something was last delivered, by the monotonic clock; infinity while the client is to act."""
         instance.leases.add(self)
 
     def use(self) -> None:
         """Count a call that begins now and ends when the lease is released."""
-        if not self._used:
-            self._used = True
+        if not self.used:
+            self.used = True
             self.instance.active += 1
             self.instance.total += 1
             self.instance.last_used = time.time()
+            self.progress = time.monotonic()
+
+    def progresses(self) -> None:
+        """The backend delivered something, or is to act again: it is alive."""
+        self.progress = time.monotonic()
+
+    def awaits_client(self) -> None:
+        """It is the client's turn, which is no fault of the backend's."""
+        self.progress = math.inf
 
     def on_cut(self, action: Callable[[], object]) -> None:
         """Call `action` if the instance goes away while the lease is held."""
@@ -152,10 +194,12 @@ class Lease:
         released, self._released = self._released, None
         if released is None:
             return
-        if self._used:
+        if self.used:
             self.instance.active -= 1
             self.instance.last_used = time.time()
+            self.instance.idle_since = time.monotonic()
         self.instance.leases.discard(self)
+        self.instance.holds -= self.holds
         self._on_cut = None
         released(self.instance)
 

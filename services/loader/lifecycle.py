@@ -5,59 +5,73 @@ whatever must be done about it is an effect, performed by the supervisor, which 
 further events. Events about an instance carry its generation, and those of an earlier one are
 dropped: a slow answer of a dead process can never touch its successor.
 
-    STOPPED ─LoadRequested→ STARTING ─Answered→ LOADING ─Loaded→ READY ─StopRequested→ DRAINING
-       ↑                        │                  │               │                      │
-       │                        └─AttemptFailed────┴───────────────┴─Exited               │
-       │                                  ↓                                  Drained, cut ↓
-       ├──GroupGone── (asked for) ────────────────── STOPPING ────────────────────────────┘
-       └─BackoffEnded─ BACKOFF/FAILED ←─GroupGone── (failed)
+    STOPPED ─LoadRequested→ WAITING ─Granted→ STARTING ─Answered→ LOADING ─Loaded→ READY
+       ↑                     │    ↑               │                  │              │ StopRequested
+       │             Refused │    │               └──AttemptFailed───┴─Exited───┐   ↓
+       ├─────────────────────┘    │                                             │ DRAINING
+       │                          └─ another candidate, or a try with more room │   │ Drained, cut
+       ├──GroupGone── (asked for) ──────────────── STOPPING ←───────────────────┴───┘
+       └─BackoffEnded─ BACKOFF/FAILED ←─GroupGone── (all failed)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import Enum, auto
+from dataclasses import replace
 
 from .lifecycle_effects import (
     AdmitWaiters,
     ArmBackoff,
+    AskRoom,
     CutCalls,
+    DisarmBackoff,
     Drain,
     Effect,
     FailWaiters,
+    LeaveQueue,
     RefuseStop,
     SendLoad,
     Start,
     StopGroup,
 )
 from .lifecycle_events import (
+    Adopted,
     Answered,
     AttemptFailed,
     BackoffEnded,
+    Cause,
     Changed,
     Drained,
     DrainTimedOut,
     Event,
     Exited,
     Failure,
+    Granted,
     GroupGone,
     Loaded,
     LoadRequested,
+    Refused,
     Stable,
+    StopReason,
     StopRequested,
 )
+from .lifecycle_state import CRASH_LIMIT, RESTING, RUNNING, After, Lifecycle, Penalty, Phase
 
 __all__ = [
+    "CRASH_LIMIT",
     "RESTING",
     "RUNNING",
     "AdmitWaiters",
+    "Adopted",
     "After",
     "Answered",
     "ArmBackoff",
+    "AskRoom",
     "AttemptFailed",
     "BackoffEnded",
+    "Cause",
     "Changed",
     "CutCalls",
+    "DisarmBackoff",
     "Drain",
     "DrainTimedOut",
     "Drained",
@@ -66,77 +80,26 @@ __all__ = [
     "Exited",
     "FailWaiters",
     "Failure",
+    "Granted",
     "GroupGone",
+    "LeaveQueue",
     "Lifecycle",
     "LoadRequested",
     "Loaded",
+    "Penalty",
     "Phase",
     "RefuseStop",
+    "Refused",
     "SendLoad",
     "Stable",
     "Start",
     "Step",
     "StopGroup",
+    "StopReason",
     "StopRequested",
     "StoppedError",
     "next",
 ]
-
-
-class Phase(Enum):
-    """Where a model stands."""
-
-    STOPPED = auto()
-    STARTING = auto()
-    LOADING = auto()
-    READY = auto()
-    DRAINING = auto()
-    STOPPING = auto()
-    BACKOFF = auto()
-    FAILED = auto()
-
-
-RUNNING = frozenset({Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING, Phase.STOPPING})
-"""Phases in which a process (or a connection) of the current generation may exist."""
-
-RESTING = frozenset({Phase.STOPPED, Phase.BACKOFF, Phase.FAILED})
-"""Phases in which nothing runs."""
-
-
-class After(Enum):
-    """What follows when a stopping process group is gone."""
-
-    REST = auto()
-    """Someone asked for the stop."""
-    NEXT_CANDIDATE = auto()
-    """The attempt failed; the next candidate is tried, if there is one."""
-    CRASHED = auto()
-    """The instance ended by itself after it had been ready."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lifecycle:
-    """The state of one model."""
-
-    phase: Phase = Phase.STOPPED
-    generation: int = 0
-    candidates: tuple[str, ...] = ()
-    """Backends still to try; the first is the current one."""
-    failures: tuple[Failure, ...] = ()
-    """What failed in this round."""
-    failed_rounds: int = 0
-    """Rounds in a row in which every candidate failed, and crashes without a stable time between."""
-    after: After = After.REST
-    reload: tuple[str, ...] = ()
-    """Candidates of a load that was asked for while the last instance is still going away."""
-    message: str = ""
-    """Why it stands where it stands, for people."""
-
-    @property
-    def candidate(self) -> str:
-        """The backend being tried or running; empty if none."""
-        return self.candidates[0] if self.candidates else ""
-
 
 Step = tuple[Lifecycle, tuple[Effect, ...]]
 
@@ -149,11 +112,17 @@ def next(state: Lifecycle, event: Event) -> Step:
     match event:
         case LoadRequested(candidates):
             return _load_requested(state, candidates)
+        case Granted() if state.phase is Phase.WAITING:
+            starting = replace(state, phase=Phase.STARTING, message="")
+            return starting, (Start(state.generation, state.candidate),)
+        case Refused(failure=failure) if state.phase is Phase.WAITING:
+            return _refused(state, failure)
+        case Adopted(candidate) if state.phase in RESTING:
+            return _adopted(state, candidate)
         case Answered() if state.phase is Phase.STARTING:
             return replace(state, phase=Phase.LOADING), (SendLoad(state.generation),)
         case Loaded(message=message) if state.phase is Phase.LOADING:
-            ready = replace(state, phase=Phase.READY, message=message, failures=())
-            return ready, (AdmitWaiters(state.generation),)
+            return _loaded(state, message)
         case AttemptFailed(failure=failure) if state.phase in (Phase.STARTING, Phase.LOADING):
             return _attempt_failed(state, failure)
         case Exited(failure=failure):
@@ -163,12 +132,12 @@ def next(state: Lifecycle, event: Event) -> Step:
         case Drained() if state.phase is Phase.DRAINING:
             return replace(state, phase=Phase.STOPPING), (StopGroup(state.generation, True),)
         case DrainTimedOut() if state.phase is Phase.DRAINING:
-            kept = replace(state, phase=Phase.READY, message="", reload=())
+            kept = replace(state, phase=Phase.READY, message="", stop=None, reload=())
             return kept, (RefuseStop(state.generation), AdmitWaiters(state.generation))
         case GroupGone() if state.phase is Phase.STOPPING:
             return _group_gone(state)
         case Stable() if state.phase is Phase.READY:
-            return replace(state, failed_rounds=0), ()
+            return replace(state, crashes=0), ()
         case BackoffEnded() if state.phase is Phase.BACKOFF:
             return replace(state, phase=Phase.STOPPED), ()
         case Changed():
@@ -176,27 +145,76 @@ def next(state: Lifecycle, event: Event) -> Step:
     return state, ()
 
 
-def _start(state: Lifecycle, candidates: tuple[str, ...], failures: tuple[Failure, ...]) -> Step:
+# On the way up
+
+
+def _ask(
+    state: Lifecycle,
+    candidates: tuple[str, ...],
+    failures: tuple[Failure, ...] = (),
+    *,
+    roomier: tuple[str, ...] = (),
+    more: bool = False,
+) -> Step:
+    """Every start is asked for: what the last candidate was given says nothing of the next one."""
     generation = state.generation + 1
-    started = replace(
+    waiting = replace(
         state,
-        phase=Phase.STARTING,
+        phase=Phase.WAITING,
         generation=generation,
         candidates=candidates,
         failures=failures,
+        roomier=roomier,
         reload=(),
         message="",
+        stop=None,
     )
-    return started, (Start(generation, candidates[0]),)
+    return waiting, (AskRoom(generation, candidates[0], more),)
 
 
 def _load_requested(state: Lifecycle, candidates: tuple[str, ...]) -> Step:
-    if state.phase in (Phase.STOPPED, Phase.FAILED) and candidates:
-        return _start(state, candidates, ())
+    if state.phase in RESTING and candidates:
+        return _ask(state, candidates)
     if state.phase in (Phase.DRAINING, Phase.STOPPING) and candidates:
         # The next instance starts when this one is gone: never two of one model side by side.
         return replace(state, reload=candidates), ()
     return state, ()
+
+
+def _refused(state: Lifecycle, failure: Failure) -> Step:
+    if not state.failures:
+        # Nothing is wrong with the model or the backend: no penalty, the next call asks again.
+        resting = replace(state, phase=Phase.STOPPED, candidates=(), message=str(failure.error))
+        return resting, (FailWaiters((failure,)),)
+    *earlier, last = state.failures
+    if last.candidate != state.candidate:
+        return _next_candidate(replace(state, failures=(*state.failures, failure)))
+    # The try with more room does not take place: what the first one failed with stands.
+    punished, effects = _punished(replace(state, failures=(*earlier, last)), last)
+    state, more = _next_candidate(punished)
+    return state, (*effects, *more)
+
+
+def _adopted(state: Lifecycle, candidate: str) -> Step:
+    generation = state.generation + 1
+    ready = replace(
+        state,
+        phase=Phase.READY,
+        generation=generation,
+        candidates=(candidate,),
+        failures=(),
+        message="",
+        stop=None,
+    )
+    return ready, (AdmitWaiters(generation),)
+
+
+def _loaded(state: Lifecycle, message: str) -> Step:
+    penalties = tuple(p for p in state.penalties if p.candidate != state.candidate)
+    ready = replace(
+        state, phase=Phase.READY, message=message, failures=(), roomier=(), penalties=penalties
+    )
+    return ready, (AdmitWaiters(state.generation),)
 
 
 def _attempt_failed(state: Lifecycle, failure: Failure) -> Step:
@@ -207,7 +225,40 @@ def _attempt_failed(state: Lifecycle, failure: Failure) -> Step:
         failures=(*state.failures, failure),
         message=str(failure.error),
     )
-    return stopping, (StopGroup(state.generation, False),)
+    stop = StopGroup(state.generation, False)
+    if failure.out_of_memory and state.candidate not in state.roomier:
+        return replace(stopping, after=After.MORE_ROOM), (stop,)
+    stopping, effects = _punished(stopping, failure)
+    return stopping, (*effects, stop)
+
+
+def _punished(state: Lifecycle, failure: Failure) -> Step:
+    """Count the failure against the current candidate: it alone has to wait before its next try."""
+    if failure.permanent:
+        return state, ()
+    others = tuple(p for p in state.penalties if p.candidate != state.candidate)
+    count = 1 + sum(p.count for p in state.penalties if p.candidate == state.candidate)
+    penalty = Penalty(state.candidate, count, failure)
+    return replace(state, penalties=(*others, penalty)), (ArmBackoff(state.candidate, count),)
+
+
+def _next_candidate(state: Lifecycle) -> Step:
+    rest = state.candidates[1:]
+    if rest:
+        return _ask(state, rest, state.failures, roomier=state.roomier)
+    failures = state.failures
+    if all(failure.permanent for failure in failures):
+        failed = replace(state, phase=Phase.FAILED, candidates=(), reload=())
+        return failed, (FailWaiters(failures),)
+    if not any(penalty.failure in failures for penalty in state.penalties):
+        # No candidate has to wait: its penalty was lifted, or there was only no room for it.
+        stopped = replace(state, phase=Phase.STOPPED, candidates=(), reload=())
+        return stopped, (FailWaiters(failures),)
+    waiting = replace(state, phase=Phase.BACKOFF, candidates=(), reload=())
+    return waiting, (FailWaiters(failures),)
+
+
+# On the way down
 
 
 def _exited(state: Lifecycle, failure: Failure) -> Step:
@@ -221,6 +272,7 @@ def _exited(state: Lifecycle, failure: Failure) -> Step:
             after=After.CRASHED if crashed else After.REST,
             failures=(failure,),
             message=str(failure.error),
+            stop=StopReason(Cause.CRASHED, str(failure.error)),
         )
         # The main process is gone, but helpers it left behind are not.
         return stopping, (
@@ -230,17 +282,33 @@ def _exited(state: Lifecycle, failure: Failure) -> Step:
     return state, ()
 
 
-def _stop_requested(state: Lifecycle, reason: str, force: bool) -> Step:
+def _stop_requested(state: Lifecycle, reason: StopReason, force: bool) -> Step:
     generation = state.generation
+    failure = Failure(state.candidate, StoppedError(reason.text))
+    if state.phase is Phase.WAITING:
+        called_off = replace(
+            state, phase=Phase.STOPPED, candidates=(), failures=(), message=reason.text
+        )
+        return called_off, (LeaveQueue(generation), FailWaiters((failure,)))
     if state.phase is Phase.READY and not force:
-        draining = replace(state, phase=Phase.DRAINING, message=reason, after=After.REST)
+        draining = replace(
+            state, phase=Phase.DRAINING, message=reason.text, stop=reason, after=After.REST
+        )
         return draining, (Drain(generation),)
-    failure = Failure(state.candidate, StoppedError(reason))
     if state.phase is Phase.DRAINING and not force:
         # It is on its way already, and its calls may still end; only what was to follow is called off.
-        return replace(state, message=reason, reload=()), (FailWaiters((failure,)),)
+        return replace(state, message=reason.text, stop=reason, reload=()), (
+            FailWaiters((failure,)),
+        )
     if state.phase in (Phase.READY, Phase.DRAINING):
-        stopping = replace(state, phase=Phase.STOPPING, message=reason, after=After.REST, reload=())
+        stopping = replace(
+            state,
+            phase=Phase.STOPPING,
+            message=reason.text,
+            stop=reason,
+            after=After.REST,
+            reload=(),
+        )
         return stopping, (
             FailWaiters((failure,)),
             CutCalls(generation, None),
@@ -248,58 +316,56 @@ def _stop_requested(state: Lifecycle, reason: str, force: bool) -> Step:
         )
     if state.phase in (Phase.STARTING, Phase.LOADING):
         stopping = replace(
-            state, phase=Phase.STOPPING, message=reason, after=After.REST, candidates=()
+            state,
+            phase=Phase.STOPPING,
+            message=reason.text,
+            stop=reason,
+            after=After.REST,
+            candidates=(),
         )
         return stopping, (FailWaiters((failure,)), StopGroup(generation, False))
     if state.phase is Phase.STOPPING:
         # Whatever was to follow the stop (another candidate, a reload) is called off.
-        called_off = replace(state, after=After.REST, reload=(), message=reason)
+        called_off = replace(state, after=After.REST, reload=(), message=reason.text)
         return called_off, (FailWaiters((failure,)),)
     return state, ()
 
 
 def _group_gone(state: Lifecycle) -> Step:
-    if state.after is After.NEXT_CANDIDATE:
-        rest = state.candidates[1:]
-        if rest:
-            return _start(state, rest, state.failures)
-        return _round_failed(state)
-    if state.after is After.CRASHED:
-        return _crashed(state)
+    match state.after:
+        case After.NEXT_CANDIDATE:
+            return _next_candidate(state)
+        case After.MORE_ROOM:
+            roomier = (*state.roomier, state.candidate)
+            return _ask(state, state.candidates, state.failures, roomier=roomier, more=True)
+        case After.CRASHED:
+            return _crashed(state)
     stopped = replace(state, phase=Phase.STOPPED, candidates=(), failures=())
     if state.reload:
-        return _start(stopped, state.reload, ())
+        return _ask(stopped, state.reload)
     return stopped, ()
 
 
-def _round_failed(state: Lifecycle) -> Step:
-    failures = state.failures
-    if all(failure.permanent for failure in failures):
-        failed = replace(state, phase=Phase.FAILED, candidates=(), reload=())
-        return failed, (FailWaiters(failures),)
-    rounds = state.failed_rounds + 1
-    waiting = replace(state, phase=Phase.BACKOFF, candidates=(), reload=(), failed_rounds=rounds)
-    return waiting, (ArmBackoff(state.generation, rounds), FailWaiters(failures))
-
-
 def _crashed(state: Lifecycle) -> Step:
-    rounds = state.failed_rounds + 1
-    if rounds == 1:
+    crashes = state.crashes + 1
+    if crashes == 1:
         # The first crash after a stable time costs no wait: the next call reloads at once.
-        stopped = replace(state, phase=Phase.STOPPED, candidates=(), failed_rounds=rounds)
+        stopped = replace(state, phase=Phase.STOPPED, candidates=(), crashes=crashes)
         if state.reload:
-            return _start(stopped, state.reload, ())
+            return _ask(stopped, state.reload)
         return stopped, ()
-    waiting = replace(state, phase=Phase.BACKOFF, candidates=(), reload=(), failed_rounds=rounds)
+    candidate = state.candidate
+    waiting = replace(state, phase=Phase.BACKOFF, candidates=(), reload=(), crashes=crashes)
+    arm = ArmBackoff(candidate, crashes - 1, quarantine=crashes >= CRASH_LIMIT)
     # Not a failed load: waiters get the crash as the reason why they must wait.
-    return waiting, (ArmBackoff(state.generation, rounds - 1), FailWaiters(state.failures))
+    return waiting, (arm, FailWaiters(state.failures))
 
 
 def _changed(state: Lifecycle) -> Step:
-    cleared = replace(state, failed_rounds=0)
+    cleared = replace(state, crashes=0, penalties=())
     if state.phase in (Phase.BACKOFF, Phase.FAILED):
         cleared = replace(cleared, phase=Phase.STOPPED, failures=(), message="")
-    return cleared, ()
+    return cleared, (DisarmBackoff(),)
 
 
 class StoppedError(Exception):

@@ -8,6 +8,23 @@ from .lifecycle_events import Failure
 
 
 @dataclass(frozen=True, slots=True)
+class AskRoom:
+    """Ask the scheduler for room; report `Granted` or `Refused`."""
+
+    generation: int
+    candidate: str
+    more: bool = False
+    """The last try ended for lack of memory: the estimate was too low."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveQueue:
+    """Take the wish for room back."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Spawn or connect to the backend, and wait until it answers."""
 
@@ -61,10 +78,18 @@ class StopGroup:
 
 @dataclass(frozen=True, slots=True)
 class ArmBackoff:
-    """Report `BackoffEnded` after the delay that belongs to so many failed rounds."""
+    """Report `BackoffEnded` after the delay that belongs to so many failures in a row."""
 
-    generation: int
-    failed_rounds: int
+    candidate: str
+    failures: int
+    """From 1; 0 means no delay."""
+    quarantine: bool = False
+    """It crashed too often: wait for the quarantine's time instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class DisarmBackoff:
+    """No candidate has to wait any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +100,9 @@ class RefuseStop:
 
 
 Effect = (
-    Start
+    AskRoom
+    | LeaveQueue
+    | Start
     | SendLoad
     | AdmitWaiters
     | FailWaiters
@@ -83,5 +110,6 @@ Effect = (
     | CutCalls
     | StopGroup
     | ArmBackoff
+    | DisarmBackoff
     | RefuseStop
 )

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+
+
+class Cause(Enum):
+    """The kinds of reason for which an instance goes away; the names are those on the wire."""
+
+    REQUESTED = "requested"
+    IDLE = "idle"
+    BUSY = "busy"
+    MEMORY = "memory"
+    EVICTED = "evicted"
+    CHANGED = "changed"
+    CRASHED = "crashed"
+    SHUTDOWN = "shutdown"
+    LIMITS = "limits"
+
+
+@dataclass(frozen=True, slots=True)
+class StopReason:
+    """Why an instance is to go."""
+
+    cause: Cause
+    text: str
+    """The whole reason, for people."""
+    for_model: str = ""
+    """The model that needs the room, if it is evicted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an attempt failed, or an instance ended by itself.
 
-    `permanent` failures (a missing file, an unknown backend) do not get better by waiting.
+    `permanent` failures (a missing file, an unknown backend) do not get better by waiting. Those for
+    lack of memory may get better by making room.
     """
 
     candidate: str
     error: Exception
     permanent: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +50,28 @@ class LoadRequested:
     """A call needs the model; these backends may hold it, in this order."""
 
     candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """There is room for the model, and it is reserved."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """There is no room for the model, and none can be made in time."""
+
+    generation: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A backend that an earlier loader started holds the model already."""
+
+    candidate: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +109,7 @@ class Exited:
 class StopRequested:
     """Someone wants the model gone."""
 
-    reason: str
+    reason: StopReason
     force: bool = False
 
 
@@ -93,18 +143,21 @@ class Stable:
 
 @dataclass(frozen=True, slots=True)
 class BackoffEnded:
-    """The time to wait after a failure is over."""
+    """The time to wait after the failure of a candidate is over."""
 
-    generation: int
+    candidate: str
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """The model's configuration, its files or the backend changed: old failures say nothing now."""
+    """The model's configuration, its files or a backend changed: old failures say nothing now."""
 
 
 Event = (
     LoadRequested
+    | Granted
+    | Refused
+    | Adopted
     | Answered
     | Loaded
     | AttemptFailed

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 
 from services.common.errors import (
     CorralError,
+    ModelBusyError,
     ModelNotFoundError,
     ModelNotLoadedError,
     ModelNotNamedError,
@@ -17,20 +18,26 @@ from services.common.errors import (
 from services.common.logs import get_logger
 from services.common.tasks import Background
 
+from .admission import CallMeter
 from .backend_catalog import Backend, BackendCatalog
 from .events import ChangeLog
+from .eviction import Plan
 from .instance import Instance, Lease
-from .lifecycle import RESTING
+from .ledger import Ledger, Reservation, Room
+from .lifecycle import RESTING, Cause, Phase, StopReason
 from .logs import LogLine
 from .model_catalog import ModelCatalog, ModelEntry
 from .model_view import ModelView, view
+from .pins import Pins
+from .scheduler import Scheduler, Wish
 from .selection import candidates
 from .supervisor import Supervisor
+from .tunables import LiveSettings
 
 _log = get_logger(__name__)
 
 Listener = Callable[[str, ModelView | None], None]
-MakeSupervisor = Callable[[str, Callable[[Supervisor], None], Background], Supervisor]
+MakeSupervisor = Callable[[str, Callable[[Supervisor], None]], Supervisor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,20 @@ class ModelFilter:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What there is to give, and who waits for it. A limit of 0 means none."""
+
+    rooms: tuple[Room, ...]
+    active_models: int
+    max_active_models: int
+    loads: int
+    max_loads: int
+    calls: int
+    max_calls: int
+    waiting: tuple[Wish, ...]
+
+
 class Loader:
     """All models: one supervisor for each that was ever asked for."""
 
@@ -62,16 +83,26 @@ class Loader:
         backends: BackendCatalog,
         make_supervisor: MakeSupervisor,
         changes: ChangeLog[ModelView],
+        calls: CallMeter,
+        pins: Pins,
+        ledger: Ledger,
+        settings: LiveSettings,
         tasks: Background,
     ) -> None:
         """Take the catalogs; nothing is started before the first call that needs it."""
+        self.scheduler: Scheduler
+        """Set by the wiring: the scheduler asks the models, and they ask it."""
+        self._calls = calls
+        self._pins = pins
+        self._ledger = ledger
+        self._settings = settings
         self.changes = changes
         self._models = models
         self._backends = backends
         self._make_supervisor = make_supervisor
         self._tasks = tasks
         self._supervisors: dict[str, Supervisor] = {}
-        self._closing = False
+        self._refusing = ""
         self._seen: dict[str, ModelEntry] = {}
         """The models folder when it was looked at last."""
         self._known_as: dict[str, str] = {}
@@ -123,35 +154,43 @@ class Loader:
     # Loading and unloading
 
     async def acquire(self, name: str) -> Lease:
-        """Return a lease on the model, loading it first if it must be."""
+        """Return a lease for a call on the model, loading it first if it must be.
+
+        Raises QueueFullError if as many calls as may are there already.
+        """
         supervisor = self._running(name)
-        if supervisor is not None:
-            if lease := supervisor.try_acquire():
+        self._calls.check()
+        if supervisor is not None and not self._refusing:
+            if lease := supervisor.try_acquire(calls=True):
                 return lease
-            if supervisor.loading:
-                return await supervisor.join()
+            if supervisor.joinable:
+                return await supervisor.join(calls=True)
         entry, supervisor = self._prepare(name)
-        return await supervisor.acquire(entry, self._candidates(entry))
+        return await supervisor.acquire(entry, self._candidates(entry), calls=True)
 
     def probe(self, name: str) -> Lease | None:
-        """Return the lease of a model that is ready now, or None; never loads."""
+        """Return a lease that neither counts nor holds, if the model is ready now; never loads."""
         supervisor = self._running(name) or self._supervisors.get(self._resolve(name).name)
-        return supervisor.try_acquire() if supervisor else None
+        return supervisor.probe() if supervisor else None
 
-    async def load(self, name: str) -> ModelView:
+    async def load(self, name: str, *, reset_backoff: bool = False) -> ModelView:
         """Load the model and wait until it is ready."""
         entry, supervisor = self._prepare(name)
-        with await supervisor.acquire(entry, self._candidates(entry)):
-            return view(entry, supervisor)
+        if reset_backoff:
+            supervisor.reset()
+        with await supervisor.acquire(entry, self._candidates(entry), calls=False):
+            return self._view(entry, supervisor)
 
-    def begin_load(self, name: str) -> ModelView:
+    def begin_load(self, name: str, *, reset_backoff: bool = False) -> ModelView:
         """Begin to load the model."""
         entry, supervisor = self._prepare(name)
+        if reset_backoff:
+            supervisor.reset()
         supervisor.begin_load(entry, self._candidates(entry))
-        return view(entry, supervisor)
+        return self._view(entry, supervisor)
 
     async def unload(
-        self, name: str, *, force: bool, reason: str = "unloaded on request"
+        self, name: str, *, force: bool, reason: StopReason | None = None
     ) -> ModelView:
         """Unload the model; returns when its process group is gone."""
         supervisor = self._supervisors.get(name)
@@ -161,11 +200,79 @@ class Loader:
             supervisor = self._supervisors.get(entry.config.alias or entry.name)
         if supervisor is None:
             return self.get(name)
+        reason = reason or StopReason(Cause.REQUESTED, "unloaded on request")
         await supervisor.stop(reason, force=force)
         try:
             return self.get(supervisor.name)
         except ModelNotFoundError:  # its file went while it ran
-            return view(supervisor.entry or ModelEntry(supervisor.name), supervisor)
+            return self._view(supervisor.entry or ModelEntry(supervisor.name), supervisor)
+
+    def plan(self, name: str) -> tuple[Plan, Reservation]:
+        """Return what loading the model would evict now, and the memory that it is expected to need."""
+        entry = self._resolve(name)
+        supervisor = self._supervisors.get(entry.name)
+        if supervisor is not None and supervisor.state.phase not in (*RESTING, Phase.WAITING):
+            return Plan(fits=True), Reservation(supervisor.memory)
+        backend = self._backends.find(self._candidates(entry)[0])
+        needs = self._ledger.reserve(entry, backend, more=False)
+        wish = Wish(
+            entry.name,
+            needs.memory,
+            granted=lambda: None,
+            refused=lambda error: None,
+            counts=not backend.external,
+            groups=frozenset(entry.config.concurrency_groups),
+        )
+        return self.scheduler.plan(wish), needs
+
+    def capacity(self) -> Capacity:
+        """Return what there is to give: memory, and places for models and calls."""
+        occupants = [found for each in self.supervisors if (found := each.occupancy())]
+        settings = self._settings.now
+        return Capacity(
+            rooms=self._ledger.rooms(occupants, settings),
+            active_models=sum(occupant.counts for occupant in occupants),
+            max_active_models=settings.active_limit,
+            loads=sum(each.loading for each in self.supervisors),
+            max_loads=settings.parallel_loads,
+            calls=self._calls.total,
+            max_calls=settings.max_concurrent_backend_requests,
+            waiting=self.scheduler.queue,
+        )
+
+    def pin(self, name: str, pinned: bool) -> ModelView:
+        """Pin or unpin the model; kept over restarts."""
+        entry = self._models.find(name)
+        self._pins.set(entry.name, pinned)
+        self._publish(entry.name)
+        self.scheduler.wake()
+        return self.get(entry.name)
+
+    def pinned(self, entry: ModelEntry) -> bool:
+        """Whether the model is pinned."""
+        return self._pins.pinned(entry.name, entry.config.pinned)
+
+    async def drain(self, timeout: float) -> int:
+        """Refuse new work, let calls end for `timeout` seconds, unload all; return how many were cut."""
+        self._refusing = "the loader drains and takes no more calls"
+        reason = StopReason(Cause.SHUTDOWN, "the loader drains")
+        running = [each for each in self._supervisors.values() if each.state.phase not in RESTING]
+        soft = [asyncio.ensure_future(_stop_gently(each, reason)) for each in running]
+        cut = 0
+        try:
+            if soft:
+                await asyncio.wait(soft, timeout=timeout)
+            cut = sum(each.instance.active for each in running if each.instance)
+            await self._stop_all(reason)
+        finally:
+            for stop in soft:
+                stop.cancel()
+            await asyncio.gather(*soft, return_exceptions=True)
+        return cut
+
+    async def _stop_all(self, reason: StopReason) -> None:
+        stops = [supervisor.stop(reason, force=True) for supervisor in self._supervisors.values()]
+        await asyncio.gather(*stops, return_exceptions=True)
 
     def report_lost(self, instance: Instance, error: CorralError) -> None:
         """An external backend does not answer any more; the next call connects anew."""
@@ -173,12 +280,13 @@ class Loader:
 
     async def close(self) -> None:
         """Refuse new work and end every backend, whatever it is doing."""
-        self._closing = True
-        stops = [
-            supervisor.stop("the loader stops", force=True)
-            for supervisor in self._supervisors.values()
-        ]
-        await asyncio.gather(*stops, return_exceptions=True)
+        self._refusing = "the loader stops and loads no more models"
+        await self._stop_all(StopReason(Cause.SHUTDOWN, "the loader stops"))
+
+    @property
+    def supervisors(self) -> Iterable[Supervisor]:
+        """Every model that was ever asked for."""
+        return self._supervisors.values()
 
     # Looking
 
@@ -191,7 +299,7 @@ class Loader:
             if supervisor is None or supervisor.state.phase in RESTING:
                 raise
             entry = supervisor.entry or ModelEntry(name)
-        return view(entry, self._supervisors.get(entry.name))
+        return self._view(entry, self._supervisors.get(entry.name))
 
     def select(self, condition: ModelFilter) -> list[ModelView]:
         """Return the models that match, sorted by name; those that run though their file is gone too."""
@@ -199,7 +307,7 @@ class Loader:
         for name, supervisor in self._supervisors.items():
             if name not in entries and supervisor.state.phase not in RESTING:
                 entries[name] = supervisor.entry or ModelEntry(name)
-        views = [view(entry, self._supervisors.get(name)) for name, entry in entries.items()]
+        views = [self._view(entry, self._supervisors.get(name)) for name, entry in entries.items()]
         return sorted(filter(condition.matches, views), key=lambda model: model.name)
 
     def backends(self) -> list[Backend]:
@@ -240,8 +348,8 @@ class Loader:
     # Helpers
 
     def _prepare(self, name: str) -> tuple[ModelEntry, Supervisor]:
-        if self._closing:
-            raise ShuttingDownError("the loader stops and loads no more models")
+        if self._refusing:
+            raise ShuttingDownError(self._refusing)
         entry = self._resolve(name)
         return entry, self._supervisor(entry.name)
 
@@ -255,7 +363,7 @@ class Loader:
     def _supervisor(self, name: str) -> Supervisor:
         supervisor = self._supervisors.get(name)
         if supervisor is None:
-            supervisor = self._make_supervisor(name, self._changed, self._tasks)
+            supervisor = self._make_supervisor(name, self._changed)
             self._supervisors[name] = supervisor
         return supervisor
 
@@ -266,8 +374,33 @@ class Loader:
             entry.config, self._models.folder / entry.config.model, self._backends.backends()
         )
 
+    def _view(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
+        return view(entry, supervisor, pinned=self.pinned(entry))
+
+    def waits_otherwise(self, name: str) -> None:
+        """Tell that a model waits for something else now."""
+        self._publish(name)
+
     def _changed(self, supervisor: Supervisor) -> None:
         self._publish(supervisor.name)
+        instance = supervisor.instance
+        if supervisor.state.phase is Phase.READY and instance and not instance.memory:
+            self._tasks.spawn(self._ledger.take_measure(instance), name=f"measure {instance.model}")
+        self._restart_if_pinned(supervisor)
+
+    def _restart_if_pinned(self, supervisor: Supervisor) -> None:
+        """Load a pinned model again that crashed: whoever pins one wants it to be there."""
+        state, entry = supervisor.state, supervisor.entry
+        if state.phase is not Phase.STOPPED or not state.crashes or self._refusing or entry is None:
+            return
+        if self.pinned(entry):
+            self._tasks.spawn(self._restart(supervisor.name), name=f"restart {supervisor.name}")
+
+    async def _restart(self, name: str) -> None:
+        try:
+            self.begin_load(name)
+        except CorralError as error:
+            _log.warning("a pinned model is not loaded again", model=name, why=str(error))
 
     def _publish(self, name: str) -> None:
         supervisor = self._supervisors.get(name)
@@ -276,7 +409,17 @@ class Loader:
         if entry is None and supervisor is not None:
             running = supervisor.state.phase not in RESTING
             entry = supervisor.entry if running else self._models.models().get(name)
-        model = view(entry, supervisor) if entry is not None else None
+        model = self._view(entry, supervisor) if entry is not None else None
         self.changes.append(name, model)
         for listener in self._listeners:
             listener(name, model)
+
+
+async def _stop_gently(supervisor: Supervisor, reason: StopReason) -> None:
+    """Unload as soon as the calls have ended, however long they take."""
+    while True:
+        try:
+            await supervisor.stop(reason, force=False)
+        except ModelBusyError:
+            continue  # each try lasts as long as the drain time
+        return

@@ -214,6 +214,17 @@ class ModelConfig(_Section):
         return value
 
     @property
+    def concurrency(self) -> int:
+        """How many calls the model takes at once: `limits.max_concurrent`, else `parallel:N`; 0 for no limit."""
+        if self.limits.max_concurrent:
+            return self.limits.max_concurrent
+        for option in self.options:
+            name, _, number = option.partition(":")
+            if name.strip() == "parallel" and number.strip().isdecimal():
+                return int(number)
+        return 0
+
+    @property
     def model(self) -> str:
         """The model file below the models folder, or a repository id; the wire's ModelIdentity."""
         return self.parameters.model

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from .admission import calls_at_once
+from .instance import Instance
+from .ledger import Basis
 from .lifecycle import Phase
 from .model_catalog import ModelEntry
-from .supervisor import Supervisor
+from .supervisor import LastUnload, Supervisor
 
 UNLOADED = "UNLOADED"
 """The name of the state in which nothing runs and nothing failed; all others are those of Phase."""
@@ -28,6 +31,18 @@ class InstanceView:
     total: int
     last_used: float | None
     load_message: str
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FailureView:
+    """A backend that failed with the model."""
+
+    backend: str
+    message: str
+    reason: str
+    count: int
+    retry_time: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,15 @@ class ModelView:
     config_error: str
     retry_time: float | None
     instance: InstanceView | None
+    queued_calls: int
+    calls_at_once: int
+    groups: tuple[str, ...]
+    memory: tuple[tuple[str, int], ...]
+    """Bytes by device: measured, or reserved."""
+    memory_basis: Basis
+    failures: tuple[FailureView, ...]
+    crashes: int
+    last_unload: LastUnload | None
 
     @property
     def etag(self) -> str:
@@ -53,28 +77,78 @@ class ModelView:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
-def view(entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
+def view(entry: ModelEntry, supervisor: Supervisor | None, *, pinned: bool) -> ModelView:
     """Return the picture of a model now."""
     state = supervisor.state if supervisor else None
     phase = state.phase if state else Phase.STOPPED
+    instance = supervisor.instance if supervisor else None
+    backing_off = supervisor is not None and phase is Phase.BACKOFF
     return ModelView(
         name=entry.name,
-        state=UNLOADED if phase is Phase.STOPPED else phase.name,
-        message=state.message if state else "",
+        state=_state(phase, supervisor),
+        message=_message(supervisor),
         state_time=supervisor.state_time if supervisor else None,
         backend=(state.candidate if state else "") or entry.config.backend,
         model_file=entry.config.model,
         config_file=entry.config_file,
         usecases=tuple(entry.config.known_usecases),
-        pinned=entry.config.pinned,
+        pinned=pinned,
         config_error=str(entry.error) if entry.error else "",
-        retry_time=supervisor.retry_at if supervisor and phase is Phase.BACKOFF else None,
-        instance=_instance(supervisor),
+        retry_time=supervisor.backoffs.retry_time(supervisor.state)
+        if supervisor and backing_off
+        else None,
+        instance=_instance(instance),
+        queued_calls=supervisor.queued_calls if supervisor else 0,
+        calls_at_once=calls_at_once(entry, instance.backend if instance else None),
+        groups=tuple(entry.config.concurrency_groups),
+        memory=tuple(sorted(supervisor.memory.items())) if supervisor else (),
+        memory_basis=_basis(supervisor),
+        failures=_failures(supervisor),
+        crashes=state.crashes if state else 0,
+        last_unload=supervisor.last_unload if supervisor else None,
     )
 
 
-def _instance(supervisor: Supervisor | None) -> InstanceView | None:
-    instance = supervisor.instance if supervisor else None
+def _state(phase: Phase, supervisor: Supervisor | None) -> str:
+    if phase is Phase.STOPPED:
+        return UNLOADED
+    if phase is Phase.WAITING and supervisor and not supervisor.waits_for:
+        return Phase.STARTING.name  # it asks for room, and will know in a moment
+    return phase.name
+
+
+def _message(supervisor: Supervisor | None) -> str:
+    if supervisor is None:
+        return ""
+    if supervisor.state.phase is Phase.WAITING:
+        return f"waits for {supervisor.waits_for}" if supervisor.waits_for else ""
+    return supervisor.state.message
+
+
+def _basis(supervisor: Supervisor | None) -> Basis:
+    if supervisor is None:
+        return Basis.ESTIMATED
+    if supervisor.instance is not None and supervisor.instance.memory:
+        return Basis.MEASURED
+    return supervisor.reservation.basis
+
+
+def _failures(supervisor: Supervisor | None) -> tuple[FailureView, ...]:
+    if supervisor is None:
+        return ()
+    return tuple(
+        FailureView(
+            penalty.candidate,
+            str(penalty.failure.error),
+            getattr(penalty.failure.error, "reason", ""),
+            penalty.count,
+            supervisor.backoffs.until(penalty.candidate),
+        )
+        for penalty in supervisor.state.penalties
+    )
+
+
+def _instance(instance: Instance | None) -> InstanceView | None:
     if instance is None:
         return None
     return InstanceView(
@@ -89,4 +163,5 @@ def _instance(supervisor: Supervisor | None) -> InstanceView | None:
         total=instance.total,
         last_used=instance.last_used,
         load_message=instance.load_message,
+        adopted=instance.adopted,
     )

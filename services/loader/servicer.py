@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from corral.loader.v1 import loader_pb2 as pb
@@ -14,7 +14,9 @@ from services.common.paging import paginate
 from services.common.streams import until
 
 from . import convert
+from . import convert_scheduling as scheduling
 from .loader import Loader
+from .tunables import LiveSettings
 from .watching import Said, watch
 
 _CHANGES = {
@@ -28,17 +30,34 @@ _CHANGES = {
 class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
     """Serves `corral.loader.v1.LoaderService`."""
 
-    def __init__(self, loader: Loader, stopping: asyncio.Event) -> None:
-        """Take the domain object, and the event that ends the streams which nothing else ends."""
+    def __init__(
+        self,
+        loader: Loader,
+        settings: LiveSettings,
+        stopping: asyncio.Event,
+        *,
+        drain_timeout: float,
+        drained: Callable[[], None],
+    ) -> None:
+        """Take the domain objects, and the event that ends the streams which nothing else ends.
+
+        `drained` is called when a drain begins.
+        """
         self._loader = loader
+        self._settings = settings
         self._stopping = stopping
+        self._drain_timeout = drain_timeout
+        self._drained = drained
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
         """Load a model."""
         name = resource_id(MODELS, request.name)
+        reset = request.reset_backoff
         if request.return_immediately:
-            return pb.LoadModelResponse(model=convert.model(self._loader.begin_load(name)))
-        return pb.LoadModelResponse(model=convert.model(await self._loader.load(name)))
+            view = self._loader.begin_load(name, reset_backoff=reset)
+        else:
+            view = await self._loader.load(name, reset_backoff=reset)
+        return pb.LoadModelResponse(model=convert.model(view))
 
     async def UnloadModel(
         self, request: pb.UnloadModelRequest, context: Any
@@ -108,7 +127,8 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         self, request: pb.PlanEvictionRequest, context: Any
     ) -> pb.PlanEvictionResponse:
         """Explain an eviction."""
-        raise NotImplementedYetError.of("PlanEviction")
+        plan, needs = self._loader.plan(resource_id(MODELS, request.name))
+        return scheduling.plan(plan, needs)
 
     async def ResolveModel(
         self, request: pb.ResolveModelRequest, context: Any
@@ -129,8 +149,49 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
 
     async def PinModel(self, request: pb.PinModelRequest, context: Any) -> pb.PinModelResponse:
         """Pin or unpin a model."""
-        raise NotImplementedYetError.of("PinModel")
+        view = self._loader.pin(resource_id(MODELS, request.name), request.pinned)
+        return pb.PinModelResponse(model=convert.model(view))
 
     async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:
         """Drain the loader."""
-        raise NotImplementedYetError.of("Drain")
+        timeout = self._drain_timeout
+        if request.HasField("timeout"):
+            timeout = convert.seconds("timeout", request.timeout)
+        self._drained()
+        return pb.DrainResponse(cut_calls=await self._loader.drain(timeout))
+
+    async def GetCapacity(
+        self, request: pb.GetCapacityRequest, context: Any
+    ) -> pb.GetCapacityResponse:
+        """Return what there is to give."""
+        capacity = self._loader.capacity()
+        return pb.GetCapacityResponse(
+            devices=[
+                scheduling.device(room.device, room.reserved, room.budget)
+                for room in capacity.rooms
+            ],
+            active_models=capacity.active_models,
+            max_active_models=capacity.max_active_models,
+            loads=capacity.loads,
+            max_loads=capacity.max_loads,
+            calls=capacity.calls,
+            max_calls=capacity.max_calls,
+            waiting=[
+                scheduling.waiting(place, wish) for place, wish in enumerate(capacity.waiting, 1)
+            ],
+        )
+
+    async def GetSettings(
+        self, request: pb.GetSettingsRequest, context: Any
+    ) -> pb.GetSettingsResponse:
+        """Return the settings in force."""
+        settings, sources = scheduling.settings(self._settings)
+        return pb.GetSettingsResponse(settings=settings, sources=sources)
+
+    async def UpdateSettings(
+        self, request: pb.UpdateSettingsRequest, context: Any
+    ) -> pb.UpdateSettingsResponse:
+        """Change settings."""
+        self._settings.update(scheduling.changes(request.settings, request.update_mask))
+        settings, sources = scheduling.settings(self._settings)
+        return pb.UpdateSettingsResponse(settings=settings, sources=sources)

@@ -17,7 +17,7 @@ from .logs import LineSplitter, LogBook, Stream
 from .model_catalog import ModelEntry
 from .process import Exit, Launcher, LineSink, ProcessSpec
 from .readiness import PortTakenError, Readiness, start_error
-from .supervisor import STDERR_LINES
+from .runner import STDERR_LINES
 
 _log = get_logger(__name__)
 

@@ -8,154 +8,210 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from services.common.backoff import Backoff
-from services.common.errors import (
-    BackendStartError,
-    CorralError,
-    LoadBackoffError,
-    ModelLoadError,
-)
+from services.common.errors import CorralError
 from services.common.logs import get_logger
 from services.common.tasks import Background
 
 from . import causes
 from . import lifecycle as life
+from .admission import CallMeter, calls_at_once, retry_after
 from .backend_catalog import Backend
-from .instance import Connection, Instance, Lease
-from .lifecycle import Failure, Lifecycle, Phase
-from .logs import LogBook, Stream
+from .backoffs import Backoffs
+from .eviction import Occupant
+from .instance import Instance, Lease
+from .ledger import Reservation
+from .lifecycle import Cause, Failure, Lifecycle, Phase, StopReason
+from .logs import LogBook
 from .model_catalog import ModelEntry
+from .runner import Activity, Runner, Starter, Timeouts
+from .scheduler import Scheduler, Wish
 from .waiters import LeaseWaiters, StopWaiters
 
 _log = get_logger(__name__)
 
-_GIB = 1024**3
-_LAST_LINES = 0.05
-"""Seconds for the pipes of an ended process to run dry; longer only if a helper holds them open."""
-
-STDERR_LINES = 5
-"""Last lines of stderr to keep with the cause of an end: enough for an exception, short enough to read."""
+_MOMENT = 1.0
+"""Seconds after a call in which the next one is likely on its way."""
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
-    """The named waits of a supervisor, in seconds."""
+class LastUnload:
+    """Why and when a model was unloaded the last time."""
 
-    load: float
-    load_per_gib: float
-    drain: float
-    free: float
-    stable: float
-    exit_cause: float
+    reason: StopReason
+    time: float
+    """Seconds since the epoch."""
+    forced: bool
 
 
-class Starter(Protocol):
-    """Starts a backend, or connects to one, and waits until it answers."""
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What all supervisors share."""
 
-    async def start(self, instance: Instance, logs: LogBook) -> Connection:
-        """Fill in the instance's process and address; return the connection. Raises CorralError."""
-        ...
-
-    async def stop(self, instance: Instance, *, graceful: bool) -> bool:
-        """End what `start` began, also after a failure; True when nothing is left."""
-        ...
+    starter: Starter
+    find_backend: Callable[[str], Backend]
+    models_path: Path
+    timeouts: Timeouts
+    backoff: Callable[[], Backoff]
+    scheduler: Scheduler
+    estimate: Callable[[ModelEntry, str, bool], Reservation]
+    """What a model needs with a backend; with True, more than it had the last time. Blocking."""
+    pinned: Callable[[ModelEntry], bool]
+    activity: Activity
+    released: Callable[[Instance], Awaitable[None]]
+    queue_size: Callable[[], int]
+    calls: CallMeter
+    tasks: Background
 
 
 class Supervisor:
     """One model, over all its instances."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        starter: Starter,
-        find_backend: Callable[[str], Backend],
-        models_path: Path,
-        timeouts: Timeouts,
-        backoff: Backoff,
-        logs: LogBook,
-        tasks: Background,
-        changed: Callable[[Supervisor], None],
+        self, name: str, *, services: Services, logs: LogBook, changed: Callable[[Supervisor], None]
     ) -> None:
         """`changed` is called after every transition, when the state can be read."""
         self.name = name
         self.logs = logs
         self.state = Lifecycle()
         self.state_time = time.time()
-        self.retry_at: float | None = None
         self.instance: Instance | None = None
-        self._starter = starter
-        self._find_backend = find_backend
-        self._models_path = models_path
-        self._timeouts = timeouts
-        self._backoff = backoff
-        self._tasks = tasks
-        self._changed = changed
         self.entry: ModelEntry | None = None
         """The model as it was when its load began."""
-        self._waiters = LeaseWaiters()
+        self.reservation = Reservation()
+        """The room it was granted, or asks for."""
+        self.last_unload: LastUnload | None = None
+        self.backoffs = Backoffs(
+            name,
+            backoff=services.backoff,
+            quarantine=services.timeouts.quarantine,
+            ended=lambda candidate: self._post(life.BackoffEnded(candidate)),
+        )
+        self._services = services
+        self._changed = changed
+        self._runner = Runner(
+            name,
+            starter=services.starter,
+            find_backend=services.find_backend,
+            models_path=services.models_path,
+            timeouts=services.timeouts,
+            logs=logs,
+            activity=services.activity,
+            released=services.released,
+            post=self._post,
+            spawn=self._spawn,
+        )
+        self._waiters = LeaseWaiters(services.calls)
         self._stops = StopWaiters()
         self._events: deque[life.Event] = deque()
         self._posting = False
         self._timers: list[asyncio.TimerHandle] = []
-        self._work: asyncio.Task[None] | None = None
-        """The start or load in progress."""
+        self._asked = 0.0
+        """When the round in progress asked for room first; by the monotonic clock."""
+        self._forced = False
 
     # What others ask for
 
-    async def acquire(self, entry: ModelEntry, candidates: tuple[str, ...]) -> Lease:
+    async def acquire(
+        self, entry: ModelEntry, candidates: tuple[str, ...], *, calls: bool
+    ) -> Lease:
         """Return a lease on the ready model, loading it first; callers of the same load share it.
 
-        A caller that is cancelled leaves the load alone. Raises LoadBackoffError, or what the load
-        failed with.
+        A caller that is cancelled leaves the load alone. Raises LoadBackoffError, QueueFullError, or
+        what the load failed with.
         """
-        if lease := self.try_acquire():
+        if lease := self.try_acquire(calls=calls):
             return lease
-        self._refuse_while_backing_off(entry)
-        if not self.loading:
+        usable = self._usable(entry, candidates)
+        if not self.loading and self.state.phase is not Phase.READY:
             self.entry = entry
-        joining = self.join()
-        self._post(life.LoadRequested(candidates))
+        joining = self.join(calls=calls)
+        self._post(life.LoadRequested(usable))
         return await joining
 
-    def join(self) -> Coroutine[Any, Any, Lease]:
-        """Wait for the load in progress; the place among those who wait is taken at once."""
-        return self._waiters.join()
+    def join(self, *, calls: bool) -> Coroutine[Any, Any, Lease]:
+        """Wait for the load in progress, or a place; the place among those who wait is taken at once.
+
+        Raises QueueFullError.
+        """
+        if calls and self._waiters.calls >= self._services.queue_size():
+            raise causes.queue_full(self.name, self._waiters.calls, retry_after(self.entry))
+        return self._waiters.join(calls=calls)
 
     @property
     def loading(self) -> bool:
         """Whether a load is in progress, which others may join."""
         return self.state.phase in (Phase.STARTING, Phase.LOADING)
 
-    def try_acquire(self) -> Lease | None:
-        """Return a lease if the model is ready now."""
+    @property
+    def joinable(self) -> bool:
+        """Whether whoever comes now has only to wait: for the load, or for a place."""
+        return self.state.phase in (Phase.WAITING, Phase.STARTING, Phase.LOADING, Phase.READY)
+
+    @property
+    def queued_calls(self) -> int:
+        """Calls that wait."""
+        return self._waiters.calls
+
+    @property
+    def waits_for(self) -> str:
+        """What it waits for before it can load, for people."""
+        return self._services.scheduler.waits_for(self.name)
+
+    def try_acquire(self, *, calls: bool) -> Lease | None:
+        """Return a lease if the model is ready now and, for a call, has a place."""
         if self.state.phase is not Phase.READY or self.instance is None:
             return None
-        return self._lease()
+        if calls and (self._waiters.calls or not self._has_place()):
+            return None
+        return self._lease(calls)
+
+    def probe(self) -> Lease | None:
+        """Return a lease that neither counts nor holds, if the model is ready."""
+        if self.state.phase is not Phase.READY or self.instance is None:
+            return None
+        return Lease(self.instance, self._released, holds=False)
 
     def begin_load(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
         """Begin to load, without waiting for it. Raises LoadBackoffError."""
         if self.state.phase is Phase.READY:
             return
-        self._refuse_while_backing_off(entry)
+        usable = self._usable(entry, candidates)
         if not self.loading:
             self.entry = entry
-        self._post(life.LoadRequested(candidates))
+        self._post(life.LoadRequested(usable))
 
-    async def stop(self, reason: str, *, force: bool) -> None:
+    def adopt(self, instance: Instance, reservation: Reservation) -> None:
+        """Take over a backend that holds the model already."""
+        self.entry, self.instance, self.reservation = instance.entry, instance, reservation
+        instance.generation = self.state.generation + 1
+        self._post(life.Adopted(instance.backend.name))
+        self._runner.watch(instance)
+
+    async def stop(self, reason: StopReason, *, force: bool) -> None:
         """Unload and wait until the process group is gone. Raises ModelBusyError. Idempotent."""
         if self.state.phase in life.RESTING:
             return
+        if self.state.phase is Phase.WAITING:
+            self._post(life.StopRequested(reason, force))
+            return
         stopped = self._stops.join()
-        self._post(life.StopRequested(reason, force))
+        self._stop(reason, force=force)
         await stopped
+
+    def evict(self, reason: StopReason, *, force: bool) -> None:
+        """Begin to unload."""
+        self._stop(reason, force=force)
+
+    def reset(self) -> None:
+        """Forget earlier failures: something changed, or somebody knows better."""
+        self._post(life.Changed())
 
     def report_lost(self, instance: Instance, error: CorralError) -> None:
         """An external backend does not answer any more; the next call connects anew."""
@@ -163,12 +219,54 @@ class Supervisor:
 
     def configuration_is(self, revision: str) -> None:
         """Take note of the configuration's revision now; an instance of another one is stopped when idle."""
-        if self.state.phase in (Phase.BACKOFF, Phase.FAILED):
-            if self.entry is not None and self.entry.revision != revision:
-                self._post(life.Changed())
-        elif self.instance is not None:
+        known = self.entry is not None and self.entry.revision
+        if known and known != revision and self.state.phase in life.RESTING:
+            self._post(life.Changed())
+        if self.instance is not None:
             self.instance.outdated = self.instance.entry.revision != revision
             self._stop_if_outdated(self.instance)
+
+    def backend_changed(self, name: str) -> None:
+        """Take note that a backend was replaced: what failed with the old one may work now."""
+        if any(penalty.candidate == name for penalty in self.state.penalties) or (
+            self.state.crashes and self.state.phase in life.RESTING
+        ):
+            self._post(life.Changed())
+        if self.instance is not None and self.instance.backend.name == name:
+            self.instance.outdated = True
+            self._stop_if_outdated(self.instance)
+
+    def occupancy(self) -> Occupant | None:
+        """Return the room the model has; None if it has none."""
+        phase, instance = self.state.phase, self.instance
+        if phase in life.RESTING or phase is Phase.WAITING:
+            return None
+        assert self.entry is not None
+        now = time.monotonic()
+        backend = instance.backend if instance else None
+        ready = instance is not None and instance.ready_since > 0
+        idle = now - instance.idle_since if instance and ready else 0.0
+        return Occupant(
+            name=self.name,
+            settled=phase is Phase.READY,
+            leaving=phase in (Phase.DRAINING, Phase.STOPPING),
+            busy=bool(instance and instance.holds) or len(self._waiters) > 0,
+            pinned=self._services.pinned(self.entry),
+            counts=not (backend and backend.external),
+            groups=frozenset(self.entry.config.concurrency_groups),
+            memory=self.memory,
+            idle=idle,
+            residence=now - instance.ready_since if instance and ready else 0.0,
+            load_seconds=instance.load_seconds if instance else 0.0,
+            in_demand=bool(instance and instance.total and idle < _MOMENT),
+        )
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes by device: measured, else what was reserved; nothing if it has no room."""
+        if self.instance is not None and self.instance.memory:
+            return self.instance.memory
+        return {} if self.state.phase in life.RESTING else self.reservation.memory
 
     # The machine
 
@@ -177,38 +275,62 @@ class Supervisor:
         if self._posting:
             return  # an effect that reports at once; the loop below takes it next
         self._posting = True
+        began = self.state
         try:
             while self._events:
-                event = self._events.popleft()
-                before = self.state
-                self.state, effects = life.next(before, event)
-                if self.state.phase is not before.phase:
-                    self.state_time = time.time()
-                    _log.info(
-                        "model",
-                        model=self.name,
-                        phase=self.state.phase.name,
-                        was=before.phase.name,
-                        why=self.state.message or None,
-                        backend=self.state.candidate or None,
-                    )
-                for effect in effects:
-                    self._perform(effect)
-                if isinstance(event, life.GroupGone) and before.phase is Phase.STOPPING:
-                    self._stops.answer(None)
-                if self.state != before:
-                    self._changed(self)
+                self._take(self._events.popleft())
         finally:
             self._posting = False
+        if self.state.phase is not began.phase:
+            self._services.scheduler.wake()
+
+    def _take(self, event: life.Event) -> None:
+        before = self.state
+        self.state, effects = life.next(before, event)
+        if self.state.phase is not before.phase:
+            self._entered(before)
+        for effect in effects:
+            self._perform(effect)
+        if self.state.phase is Phase.BACKOFF and before.phase is not Phase.BACKOFF:
+            self.backoffs.watch(self.state)
+        if isinstance(event, life.GroupGone) and before.phase is Phase.STOPPING:
+            self._stops.answer(None)
+        # Asking for room is no state that others see, unless there is none: then the scheduler tells.
+        if self.state != before and self.state.phase is not Phase.WAITING:
+            self._changed(self)
+
+    def _entered(self, before: Lifecycle) -> None:
+        self.state_time = time.time()
+        phase = self.state.phase
+        if before.phase is Phase.STOPPING and before.stop is not None:
+            self.last_unload = LastUnload(before.stop, self.state_time, self._forced)
+        if before.phase is Phase.STOPPING:
+            self.instance = None
+        _log.info(
+            "model",
+            model=self.name,
+            phase=phase.name,
+            was=before.phase.name,
+            why=self.state.message or None,
+            backend=self.state.candidate or None,
+        )
 
     def _perform(self, effect: life.Effect) -> None:
         match effect:
+            case life.AskRoom(generation, candidate, more):
+                self._cancel_timers()
+                self._spawn(self._ask(generation, candidate, more), "ask room for")
+            case life.LeaveQueue():
+                self._services.scheduler.withdraw(self.name)
             case life.Start(generation, candidate):
-                self._start(generation, candidate)
+                assert self.entry is not None
+                self._runner.start(generation, candidate, self.entry, self._begun)
             case life.SendLoad():
-                self._work = self._spawn(self._load(self._current()), "load")
-            case life.AdmitWaiters():
-                self._waiters.admit(self._lease)
+                self._runner.load(self._current(), self.state.candidate)
+            case life.AdmitWaiters(generation):
+                self.backoffs.disarm(self.state.candidate)
+                self._later(self._services.timeouts.stable, life.Stable(generation))
+                self._admit()
             case life.FailWaiters(failures):
                 self._fail_waiters(failures)
             case life.Drain():
@@ -216,152 +338,118 @@ class Supervisor:
             case life.CutCalls(failure=failure):
                 self._current().end(causes.ended(self.name, self.state.message, failure))
             case life.StopGroup(generation, graceful):
-                self._spawn(self._stop(generation, graceful), "stop")
-            case life.ArmBackoff(generation, rounds):
-                delay = self._backoff.delay(rounds)
-                self.retry_at = time.time() + delay
-                self._later(delay, life.BackoffEnded(generation))
+                reason = causes.ended(self.name, self.state.message, None)
+                self._runner.stop(lambda: self.instance, generation, reason, graceful=graceful)
+            case life.ArmBackoff(candidate, failures, quarantine):
+                self.backoffs.arm(candidate, failures, quarantine=quarantine)
+            case life.DisarmBackoff():
+                self.backoffs.disarm()
             case life.RefuseStop():
                 active = self._current().active
-                self._stops.answer(causes.busy(self.name, active, self._timeouts.drain))
+                drain = self._services.timeouts.drain
+                self._stops.answer(causes.busy(self.name, active, drain))
 
-    def _start(self, generation: int, candidate: str) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
-        self.retry_at = None
-        self._work = self._spawn(self._run(generation, candidate), "start")
-
-    async def _run(self, generation: int, candidate: str) -> None:
-        try:
-            instance = self._new_instance(generation, candidate)
-        except CorralError as error:
-            self._fail(generation, candidate, error, permanent=True)
-            return
-        self.instance = instance
-        try:
-            instance.connection = await self._starter.start(instance, self.logs)
-        except CorralError as error:
-            self._fail(generation, candidate, error)
-            return
-        except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must hear of it
-            _log.exception("starting a backend failed", model=self.name, backend=candidate)
-            text = f"starting {candidate} failed: {type(error).__name__}: {error}"
-            self._fail(generation, candidate, BackendStartError(text))
-            return
-        if instance.process is not None:
-            self._spawn(self._watch(instance), "watch")
-        self._post(life.Answered(generation))
-
-    def _new_instance(self, generation: int, candidate: str) -> Instance:
-        backend = self._find_backend(candidate)
-        if backend.error:
-            raise BackendStartError(f"backend {backend.name} cannot be used: {backend.error}")
+    async def _ask(self, generation: int, candidate: str, more: bool) -> None:
         assert self.entry is not None
-        return Instance(uuid.uuid4().hex, generation, self.name, backend, self.entry, time.time())
-
-    async def _load(self, instance: Instance) -> None:
-        assert instance.connection is not None
-        generation, candidate = instance.generation, instance.backend.name
-        timeout = self._timeouts.load + self._timeouts.load_per_gib * self._size_gib(instance)
         try:
-            answer = await instance.connection.load(instance.entry, candidate, timeout)
-        except CorralError as error:
-            # A process that died under LoadModel says more than the broken connection does.
-            if instance.process and await instance.cause(self._timeouts.exit_cause):
-                return  # the event of its end is on its way
-            self._fail(generation, candidate, ModelLoadError(f"could not load model: {error}"))
+            needs = await asyncio.to_thread(self._services.estimate, self.entry, candidate, more)
+            counts = not self._services.find_backend(candidate).external
+        except CorralError:
+            needs, counts = Reservation(), True  # the start will say what is wrong
+        if generation != self.state.generation or self.state.phase is not Phase.WAITING:
             return
-        except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must hear of it
-            _log.exception("loading failed", model=self.name, backend=candidate)
-            text = f"could not load model: {type(error).__name__}: {error}"
-            self._fail(generation, candidate, ModelLoadError(text))
-            return
-        if not answer.success:
-            text = f"could not load model (no success): {answer.message}"
-            self._fail(generation, candidate, ModelLoadError(text))
-            return
-        instance.ready = time.time()
-        instance.load_message = answer.message
-        self._later(self._timeouts.stable, life.Stable(generation))
-        self._post(life.Loaded(generation))
+        self.reservation = needs
+        if not self.state.failures:
+            self._asked = time.monotonic()
 
-    async def _watch(self, instance: Instance) -> None:
-        assert instance.process is not None
-        how = await instance.process.wait()
-        if instance.generation != self.state.generation or self.state.phase is Phase.STOPPING:
-            return
-        await instance.process.drain_output(_LAST_LINES)
-        lines = self.logs.tail(STDERR_LINES, generation=instance.generation, stream=Stream.STDERR)
-        error = causes.exited(instance, how, lines, loading=self.state.phase is Phase.LOADING)
-        instance.end(error)
-        self._post(life.Exited(instance.generation, Failure(instance.backend.name, error)))
+        def refused(error: CorralError) -> None:
+            self._post(life.Refused(generation, Failure(candidate, error)))
 
-    async def _stop(self, generation: int, graceful: bool) -> None:
-        if self._work is not None and self._work is not asyncio.current_task():
-            self._work.cancel()
-            await asyncio.wait([self._work])
-        instance = self.instance
-        if instance is not None:
-            instance.end(causes.ended(self.name, self.state.message, None))
-            await self._end(instance, graceful)
-            self.logs.append(Stream.LOADER, "stopped", generation)
-            self.instance = None
-        self._post(life.GroupGone(generation))
+        wish = Wish(
+            self.name,
+            needs.memory,
+            granted=lambda: self._post(life.Granted(generation)),
+            refused=refused,
+            counts=counts,
+            groups=frozenset(self.entry.config.concurrency_groups),
+            # The next candidate goes on waiting where the last one stood.
+            asked=self._asked,
+        )
+        self._services.scheduler.ask(wish)
 
-    async def _end(self, instance: Instance, graceful: bool) -> None:
-        connection = instance.connection
-        if graceful and connection is not None:
-            try:
-                await connection.free(self._timeouts.free)
-            except CorralError as error:
-                _log.debug("Free failed", model=self.name, why=str(error))
-        if connection is not None:
-            await connection.close()
-        if not await self._starter.stop(instance, graceful=graceful):
-            _log.error("processes of a backend cannot be ended", model=self.name, pid=instance.pid)
+    def _begun(self, instance: Instance) -> None:
+        self.instance = instance
+        self._forced = False
+
+    def _stop(self, reason: StopReason, *, force: bool) -> None:
+        self._forced = force and bool(self.instance and self.instance.active)
+        self._post(life.StopRequested(reason, force))
 
     def _drain(self, instance: Instance) -> None:
-        if not instance.leases:
+        if not instance.holds:
             self._post(life.Drained(instance.generation))
         else:
-            self._later(self._timeouts.drain, life.DrainTimedOut(instance.generation))
+            self._later(self._services.timeouts.drain, life.DrainTimedOut(instance.generation))
 
     def _released(self, instance: Instance) -> None:
-        if not instance.leases and self.state.phase is Phase.DRAINING:
-            self._post(life.Drained(instance.generation))
-        elif instance.outdated and instance is self.instance:
-            self._stop_if_outdated(instance)
+        if instance is not self.instance:
+            return
+        if self.state.phase is Phase.DRAINING:
+            if not instance.holds:
+                self._post(life.Drained(instance.generation))
+        elif self.state.phase is Phase.READY:
+            if len(self._waiters):
+                self._admit()
+            if not instance.holds:
+                self._stop_if_outdated(instance)
+                if self._services.scheduler.queue:
+                    self._services.scheduler.wake()
 
     def _stop_if_outdated(self, instance: Instance) -> None:
-        if instance.outdated and not instance.leases and self.state.phase is Phase.READY:
-            self._post(life.StopRequested("its configuration or file changed"))
+        if instance.outdated and not instance.holds and self.state.phase is Phase.READY:
+            text = "its configuration, its file or its backend changed"
+            self._stop(StopReason(Cause.CHANGED, text), force=False)
 
     # Those who wait
 
-    def _lease(self) -> Lease:
-        return Lease(self._current(), self._released)
+    def _admit(self) -> None:
+        if self.state.phase is Phase.READY:
+            self._waiters.admit(self._lease, self._has_place)
+
+    def _has_place(self) -> bool:
+        limit = calls_at_once(self.entry, self._current().backend)
+        return not limit or self._current().active < limit
+
+    def _lease(self, calls: bool) -> Lease:
+        if not calls:
+            return Lease(self._current(), self._released)
+        lease = Lease(self._current(), self._call_ended)
+        lease.use()
+        self._services.calls.running += 1
+        return lease
+
+    def _call_ended(self, instance: Instance) -> None:
+        self._services.calls.running -= 1
+        self._released(instance)
 
     def _fail_waiters(self, failures: tuple[Failure, ...]) -> None:
-        error: CorralError = causes.all_failed(self.name, failures)
         if self.state.phase is Phase.BACKOFF and self.state.after is life.After.CRASHED:
             # They did not see the crash; to them it is the reason why they must wait.
-            error = self._backing_off()
-        self._waiters.fail(error)
-
-    def _refuse_while_backing_off(self, entry: ModelEntry) -> None:
-        if self.state.phase not in (Phase.BACKOFF, Phase.FAILED):
+            self._waiters.fail(self.backoffs.error(self.state))
             return
+        tried = {failure.candidate for failure in failures}
+        left_out = [
+            penalty.failure for penalty in self.state.penalties if penalty.candidate not in tried
+        ]
+        self._waiters.fail(causes.all_failed(self.name, (*left_out, *failures)))
+
+    def _usable(self, entry: ModelEntry, candidates: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the candidates that need not wait. Raises LoadBackoffError if all must."""
+        if self.state.phase not in life.RESTING:
+            return candidates
         if self.entry is not None and self.entry.revision != entry.revision:
             self._post(life.Changed())
-            return
-        if self.state.phase is Phase.BACKOFF and self.retry_at is not None:
-            raise self._backing_off()
-
-    def _backing_off(self) -> LoadBackoffError:
-        assert self.retry_at is not None
-        left = max(self.retry_at - time.time(), 0.001)
-        return causes.backing_off(self.name, left, self.state.failures)
+        return self.backoffs.usable(self.state, candidates)
 
     # Helpers
 
@@ -369,20 +457,13 @@ class Supervisor:
         assert self.instance is not None
         return self.instance
 
-    def _fail(
-        self, generation: int, candidate: str, error: CorralError, *, permanent: bool = False
-    ) -> None:
-        self.logs.append(Stream.LOADER, str(error), generation)
-        self._post(life.AttemptFailed(generation, Failure(candidate, error, permanent)))
-
-    def _size_gib(self, instance: Instance) -> float:
-        try:
-            return (self._models_path / instance.entry.config.model).stat().st_size / _GIB
-        except (OSError, ValueError):
-            return 0.0
-
     def _later(self, delay: float, event: life.Event) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(delay, self._post, event))
 
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-        return self._tasks.spawn(work, name=f"{what} {self.name}")
+        return self._services.tasks.spawn(work, name=f"{what} {self.name}")

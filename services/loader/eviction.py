@@ -1,0 +1,338 @@
+"""Which models have to go so that another one fits: a pure function of what is there. No clock, no I/O.
+
+A plan never evicts for nothing: victims are named only if the newcomer fits once they are gone, and
+none of them is superfluous. What is starting, loading, busy or pinned is not a victim; what is already
+on its way out is counted on before anybody else has to go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from services.common.quantities import format_size
+
+SMALL = 256 * 1024**2
+"""Bytes: models below it are no more worth evicting for their size than one another."""
+
+QUICK = 1.0
+"""Seconds: loads below it are no reason to keep a model; their differences are mostly chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Occupant:
+    """A model that has room, or is on its way in or out. Times are seconds."""
+
+    name: str
+    settled: bool = True
+    """It is ready; neither on its way in nor out."""
+    leaving: bool = False
+    busy: bool = False
+    """Calls hold it or wait for it."""
+    pinned: bool = False
+    counts: bool = True
+    """It takes one of the places for active models; what runs elsewhere does not."""
+    groups: frozenset[str] = frozenset()
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by device: reserved, or measured."""
+    idle: float = 0.0
+    """Since its last call ended, or since it was ready."""
+    residence: float = 0.0
+    """Since it was ready."""
+    load_seconds: float = 0.0
+    """What it cost to load it."""
+    in_demand: bool = False
+    """Its last call ended only a moment ago: the next one is likely on its way."""
+
+    @property
+    def size(self) -> int:
+        """All its memory."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A model that needs room."""
+
+    name: str
+    counts: bool = True
+    groups: frozenset[str] = frozenset()
+    memory: Mapping[str, int] = field(default_factory=dict)
+    waited: float = 0.0
+    """Seconds that it has been waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be there at once."""
+
+    active: int = 0
+    """Models; 0 means no limit."""
+    evict_busy: bool = False
+    """Models in use may be evicted, and their calls cut, where idle ones are not enough."""
+    largest_first: bool = False
+    starvation_bound: float = 10.0
+    """Seconds after which a newcomer no longer has to be considerate of models in demand."""
+
+
+class Way(Enum):
+    """How a victim goes."""
+
+    IDLE = auto()
+    """Nobody uses it."""
+    DRAIN = auto()
+    """Its running calls end first, and new ones have to wait."""
+    FORCE = auto()
+    """Its calls are cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A model that has to go."""
+
+    name: str
+    way: Way
+    freed: int
+    idle: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """A model that stands in the way and stays for now."""
+
+    name: str
+    why: str
+    temporary: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What has to happen before a newcomer fits."""
+
+    fits: bool = False
+    """Now, as things are."""
+    victims: tuple[Victim, ...] = ()
+    """Once they are gone, it fits."""
+    pending: tuple[str, ...] = ()
+    """Those on their way out whose room it needs."""
+    blockers: tuple[Blocker, ...] = ()
+    possible: bool = True
+    """It can fit at all, if those that stay for now go by themselves."""
+    lacking: str = ""
+    """What there is too little of, for people."""
+
+
+def plan(
+    newcomer: Newcomer, occupants: Iterable[Occupant], limits: Limits, free: Mapping[str, int]
+) -> Plan:
+    """Return how to make room. `free` is what may be given out now, in bytes by device."""
+    others = [occupant for occupant in occupants if occupant.name != newcomer.name]
+    need = _Need(newcomer, others, limits, free)
+    if need.met_without(()):
+        return Plan(fits=True)
+    lacking = need.lacking()
+    leaving = [occupant for occupant in others if occupant.leaving]
+    pending = tuple(occupant.name for occupant in leaving)
+    if need.met_without(leaving):
+        return Plan(pending=pending, lacking=lacking)
+    impatient = newcomer.waited >= limits.starvation_bound
+    idle: list[Occupant] = []
+    drained: list[Occupant] = []
+    forced: list[Occupant] = []
+    for occupant in others:
+        if occupant.leaving or not occupant.settled or occupant.pinned:
+            continue
+        if occupant.busy:
+            (forced if limits.evict_busy else drained).append(occupant)
+        elif impatient or not _protected(occupant, limits):
+            idle.append(occupant)
+    pools: list[tuple[Way, list[Occupant]]] = [(Way.IDLE, idle)]
+    if forced:
+        pools.append((Way.FORCE, forced))
+    if impatient and drained:
+        pools.append((Way.DRAIN, drained))
+    chosen = _choose(need, leaving, pools, limits)
+    if chosen:
+        victims = tuple(_victim(occupant, way) for occupant, way in chosen)
+        return Plan(victims=victims, pending=pending, lacking=lacking)
+    staying = [occupant for occupant in others if not occupant.leaving and need.minds(occupant)]
+    return Plan(
+        pending=pending,
+        blockers=tuple(_blocker(occupant, limits) for occupant in staying),
+        possible=need.met_without([occupant for occupant in others if not occupant.pinned]),
+        lacking=lacking,
+    )
+
+
+def _protected(occupant: Occupant, limits: Limits) -> bool:
+    """Whether it was loaded so short a time ago that evicting it now would be thrashing.
+
+    One that has served as long as its load took has paid for it; until then whoever wants its room
+    waits, if calls for it keep coming. So at most half of the time goes into loading.
+    """
+    enough = min(occupant.load_seconds, limits.starvation_bound)
+    return occupant.in_demand and occupant.residence < enough
+
+
+class _Need:
+    """What a newcomer needs, against what would be there without some of the others."""
+
+    def __init__(
+        self,
+        newcomer: Newcomer,
+        others: Sequence[Occupant],
+        limits: Limits,
+        free: Mapping[str, int],
+    ) -> None:
+        self._newcomer = newcomer
+        self._others = others
+        self._limits = limits
+        self._free = free
+
+    def conflicts(self, occupant: Occupant) -> bool:
+        return bool(occupant.groups & self._newcomer.groups)
+
+    def met_without(self, gone: Iterable[Occupant]) -> bool:
+        away = {occupant.name for occupant in gone}
+        there = [occupant for occupant in self._others if occupant.name not in away]
+        if any(map(self.conflicts, there)) or self._places_short(there) > 0:
+            return False
+        return not any(short > 0 for short in self._bytes_short(away).values())
+
+    def minds(self, occupant: Occupant) -> bool:
+        """Whether the newcomer would be nearer to its room without this one."""
+        if self.conflicts(occupant):
+            return True
+        if occupant.counts and self._places_short(self._others) > 0:
+            return True
+        short = self._bytes_short(set())
+        return any(short.get(device, 0) > 0 and size for device, size in occupant.memory.items())
+
+    def helps(self, occupant: Occupant, gone: Iterable[Occupant]) -> bool:
+        """Whether it is still of use to evict this one, when those others go."""
+        away = {other.name for other in gone}
+        there = [other for other in self._others if other.name not in away]
+        if self.conflicts(occupant):
+            return True
+        if occupant.counts and self._places_short(there) > 0:
+            return True
+        short = self._bytes_short(away)
+        return any(short.get(device, 0) > 0 and size for device, size in occupant.memory.items())
+
+    def lacking(self) -> str:
+        """Say what there is too little of."""
+        parts = []
+        groups = sorted(
+            {
+                group
+                for occupant in self._others
+                for group in occupant.groups & self._newcomer.groups
+            }
+        )
+        if groups:
+            parts.append(f"a model of the same concurrency group is there ({', '.join(groups)})")
+        if self._places_short(self._others) > 0:
+            parts.append(f"all {self._limits.active} places for active models are taken")
+        for device, short in sorted(self._bytes_short(set()).items()):
+            if short > 0:
+                need = format_size(self._newcomer.memory[device])
+                left = format_size(max(self._free[device], 0))
+                parts.append(f"it needs {need} of {device}, and {left} are free")
+        return "; ".join(parts)
+
+    def _places_short(self, there: Iterable[Occupant]) -> int:
+        if not self._limits.active:
+            return 0
+        taken = sum(occupant.counts for occupant in there)
+        return taken + self._newcomer.counts - self._limits.active
+
+    def _bytes_short(self, away: set[str]) -> dict[str, int]:
+        back = dict.fromkeys(self._newcomer.memory, 0)
+        for occupant in self._others:
+            if occupant.name in away:
+                for device, size in occupant.memory.items():
+                    if device in back:
+                        back[device] += size
+        return {
+            device: size - self._free[device] - back[device]
+            for device, size in self._newcomer.memory.items()
+            if device in self._free
+        }
+
+
+def _choose(
+    need: _Need,
+    leaving: list[Occupant],
+    pools: Sequence[tuple[Way, list[Occupant]]],
+    limits: Limits,
+) -> list[tuple[Occupant, Way]]:
+    """Return the fewest worth evicting so that the need is met; empty if it cannot be."""
+    chosen: list[tuple[Occupant, Way]] = []
+
+    def gone(without: Occupant | None = None) -> list[Occupant]:
+        return leaving + [occupant for occupant, _ in chosen if occupant is not without]
+
+    for way, pool in pools:
+        for occupant in sorted(pool, key=_order(limits)):
+            if not need.met_without(gone()) and need.helps(occupant, gone()):
+                chosen.append((occupant, way))  # noqa: PERF401 - each changes what the next one is asked
+    if not need.met_without(gone()):
+        return []
+    # A large one that came later in the order may have made earlier ones unnecessary.
+    for occupant, way in reversed(list(chosen)):
+        if need.met_without(gone(occupant)):
+            chosen.remove((occupant, way))
+    return chosen
+
+
+def _order(limits: Limits) -> Callable[[Occupant], tuple[float, float, str]]:
+    if limits.largest_first:
+        return lambda occupant: (-occupant.size, -occupant.idle, occupant.name)
+    return lambda occupant: (-worth_evicting(occupant), -occupant.idle, occupant.name)
+
+
+def worth_evicting(occupant: Occupant) -> float:
+    """Return idle time x size / cost of loading: among equals, the least recently used goes first."""
+    size = max(occupant.size, SMALL) / SMALL
+    return occupant.idle * size / max(occupant.load_seconds, QUICK)
+
+
+def first_to_go(occupants: Iterable[Occupant], limits: Limits, device: str = "") -> Occupant | None:
+    """Return the idle model that is the least worth keeping, of those with memory on the device."""
+    idle = [
+        occupant
+        for occupant in occupants
+        if occupant.settled
+        and not occupant.leaving
+        and not occupant.pinned
+        and (limits.evict_busy or not occupant.busy)
+        and (not device or occupant.memory.get(device))
+    ]
+    order = _order(limits)
+    return min(idle, key=lambda occupant: (occupant.busy, *order(occupant)), default=None)
+
+
+def _victim(occupant: Occupant, way: Way) -> Victim:
+    how = {
+        Way.IDLE: f"idle for {occupant.idle:.0f} s",
+        Way.DRAIN: "in use; its running calls end first",
+        Way.FORCE: "in use; its calls are cut, as force_eviction_when_busy says",
+    }[way]
+    size = f", {format_size(occupant.size)}" if occupant.size else ""
+    why = f"{how}{size}, took {occupant.load_seconds:.1f} s to load"
+    return Victim(occupant.name, way, occupant.size, occupant.idle, why)
+
+
+def _blocker(occupant: Occupant, limits: Limits) -> Blocker:
+    if occupant.pinned:
+        return Blocker(occupant.name, "it is pinned", temporary=False)
+    if not occupant.settled:
+        return Blocker(occupant.name, "it is being loaded", temporary=True)
+    if occupant.busy:
+        return Blocker(occupant.name, "it is in use", temporary=True)
+    if _protected(occupant, limits):
+        why = f"it was loaded {occupant.residence:.1f} s ago and is in demand"
+        return Blocker(occupant.name, why, temporary=True)
+    return Blocker(occupant.name, "evicting it would not be enough", temporary=True)

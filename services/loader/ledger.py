@@ -1,0 +1,201 @@
+"""The memory that models have and need: predicted before a load, measured after it, remembered for the next."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from services.common.errors import DeadlineError
+from services.common.logs import get_logger
+from services.common.tasks import wait_until
+
+from .backend_catalog import Backend
+from .budgets import WHOLE, parse_budget
+from .devices import RAM, Device, Devices
+from .eviction import Occupant
+from .footprints import FootprintKey, Footprints
+from .instance import Instance
+from .model_catalog import ModelEntry
+from .tunables import Tunables
+
+_log = get_logger(__name__)
+
+MORE = 1.5
+"""By what an estimate grows after a load that ended for lack of memory: enough not to need a third try often."""
+
+_LOOK = 0.2
+"""Seconds for which a reading of the devices is good while several decisions are made at once."""
+
+
+class Basis(Enum):
+    """Where a figure comes from; the names are those on the wire."""
+
+    ESTIMATED = "estimated"
+    CONFIGURED = "configured"
+    LEARNED = "learned"
+    MEASURED = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Room for a model: bytes by device."""
+
+    memory: Mapping[str, int] = field(default_factory=dict)
+    basis: Basis = Basis.ESTIMATED
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A device, and what of it is given out; bytes."""
+
+    device: Device
+    reserved: int
+    budget: int
+    """What models may have together; 0 means no limit but the device's own."""
+
+
+class Measure(Protocol):
+    """Measures backends."""
+
+    def measure(self, group: int, uid: str) -> dict[str, int]:
+        """Return bytes by device for a process group and its instance; empty if nothing is left. Blocking."""
+        ...
+
+
+Predict = Callable[[ModelEntry, Backend, tuple[Device, ...]], Reservation]
+"""Estimates what a model needs from its files and settings, unless its configuration says it. Blocking."""
+
+
+class Ledger:
+    """Predicts, measures and remembers what models need, and tells what is free."""
+
+    def __init__(
+        self,
+        *,
+        devices: Devices,
+        predict: Predict,
+        measure: Measure,
+        footprints: Footprints,
+        release_timeout: float,
+    ) -> None:
+        """`release_timeout`: seconds that the memory of an ended backend may take to be free."""
+        self._devices = devices
+        self._predict = predict
+        self._measure = measure
+        self._footprints = footprints
+        self._release_timeout = release_timeout
+        self._reading: tuple[float, tuple[Device, ...]] = (0.0, ())
+
+    def devices(self) -> tuple[Device, ...]:
+        """Return the devices as they are now, or were a moment ago."""
+        at, devices = self._reading
+        if not devices or time.monotonic() - at > _LOOK:
+            devices = self._devices.read()
+            self._reading = (time.monotonic(), devices)
+        return devices
+
+    def reserve(self, entry: ModelEntry, backend: Backend, *, more: bool) -> Reservation:
+        """Return what to reserve for a model; with `more`, after a load that lacked memory. Blocking."""
+        if backend.external:
+            return Reservation()
+        key = _key(entry, backend)
+        predicted = self._predict(entry, backend, self.devices())
+        learned = self._footprints.get(key)
+        if learned and predicted.basis is not Basis.CONFIGURED:
+            predicted = Reservation({**predicted.memory, **learned}, Basis.LEARNED)
+        if not more:
+            return predicted
+        raised = {device: int(size * MORE) for device, size in predicted.memory.items()}
+        self._footprints.learn(key, raised)
+        return Reservation(raised, Basis.LEARNED)
+
+    def free(self, occupants: Iterable[Occupant], settings: Tunables) -> dict[str, int]:
+        """Return what may be given out beside the occupants, in bytes by device; no entry means no limit."""
+        found = {}
+        occupants = list(occupants)
+        for device in self.devices():
+            reserved = sum(each.memory.get(device.name, 0) for each in occupants)
+            budget = budget_of(device, settings)
+            if settings.fit_check:
+                # What is only on its way in is not missing from the device yet.
+                coming = sum(
+                    each.memory.get(device.name, 0)
+                    for each in occupants
+                    if not each.settled and not each.leaving
+                )
+                found[device.name] = min(
+                    (budget or device.total) - reserved, device.available - coming
+                )
+            elif budget:
+                found[device.name] = budget - reserved
+        return found
+
+    def rooms(self, occupants: Iterable[Occupant], settings: Tunables) -> tuple[Room, ...]:
+        """Return each device with what the occupants have of it."""
+        occupants = list(occupants)
+        return tuple(
+            Room(
+                device,
+                sum(each.memory.get(device.name, 0) for each in occupants),
+                budget_of(device, settings),
+            )
+            for device in self.devices()
+        )
+
+    async def take_measure(self, instance: Instance) -> bool:
+        """Measure a loaded instance and remember it; whether there was anything to measure."""
+        if instance.process is None:
+            return False
+        measured = await asyncio.to_thread(
+            self._measure.measure, instance.process.pid, instance.uid
+        )
+        if not measured or instance.stopping:
+            return False
+        instance.memory = measured
+        self._footprints.learn(_key(instance.entry, instance.backend), measured)
+        return True
+
+    async def released(self, instance: Instance) -> None:
+        """Return when nothing is left of the memory of an instance whose processes are gone.
+
+        A GPU's driver may need a moment; a load that began in it would fail.
+        """
+        if instance.process is None or not (instance.memory.keys() - {RAM}):
+            return  # main memory is back when the processes are gone
+        pid = instance.process.pid
+
+        async def free() -> bool:
+            return not await asyncio.to_thread(self._measure.measure, pid, instance.uid)
+
+        try:
+            await wait_until(free, timeout=self._release_timeout, what="release of GPU memory")
+        except DeadlineError as error:
+            _log.warning("memory is not seen to be free", model=instance.model, why=str(error))
+
+
+def budget_of(device: Device, settings: Tunables) -> int:
+    """Return what models may have of a device together; 0 means no limit but its own."""
+    text = settings.ram_budget if device.name == RAM else settings.vram_budget
+    budget = parse_budget(text, "ram_budget" if device.name == RAM else "vram_budget")
+    return 0 if budget == WHOLE else budget.of(device.total)
+
+
+def _key(entry: ModelEntry, backend: Backend) -> FootprintKey:
+    return FootprintKey(entry.name, entry.revision, backend.name)
+
+
+def file_sizes(models_path: Path) -> Predict:
+    """Return the estimate that takes a model's file for its need, where nothing better is known."""
+
+    def predict(entry: ModelEntry, backend: Backend, devices: tuple[Device, ...]) -> Reservation:
+        try:
+            return Reservation({RAM: (models_path / entry.config.model).stat().st_size})
+        except (OSError, ValueError):
+            return Reservation()
+
+    return predict

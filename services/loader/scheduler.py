@@ -1,0 +1,275 @@
+"""Who may load, and who has to go for it. One queue for all models; every decision is a pure plan.
+
+A model asks before each start. It is granted room at once if it fits, when those that have to go for it
+are gone, or when others leave by themselves; it is refused when that cannot happen, or not in time. Whoever
+was granted counts with its whole reservation from that moment on, so two loads never share the same room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.common.errors import CorralError, NoRoomError, Resource
+from services.common.logs import get_logger
+
+from .eviction import Limits, Newcomer, Occupant, Plan, Way, plan
+from .lifecycle_events import Cause, StopReason
+from .tunables import LiveSettings, Tunables
+
+_log = get_logger(__name__)
+
+STEP = 0.1
+"""Seconds between two looks while somebody waits: what changes by time alone sends no event."""
+
+
+class Tenant(Protocol):
+    """A model, as the scheduler sees it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    def occupancy(self) -> Occupant | None:
+        """Return the room it has; None if it has none."""
+        ...
+
+    @property
+    def loading(self) -> bool:
+        """Whether it is on its way in, past the queue."""
+        ...
+
+    def evict(self, reason: StopReason, *, force: bool) -> None:
+        """Begin to unload it."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Wish:
+    """A model that asks for room."""
+
+    name: str
+    memory: Mapping[str, int]
+    granted: Callable[[], None]
+    refused: Callable[[CorralError], None]
+    counts: bool = True
+    groups: frozenset[str] = frozenset()
+    asked: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.time)
+    """Seconds since the epoch, for people."""
+    waits_for: str = ""
+    """What it waits for, for people."""
+
+    def newcomer(self, now: float) -> Newcomer:
+        """Return it as the plan sees it."""
+        return Newcomer(self.name, self.counts, self.groups, self.memory, now - self.asked)
+
+
+class Scheduler:
+    """The queue for room, and the evictions that it causes."""
+
+    def __init__(
+        self,
+        *,
+        tenants: Callable[[], Iterable[Tenant]],
+        settings: LiveSettings,
+        free: Callable[[Iterable[Occupant], Tunables], Mapping[str, int]],
+        changed: Callable[[str], None] = lambda name: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`free` tells what may be given out beside the occupants; `changed` hears who waits otherwise now."""
+        self._tenants = tenants
+        self._settings = settings
+        self._free = free
+        self._changed = changed
+        self._clock = clock
+        self._queue: list[Wish] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._deciding = False
+        self._again = False
+        settings.listen(self.wake)
+
+    @property
+    def queue(self) -> tuple[Wish, ...]:
+        """Those who wait, in their order."""
+        return tuple(self._queue)
+
+    def position(self, name: str) -> int:
+        """Return the place of a model in the queue, from 1; 0 if it does not wait."""
+        return next((place for place, wish in enumerate(self._queue, 1) if wish.name == name), 0)
+
+    def waits_for(self, name: str) -> str:
+        """Return what a model waits for, for people; empty if it does not wait."""
+        return next((wish.waits_for for wish in self._queue if wish.name == name), "")
+
+    def ask(self, wish: Wish) -> None:
+        """Queue a wish; it is granted or refused by its callbacks, perhaps before this returns."""
+        self._queue.append(wish)
+        self.wake()
+
+    def withdraw(self, name: str) -> None:
+        """Forget the wish of a model."""
+        self._queue = [wish for wish in self._queue if wish.name != name]
+        self.wake()
+
+    def wake(self) -> None:
+        """Look again: something changed."""
+        if self._deciding:
+            self._again = True
+            return
+        self._deciding = True
+        try:
+            # Each decision changes what the next one starts from, and there are no more than this many.
+            while self._decide():
+                pass
+        finally:
+            self._deciding = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._queue:
+            self._timer = asyncio.get_running_loop().call_later(STEP, self.wake)
+
+    def plan(self, wish: Wish) -> Plan:
+        """Return what would happen for a wish now, without doing it."""
+        occupants = self._occupants()
+        return self._plan(wish, occupants, self._clock())
+
+    # Decisions
+
+    def _decide(self) -> bool:
+        """Do the next thing there is to do; False if there is nothing."""
+        self._again = False
+        if self._enforce_limit():
+            return True
+        now = self._clock()
+        occupants = self._occupants()
+        loads = sum(tenant.loading for tenant in self._tenants())
+        for wish in list(self._queue):
+            if loads >= self._settings.now.parallel_loads:
+                self._tell(wish, f"a slot: {loads} models are loading")
+                continue
+            decided = self._plan(wish, occupants, now)
+            if decided.fits:
+                self._remove(wish)
+                wish.granted()
+                return True
+            late = now - wish.asked >= self._settings.now.room_timeout
+            if decided.victims and not (late and _drains(decided)):
+                self._evict(wish, decided)
+                return True
+            if self._give_up(wish, decided, now):
+                return True
+            self._tell(wish, _waits_for(decided))
+            if now - wish.asked >= self._settings.now.starvation_bound:
+                break  # those behind it must not take away what it waits for
+        return self._again
+
+    def _plan(self, wish: Wish, occupants: list[Occupant], now: float) -> Plan:
+        settings = self._settings.now
+        return plan(
+            wish.newcomer(now), occupants, limits(settings), self._free(occupants, settings)
+        )
+
+    def _evict(self, wish: Wish, decided: Plan) -> None:
+        victims = {victim.name: victim for victim in decided.victims}
+        self._tell(wish, f"room: {', '.join(sorted(victims))} makes way")
+        for tenant in list(self._tenants()):
+            victim = victims.get(tenant.name)
+            if victim is None:
+                continue
+            text = f"evicted for model {wish.name!r}: {victim.why}"
+            _log.info("evicting", model=victim.name, to_load=wish.name, why=victim.why)
+            tenant.evict(StopReason(Cause.EVICTED, text, wish.name), force=victim.way is Way.FORCE)
+
+    def _give_up(self, wish: Wish, decided: Plan, now: float) -> bool:
+        """Refuse a wish that cannot be met, or not in time."""
+        if decided.pending and not decided.victims:
+            return False  # somebody is leaving, which has deadlines of its own
+        settings = self._settings.now
+        if decided.possible and now - wish.asked < settings.room_timeout:
+            return False
+        self._remove(wish)
+        wish.refused(no_room(wish.name, decided, settings))
+        return True
+
+    def _enforce_limit(self) -> bool:
+        """After the limit was lowered: evict what is too much."""
+        settings = self._settings.now
+        if not settings.active_limit:
+            return False
+        occupants = self._occupants()
+        staying = [each for each in occupants if each.counts and not each.leaving]
+        if len(staying) <= settings.active_limit:
+            return False
+        nobody = Newcomer("", counts=False)
+        decided = plan(nobody, occupants, limits(settings), {})
+        victims = {victim.name: victim for victim in decided.victims}
+        for tenant in list(self._tenants()):
+            if victim := victims.get(tenant.name):
+                text = f"only {settings.active_limit} models may be active now; {victim.why}"
+                tenant.evict(StopReason(Cause.LIMITS, text), force=victim.way is Way.FORCE)
+        return bool(victims)
+
+    # Helpers
+
+    def _occupants(self) -> list[Occupant]:
+        found = (tenant.occupancy() for tenant in self._tenants())
+        return [occupant for occupant in found if occupant is not None]
+
+    def _remove(self, wish: Wish) -> None:
+        self._queue.remove(wish)
+
+    def _tell(self, wish: Wish, text: str) -> None:
+        if wish.waits_for != text:
+            wish.waits_for = text
+            self._changed(wish.name)
+
+
+def limits(settings: Tunables) -> Limits:
+    """Return what the settings say about evictions."""
+    return Limits(
+        active=settings.active_limit,
+        evict_busy=settings.force_eviction_when_busy,
+        largest_first=settings.size_aware_eviction,
+        starvation_bound=settings.starvation_bound,
+    )
+
+
+def _drains(decided: Plan) -> bool:
+    """Whether it takes the end of running calls, which may never come, to carry it out."""
+    return any(victim.way is Way.DRAIN for victim in decided.victims)
+
+
+def _waits_for(decided: Plan) -> str:
+    if decided.pending and not decided.blockers:
+        return f"room: {', '.join(decided.pending)} makes way"
+    in_the_way = "; ".join(f"{blocker.name}: {blocker.why}" for blocker in decided.blockers)
+    return f"room: {decided.lacking} ({in_the_way})" if in_the_way else f"room: {decided.lacking}"
+
+
+def no_room(name: str, decided: Plan, settings: Tunables) -> CorralError:
+    """Return the error for a model that does not fit."""
+    in_the_way = [f"{blocker.name} ({blocker.why})" for blocker in decided.blockers]
+    text = f"model {name!r} does not fit: {decided.lacking}"
+    if in_the_way:
+        text += f"; in its way: {', '.join(in_the_way)}"
+    if decided.possible:
+        remedy = f"; none of it went within {settings.room_timeout:g} s: retry later, or unload one"
+    elif in_the_way:
+        remedy = "; unpin or unload one, or raise the limit"
+    else:
+        remedy = (
+            "; give its need in the configuration (`memory`) if the estimate is wrong, or turn off"
+            " fit_check"
+        )
+    return NoRoomError(
+        text + remedy,
+        retry_after=max(settings.lru_eviction_retry_interval, 0.1) if decided.possible else None,
+        resource=Resource("model", name),
+        metadata={"model": name, "lacking": decided.lacking},
+    )
