@@ -1,0 +1,194 @@
+"""Property tests of eviction plans: nobody goes for nothing, and nobody who must not."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.loader.eviction import (
+    Limits,
+    Newcomer,
+    Occupant,
+    Plan,
+    Way,
+    first_to_go,
+    plan,
+    worth_evicting,
+)
+
+GIB = 1024**3
+DEVICES = ("ram", "gpu0")
+MEMORY = st.dictionaries(st.sampled_from(DEVICES), st.integers(0, 8 * GIB))
+GROUPS = st.frozensets(st.sampled_from(["g", "h"]), max_size=2)
+SECONDS = st.floats(0, 100, allow_nan=False)
+
+
+@st.composite
+def occupants(draw: st.DrawFn) -> list[Occupant]:
+    found = []
+    for name in draw(st.lists(st.sampled_from("abcdef"), unique=True)):
+        settled = draw(st.booleans())
+        found.append(
+            Occupant(
+                name,
+                settled=settled,
+                leaving=not settled and draw(st.booleans()),
+                busy=draw(st.booleans()),
+                pinned=draw(st.booleans()),
+                counts=draw(st.booleans()),
+                groups=draw(GROUPS),
+                memory=draw(MEMORY),
+                idle=draw(SECONDS),
+                residence=draw(SECONDS),
+                load_seconds=draw(SECONDS),
+                in_demand=draw(st.booleans()),
+            )
+        )
+    return found
+
+
+NEWCOMERS = st.builds(
+    Newcomer,
+    st.sampled_from(["a", "new"]),
+    st.booleans(),
+    GROUPS,
+    MEMORY,
+    st.sampled_from([0.0, 5.0, 20.0]),
+)
+LIMITS = st.builds(Limits, st.integers(0, 4), st.booleans(), st.booleans(), st.just(10.0))
+FREE = st.dictionaries(st.sampled_from(DEVICES), st.integers(-GIB, 10 * GIB))
+
+
+def fits(
+    newcomer: Newcomer, there: list[Occupant], limits: Limits, free: dict[str, int], gone: set[str]
+) -> bool:
+    """The rules again, in the plainest words."""
+    others = [each for each in there if each.name not in gone | {newcomer.name}]
+    if any(each.groups & newcomer.groups for each in others):
+        return False
+    if limits.active and sum(e.counts for e in others) + newcomer.counts > limits.active:
+        return False
+    back = [each for each in there if each.name in gone - {newcomer.name}]
+    return all(
+        need <= free[device] + sum(each.memory.get(device, 0) for each in back)
+        for device, need in newcomer.memory.items()
+        if device in free
+    )
+
+
+@settings(max_examples=400)
+@given(NEWCOMERS, occupants(), LIMITS, FREE)
+def test_plans_keep_the_rules(
+    newcomer: Newcomer, there: list[Occupant], limits: Limits, free: dict[str, int]
+) -> None:
+    found = plan(newcomer, there, limits, free)
+    by_name = {each.name: each for each in there}
+    leaving = {each.name for each in there if each.leaving}
+    victims = {victim.name for victim in found.victims}
+
+    assert found.fits == fits(newcomer, there, limits, free, set())
+    assert not (found.fits and victims), "nobody goes if it fits"
+    if fits(newcomer, there, limits, free, leaving):
+        assert not victims, "nobody else goes if those that leave are enough"
+    for victim in found.victims:
+        occupant = by_name[victim.name]
+        assert occupant.settled and not occupant.leaving, "what is on its way is left alone"
+        assert not occupant.pinned
+        assert victim.name != newcomer.name
+        assert occupant.busy == (victim.way is not Way.IDLE)
+        if victim.way is Way.FORCE:
+            assert limits.evict_busy
+        if victim.way is Way.DRAIN:
+            assert newcomer.waited >= limits.starvation_bound and not limits.evict_busy
+    if victims:
+        assert fits(newcomer, there, limits, free, leaving | victims), "it is enough"
+        for name in victims:
+            assert not fits(newcomer, there, limits, free, leaving | victims - {name}), (
+                f"{name} goes for nothing"
+            )
+    if not found.possible:
+        unpinned = {each.name for each in there if not each.pinned}
+        assert not fits(newcomer, there, limits, free, unpinned)
+    if not (found.fits or victims):
+        assert found.lacking or not found.possible
+
+
+def idle(name: str, seconds: float, size: int = 0, cost: float = 0.5, **more: object) -> Occupant:
+    return Occupant(
+        name, idle=seconds, memory={"ram": size}, load_seconds=cost, residence=1000.0, **more
+    )
+
+
+def victims(found: Plan) -> list[str]:
+    return [victim.name for victim in found.victims]
+
+
+def test_among_equals_the_least_recently_used_goes() -> None:
+    there = [idle("a", 5), idle("b", 50), idle("c", 20)]
+    assert victims(plan(Newcomer("new"), there, Limits(active=3), {})) == ["b"]
+
+
+def test_what_is_quick_to_load_goes_before_what_is_slow() -> None:
+    there = [idle("slow", 50, GIB, cost=60), idle("quick", 40, GIB, cost=2)]
+    assert victims(plan(Newcomer("new"), there, Limits(active=2), {})) == ["quick"]
+
+
+def test_small_differences_of_small_models_are_chance() -> None:
+    assert worth_evicting(idle("a", 10, 90 * 1024**2, 0.1)) == worth_evicting(
+        idle("b", 10, 95 * 1024**2, 0.9)
+    )
+
+
+def test_size_aware_takes_the_largest() -> None:
+    there = [idle("old", 500, GIB), idle("large", 1, 3 * GIB)]
+    limits = Limits(active=2, largest_first=True)
+    assert victims(plan(Newcomer("new"), there, limits, {})) == ["large"]
+
+
+def test_one_large_is_better_than_many_small() -> None:
+    there = [idle("s1", 90, GIB), idle("s2", 80, GIB), idle("large", 10, 6 * GIB)]
+    need = Newcomer("new", memory={"ram": 5 * GIB})
+    assert victims(plan(need, there, Limits(), {"ram": 0})) == ["large"]
+
+
+def test_a_group_goes_whole() -> None:
+    group = frozenset({"vision"})
+    there = [idle("a", 1, groups=group), idle("b", 2, groups=group), idle("c", 99)]
+    assert sorted(victims(plan(Newcomer("new", groups=group), there, Limits(), {}))) == ["a", "b"]
+
+
+def test_a_model_in_demand_is_kept_for_as_long_as_its_load_took_but_not_for_ever() -> None:
+    hot = Occupant("hot", in_demand=True, residence=1.0, load_seconds=5.0)
+    limits = Limits(active=1, starvation_bound=10.0)
+    kept = plan(Newcomer("new", waited=1.0), [hot], limits, {})
+    assert not kept.victims and kept.possible and kept.blockers[0].temporary
+    assert victims(plan(Newcomer("new", waited=10.0), [hot], limits, {})) == ["hot"]
+
+
+def test_busy_ones_are_drained_only_for_those_who_have_waited_too_long() -> None:
+    busy = Occupant("busy", busy=True)
+    limits = Limits(active=1, starvation_bound=10.0)
+    assert not plan(Newcomer("new"), [busy], limits, {}).victims
+    drained = plan(Newcomer("new", waited=11.0), [busy], limits, {})
+    assert drained.victims[0].way is Way.DRAIN
+
+
+def test_what_can_never_fit_is_told() -> None:
+    found = plan(
+        Newcomer("new", memory={"ram": 9 * GIB}), [idle("a", 1, GIB)], Limits(), {"ram": GIB}
+    )
+    assert not found.possible and "9" in found.lacking and "ram" in found.lacking
+    pinned = Occupant("p", pinned=True)
+    assert not plan(Newcomer("new"), [pinned], Limits(active=1), {}).possible
+
+
+def test_the_reclaimer_takes_idle_ones_with_memory_there() -> None:
+    there = [
+        idle("old", 100),
+        idle("here", 10, GIB),
+        idle("pinned", 500, GIB, pinned=True),
+        idle("busy", 900, GIB, busy=True),
+    ]
+    first = first_to_go(there, Limits(), "ram")
+    assert first is not None and first.name == "here"
+    assert first_to_go(there, Limits(), "gpu0") is None

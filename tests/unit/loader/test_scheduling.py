@@ -1,0 +1,399 @@
+"""The real supervisors and the real scheduler over processes that the test moves, in random order.
+
+Each rule is something that happens in the world; after each, the world settles and is looked at. What
+the rules do not say is what the invariants of the architecture forbid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from services.common.backoff import Backoff
+from services.common.errors import (
+    CorralError,
+    LoadBackoffError,
+)
+from services.common.tasks import Background
+from services.loader import lifecycle as life
+from services.loader.admission import CallMeter
+from services.loader.backend_catalog import Backend
+from services.loader.instance import Instance, Lease, LoadAnswer
+from services.loader.ledger import Reservation
+from services.loader.lifecycle import Cause, Phase, StopReason
+from services.loader.logs import LogBook
+from services.loader.model_catalog import ModelEntry
+from services.loader.model_config import ModelConfig
+from services.loader.process import Exit
+from services.loader.runner import Timeouts
+from services.loader.scheduler import Scheduler
+from services.loader.supervisor import Services, Supervisor
+from services.loader.tunables import LiveSettings
+
+NAMES = ("a", "b", "c", "p")
+GROUPS = {"a": ["g"], "b": ["g"]}
+MEMORY = {"a": 30, "b": 40, "c": 50, "p": 10}
+TOTAL = 100
+MODELS = st.sampled_from(NAMES)
+
+
+class Process:
+    """A process that does what it is told, and a connection to it."""
+
+    def __init__(self, world: World, instance: Instance) -> None:
+        self.world, self.instance = world, instance
+        self.pid, self.address = 1, "fake"
+        loop = asyncio.get_running_loop()
+        self.started: asyncio.Future[None] = loop.create_future()
+        self.loaded: asyncio.Future[LoadAnswer] = loop.create_future()
+        self.exit: asyncio.Future[Exit] = loop.create_future()
+        self.gone: asyncio.Future[None] = loop.create_future()
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self.exit)
+
+    async def owns_port(self, port: int) -> bool:
+        return True
+
+    async def drain_output(self, timeout: float) -> None:
+        return
+
+    async def stop(self, *, graceful: bool) -> bool:
+        return True
+
+    async def health(self, timeout: float) -> bool:
+        return True
+
+    async def load(self, entry: ModelEntry, backend: str, timeout: float) -> LoadAnswer:
+        return await self.loaded
+
+    async def free(self, timeout: float) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+
+class World:
+    """Models, limits, processes, and what went wrong."""
+
+    def __init__(self) -> None:
+        self.live = LiveSettings(
+            {"lru_eviction_max_retries": 1000, "starvation_bound": 1000, "queue_size": 6}, ()
+        )
+        self.meter = CallMeter(lambda: 10)
+        self.tasks = Background()
+        self.processes: dict[str, Process] = {}
+        self.wrong: list[str] = []
+        self.allowed: set[str] = set()
+        """Models that may be stopped although calls hold them, or on their way up."""
+        self.supervisors: dict[str, Supervisor] = {}
+        self.scheduler = Scheduler(
+            tenants=lambda: self.supervisors.values(), settings=self.live, free=self.free
+        )
+        services = Services(
+            starter=self,
+            find_backend=lambda name: Backend(name, Path("/fake")),
+            models_path=Path("/none"),
+            timeouts=Timeouts(1e6, 0, 1e6, 1e6, 1, 1e6, 0.0, 1e6),
+            backoff=lambda: Backoff(initial=1e6, maximum=1e6),
+            scheduler=self.scheduler,
+            estimate=lambda entry, candidate, more: Reservation(
+                {"ram": int(MEMORY[entry.name] * (1.5 if more else 1))}
+            ),
+            pinned=lambda entry: entry.name == "p",
+            activity=self.activity,
+            released=self.released,
+            queue_size=lambda: self.live.now.queue_size,
+            calls=self.meter,
+            tasks=self.tasks,
+        )
+        for name in NAMES:
+            self.supervisors[name] = Supervisor(
+                name, services=services, logs=LogBook(10), changed=self.changed
+            )
+
+    def changed(self, supervisor: Supervisor) -> None:
+        return
+
+    def free(self, occupants: Any, settings: Any) -> dict[str, int]:
+        return {"ram": TOTAL - sum(each.memory.get("ram", 0) for each in occupants)}
+
+    async def activity(self, instance: Instance) -> object:
+        return object()
+
+    async def released(self, instance: Instance) -> None:
+        return
+
+    async def start(self, instance: Instance, logs: LogBook) -> Any:
+        name = instance.model
+        if name in self.processes:
+            self.wrong.append(f"two processes of {name}")
+        process = self.processes[name] = Process(self, instance)
+        instance.process = process
+        others = [n for n in self.processes if n != name]
+        limit = self.live.now.active_limit
+        if limit and len(others) >= limit:
+            self.wrong.append(f"{name} starts beside {others}, the limit is {limit}")
+        if any(set(GROUPS.get(name, [])) & set(GROUPS.get(other, [])) for other in others):
+            self.wrong.append(f"{name} starts beside {others} of its group")
+        if sum(s.loading for s in self.supervisors.values()) > self.live.now.parallel_loads:
+            self.wrong.append("too many loads")
+        await process.started
+        return process
+
+    async def stop(self, instance: Instance, *, graceful: bool) -> bool:
+        process = self.processes[instance.model]
+        if not process.exit.done() and instance.model not in self.allowed:
+            if instance.active:
+                self.wrong.append(f"{instance.model} was stopped under a call")
+            if not instance.ready_since and not _failed(process):
+                self.wrong.append(f"{instance.model} was stopped on its way up")
+        await process.gone
+        del self.processes[instance.model]
+        return True
+
+
+def _failed(process: Process) -> bool:
+    return any(
+        future.done() and not future.cancelled() and future.exception() is not None
+        for future in (process.started, process.loaded)
+    ) or (process.loaded.done() and not process.loaded.cancelled())
+
+
+class Scheduling(RuleBasedStateMachine):
+    """What may happen."""
+
+    calls = Bundle("calls")
+
+    @initialize(limit=st.integers(0, 2), loads=st.integers(1, 3))
+    def begin(self, limit: int, loads: int) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.waiting: list[asyncio.Task[Lease]] = []
+        self.leases: list[Lease] = []
+
+        async def make() -> World:
+            return World()
+
+        self.world = self.loop.run_until_complete(make())
+        self.do(
+            lambda: self.world.live.update({"max_active_backends": limit, "parallel_loads": loads})
+        )
+
+    def do(self, action: Any) -> Any:
+        async def act() -> Any:
+            result = action()
+            await self.settle()
+            return result
+
+        return self.loop.run_until_complete(act())
+
+    async def settle(self) -> None:
+        for _ in range(12):
+            await asyncio.sleep(0)
+        while asking := [t for t in self.world.tasks._tasks if t.get_name().startswith("ask room")]:
+            await asyncio.wait(asking)
+            for _ in range(12):
+                await asyncio.sleep(0)
+        for task in [task for task in self.waiting if task.done()]:
+            self.waiting.remove(task)
+            if not task.cancelled() and task.exception() is None:
+                self.leases.append(task.result())
+            elif not task.cancelled():
+                assert isinstance(task.exception(), CorralError), task.exception()
+
+    def entry(self, name: str) -> ModelEntry:
+        config = ModelConfig.model_validate(
+            {
+                "name": name,
+                "concurrency_groups": GROUPS.get(name, []),
+                "limits": {"max_concurrent": 2 if name == "c" else 0},
+            }
+        )
+        return ModelEntry(name, config)
+
+    # Clients
+
+    @rule(name=MODELS, both=st.booleans())
+    def call(self, name: str, both: bool) -> None:
+        candidates = ("x", "y") if both else ("x",)
+
+        async def acquire() -> Lease:
+            self.world.meter.check()
+            return await self.world.supervisors[name].acquire(
+                self.entry(name), candidates, calls=True
+            )
+
+        def begin() -> None:
+            self.waiting.append(asyncio.get_running_loop().create_task(acquire()))
+
+        self.do(begin)
+
+    @rule(which=st.integers(0, 20))
+    def leave(self, which: int) -> None:
+        if self.waiting:
+            self.do(self.waiting[which % len(self.waiting)].cancel)
+
+    @rule(which=st.integers(0, 20))
+    def end(self, which: int) -> None:
+        if self.leases:
+            self.do(self.leases.pop(which % len(self.leases)).release)
+
+    @rule(name=MODELS, force=st.booleans())
+    def unload(self, name: str, force: bool) -> None:
+        supervisor = self.world.supervisors[name]
+        if force or supervisor.state.phase is not Phase.READY:
+            self.world.allowed.add(name)
+        reason = StopReason(Cause.REQUESTED, "asked")
+        self.do(lambda: self.world.tasks.spawn(supervisor.stop(reason, force=force), name="unload"))
+
+    @rule(limit=st.integers(0, 3))
+    def change_limit(self, limit: int) -> None:
+        self.do(lambda: self.world.live.update({"max_active_backends": limit}))
+
+    # Processes
+
+    def process(self, name: str) -> Process | None:
+        return self.world.processes.get(name)
+
+    @rule(name=MODELS, well=st.booleans())
+    def answer(self, name: str, well: bool) -> None:
+        process = self.process(name)
+        if process and not process.started.done():
+            self.do(lambda: _settle(process.started, well))
+
+    @rule(name=MODELS, well=st.sampled_from(["yes", "no", "memory"]))
+    def load(self, name: str, well: str) -> None:
+        process = self.process(name)
+        if process and process.started.done() and not process.loaded.done():
+            text = {"yes": "", "no": "bad file", "memory": "out of memory"}[well]
+            self.do(lambda: process.loaded.set_result(LoadAnswer(not text, text)))
+
+    @rule(name=MODELS)
+    def crash(self, name: str) -> None:
+        process = self.process(name)
+        if process and process.loaded.done() and not process.exit.done():
+            self.do(lambda: process.exit.set_result(Exit(code=1)))
+
+    @rule(name=MODELS)
+    def group_gone(self, name: str) -> None:
+        process = self.process(name)
+        phase = self.world.supervisors[name].state.phase
+        if process and phase is Phase.STOPPING and not process.gone.done():
+            self.do(lambda: process.gone.set_result(None))
+            if name not in self.world.processes:
+                self.world.allowed.discard(name)
+
+    @rule(name=MODELS)
+    def backoff_ends(self, name: str) -> None:
+        supervisor = self.world.supervisors[name]
+
+        def end() -> None:
+            supervisor.backoffs.disarm()
+            supervisor._post(life.BackoffEnded("x"))
+
+        self.do(end)
+
+    # What must hold
+
+    @invariant()
+    def nothing_forbidden_happened(self) -> None:
+        if hasattr(self, "world"):
+            assert not self.world.wrong, self.world.wrong
+
+    @invariant()
+    def the_counts_are_right(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        active = sum(s.instance.active for s in world.supervisors.values() if s.instance)
+        held = sum(lease.used and lease.instance.stopping for lease in self.leases)
+        assert world.meter.running == len([lease for lease in self.leases if lease.used])
+        assert active <= world.meter.running and active + held >= world.meter.running
+        assert world.meter.waiting == sum(s.queued_calls for s in world.supervisors.values())
+        assert world.meter.waiting <= len(self.waiting)
+        assert world.meter.total <= 10
+
+    @invariant()
+    def the_limits_hold(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        third = self.world.supervisors["c"].instance
+        assert third is None or third.active <= 2
+        for supervisor in self.world.supervisors.values():
+            waits = self.world.scheduler.position(supervisor.name) > 0
+            assert not waits or supervisor.state.phase is Phase.WAITING
+
+    @invariant()
+    def whoever_waits_has_something_to_wait_for(self) -> None:
+        if hasattr(self, "world"):
+            for supervisor in self.world.supervisors.values():
+                if supervisor.queued_calls:
+                    assert supervisor.state.phase not in life.RESTING
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.loop.run_until_complete(self.finish())
+            self.loop.close()
+
+    async def finish(self) -> None:
+        """Let everything go well from now on: then nobody may be left waiting."""
+        self.world.live.update({"max_active_backends": 0})
+        for _ in range(60):
+            for lease in self.leases:
+                lease.release()
+            self.leases.clear()
+            for name, process in list(self.world.processes.items()):
+                _settle(process.started, True)
+                if process.started.done() and not process.loaded.done():
+                    process.loaded.set_result(LoadAnswer(True, ""))
+                if self.world.supervisors[name].state.phase is Phase.STOPPING:
+                    _settle(process.gone, True)
+            await self.settle()
+            if not self.waiting and not self.leases:
+                break
+            if self.waiting:  # a model in demand is kept for a moment of real time
+                await asyncio.wait(self.waiting, timeout=0.02)
+        left = [(s.name, s.state.phase, s.queued_calls) for s in self.world.supervisors.values()]
+        assert not self.waiting, f"calls wait for ever: {left}"
+        for supervisor in self.world.supervisors.values():
+            self.world.allowed.add(supervisor.name)
+        stops = [
+            asyncio.ensure_future(s.stop(StopReason(Cause.SHUTDOWN, "end"), force=True))
+            for s in self.world.supervisors.values()
+        ]
+        for _ in range(20):
+            for process in list(self.world.processes.values()):
+                _settle(process.gone, True)
+            await self.settle()
+        await asyncio.wait_for(asyncio.gather(*stops), 5)
+        assert not self.world.processes
+        assert self.world.meter.total == 0
+        await self.world.tasks.close()
+
+
+def _settle(future: asyncio.Future[None], well: bool) -> None:
+    if future.done():
+        return
+    if well:
+        future.set_result(None)
+    else:
+        future.set_exception(LoadBackoffError("cannot start"))
+
+
+def test_the_invariants_hold_in_any_order() -> None:
+    run_state_machine_as_test(
+        Scheduling, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+    )
