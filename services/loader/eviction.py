@@ -43,7 +43,7 @@ class Occupant:
     load_seconds: float = 0.0
     """What it cost to load it."""
     in_demand: bool = False
-    """Its last call ended only a moment ago: the next one is likely on its way."""
+    """It was evicted before and came back soon, and its last call ended only a moment ago."""
 
     @property
     def size(self) -> int:
@@ -169,8 +169,9 @@ def plan(
 def _protected(occupant: Occupant, limits: Limits) -> bool:
     """Whether it was loaded so short a time ago that evicting it now would be thrashing.
 
-    One that has served as long as its load took has paid for it; until then whoever wants its room
-    waits, if calls for it keep coming. So at most half of the time goes into loading.
+    When models push each other out again and again, each serves at least as long as its load took,
+    as long as calls for it keep coming. So at most half of the time goes into loading. A model that
+    was not evicted before is not protected: without contention nobody waits for it.
     """
     enough = min(occupant.load_seconds, limits.starvation_bound)
     return occupant.in_demand and occupant.residence < enough
@@ -333,6 +334,6 @@ def _blocker(occupant: Occupant, limits: Limits) -> Blocker:
     if occupant.busy:
         return Blocker(occupant.name, "it is in use", temporary=True)
     if _protected(occupant, limits):
-        why = f"it was loaded {occupant.residence:.1f} s ago and is in demand"
+        why = f"it came back {occupant.residence:.1f} s ago and is in demand"
         return Blocker(occupant.name, why, temporary=True)
     return Blocker(occupant.name, "evicting it would not be enough", temporary=True)

@@ -39,6 +39,9 @@ _log = get_logger(__name__)
 _MOMENT = 1.0
 """Seconds after a call in which the next one is likely on its way."""
 
+_THRASHING = 60.0
+"""Seconds: a model that was evicted and is wanted again within them was evicted too early."""
+
 
 @dataclass(frozen=True, slots=True)
 class LastUnload:
@@ -258,8 +261,15 @@ class Supervisor:
             idle=idle,
             residence=now - instance.ready_since if instance and ready else 0.0,
             load_seconds=instance.load_seconds if instance else 0.0,
-            in_demand=bool(instance and instance.total and idle < _MOMENT),
+            in_demand=bool(instance and instance.total and idle < _MOMENT) and self._came_back(),
         )
+
+    def _came_back(self) -> bool:
+        """Whether the model had to be loaded again soon after it was evicted."""
+        unload, instance = self.last_unload, self.instance
+        if unload is None or instance is None or unload.reason.cause is not Cause.EVICTED:
+            return False
+        return instance.started - unload.time < _THRASHING
 
     @property
     def memory(self) -> Mapping[str, int]:

@@ -131,7 +131,7 @@ class Tunables(BaseModel):
     """Models that may load at the same time."""
 
     starvation_bound: Duration = 10.0
-    """A model in demand is kept at least as long as its load took, unless another one has waited for so long."""
+    """How long a model that was evicted and came back may keep another one waiting, and busy ones whoever waits."""
 
     model_load_failure_cooldown: Annotated[
         Duration,

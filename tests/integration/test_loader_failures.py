@@ -131,3 +131,39 @@ async def test_unknown_names(running: LoaderUnderTest) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await running.control.LoadModel(load("../etc/passwd"))
     assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_candidate_in_backoff_is_passed_over(loader: LoaderUnderTest) -> None:
+    loader.add_backend("first", load="refuse")
+    loader.add_backend("second")
+    loader.add_model("m")
+    await loader.start("--load-backoff", "60s")
+    for _ in range(2):
+        loaded = (await loader.control.LoadModel(load())).model
+        assert loaded.backend == "second"
+        (failure,) = loaded.failures
+        assert (failure.backend, failure.count) == ("first", 1)
+        assert failure.reason == "MODEL_LOAD_FAILED" and failure.HasField("retry_time")
+        await loader.control.UnloadModel(pb.UnloadModelRequest(name="m"))
+    assert len(loader.notes("first")) == 1, "it was not tried again"
+    loader.behave("second", load="refuse")
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await loader.control.LoadModel(load())
+    text = from_rpc_error(failed.value).message
+    assert text.startswith("could not load model - all backends returned error: ")
+    assert "[first]: " in text and "[second]: " in text
+    assert len(loader.notes("first")) == 1
+    loader.behave("first")
+    await loader.control.LoadModel(load(reset_backoff=True))
+    assert (await loader.control.GetModel(pb.GetModelRequest(name="m"))).model.backend == "first"
+
+
+async def test_a_load_in_which_nothing_moves_is_given_up(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake", load="hang")
+    loader.add_model("m", "fake")
+    await loader.start("--load-stall-timeout", "1s")
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await loader.control.LoadModel(load(), timeout=20)
+    error = from_rpc_error(failed.value)
+    assert error.reason == "MODEL_LOAD_FAILED" and "load_stall_timeout" in error.message
+    await eventually(lambda: backends_running(loader) == 0, what="end of the process")

@@ -1,0 +1,434 @@
+"""Limits on models and calls, with real processes: who goes, who waits, who is refused, and what is told."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from corral.loader.v1 import loader_pb2 as pb
+from services.common.errors import CorralError
+from services.common.status import from_rpc_error
+from tests.tools.loader_calls import FOREVER, load, prompt
+from tests.tools.running import LoaderUnderTest, eventually
+
+UNLOADED, READY, WAITING = (
+    pb.Model.STATE_UNLOADED,
+    pb.Model.STATE_READY,
+    pb.Model.STATE_WAITING,
+)
+
+
+def named(name: str) -> tuple[tuple[str, str], ...]:
+    return (("corral-model", name),)
+
+
+async def begin(loader: LoaderUnderTest, *names: str, **settings: Any) -> None:
+    """Lay out models that share one backend, before the loader is started."""
+    loader.add_backend("fake")
+    for name in names:
+        loader.add_model(name, "fake", **settings)
+
+
+async def model(loader: LoaderUnderTest, name: str) -> pb.Model:
+    return (await loader.control.GetModel(pb.GetModelRequest(name=name))).model
+
+
+async def states(loader: LoaderUnderTest) -> dict[str, int]:
+    models = (await loader.control.ListModels(pb.ListModelsRequest())).models
+    return {each.name.removeprefix("models/"): each.state for each in models}
+
+
+async def refused(call: Any) -> CorralError:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call
+    return from_rpc_error(failed.value)
+
+
+async def change(loader: LoaderUnderTest, **values: Any) -> pb.UpdateSettingsResponse:
+    request = pb.UpdateSettingsRequest(
+        settings=pb.Settings(**values), update_mask=FieldMask(paths=list(values))
+    )
+    return await loader.control.UpdateSettings(request)
+
+
+async def test_the_least_recently_used_makes_way(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b", "c")
+    await loader.start("--max-active-backends", "2")
+    for name in ("a", "b", "a"):
+        await loader.data.Predict(prompt("x"), metadata=named(name))
+    plan = await loader.control.PlanEviction(pb.PlanEvictionRequest(name="c"))
+    await loader.data.Predict(prompt("x"), metadata=named("c"))
+    assert await states(loader) == {"a": READY, "b": UNLOADED, "c": READY}
+    gone = (await model(loader, "b")).last_unload
+    assert gone.cause == pb.Unload.CAUSE_EVICTED and gone.for_model == "models/c"
+    assert "'c'" in gone.message and "idle" in gone.message
+    assert plan.fits and [each.model for each in plan.evictions] == ["models/b"]
+
+
+async def test_who_is_in_use_stays_and_who_waits_is_told_why(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b")
+    await loader.start("--max-active-backends", "1", "--lru-eviction-max-retries", "1000")
+    stream = loader.data.PredictStream(FOREVER, metadata=named("a"))
+    await stream.read()
+    waiting = asyncio.ensure_future(loader.control.LoadModel(load("b")))
+
+    async def waits() -> bool:
+        return bool((await model(loader, "b")).state == WAITING)
+
+    await eventually(waits, what="b waiting for room")
+    assert "in use" in (await model(loader, "b")).state_message
+    plan = await loader.control.PlanEviction(pb.PlanEvictionRequest(name="b"))
+    assert not plan.fits and plan.blockers[0].model == "models/a" and plan.blockers[0].temporary
+    capacity = await loader.control.GetCapacity(pb.GetCapacityRequest())
+    assert (capacity.active_models, capacity.max_active_models, capacity.calls) == (1, 1, 1)
+    assert [each.model for each in capacity.waiting] == ["models/b"]
+    assert capacity.devices[0].name == "ram"
+    assert capacity.devices[0].total_bytes > capacity.devices[0].available_bytes > 0
+    stream.cancel()
+    await asyncio.wait_for(waiting, 10)
+    assert await states(loader) == {"a": UNLOADED, "b": READY}
+
+
+async def test_no_room_in_time_is_refused_with_a_time_to_retry(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b")
+    await loader.start(
+        "--max-active-backends", "1",
+        "--lru-eviction-max-retries", "2",
+        "--lru-eviction-retry-interval", "100ms",
+    )  # fmt: skip
+    stream = loader.data.PredictStream(FOREVER, metadata=named("a"))
+    await stream.read()
+    error = await refused(loader.control.LoadModel(load("b")))
+    assert error.reason == "NO_ROOM" and error.retry_after and "a (it is in use)" in error.message
+    assert await stream.read()  # nobody was disturbed
+    stream.cancel()
+
+
+async def test_force_eviction_cuts_the_calls(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b")
+    await loader.start("--max-active-backends", "1", "--force-eviction-when-busy")
+    stream = loader.data.PredictStream(FOREVER, metadata=named("a"))
+    await stream.read()
+    await loader.control.LoadModel(load("b"))
+
+    async def to_the_end() -> None:
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+
+    error = await refused(to_the_end())
+    assert error.reason == "MODEL_UNLOADED" and "force_eviction_when_busy" in error.message
+    assert (await model(loader, "a")).last_unload.forced
+
+
+async def test_whoever_has_waited_too_long_gets_its_turn(loader: LoaderUnderTest) -> None:
+    """Calls for a keep coming and never leave a gap; b gets in all the same, and no call is lost."""
+    await begin(loader, "a", "b")
+    await loader.start("--max-active-backends", "1", "--starvation-bound", "300ms")
+    done = asyncio.Event()
+    answered = 0
+
+    async def keep_calling() -> None:
+        nonlocal answered
+        while not done.is_set():
+            await loader.data.Predict(prompt("x"), metadata=named("a"), timeout=30)
+            answered += 1
+
+    await loader.control.LoadModel(load("a"))
+    callers = [asyncio.ensure_future(keep_calling()) for _ in range(4)]
+    await asyncio.wait_for(loader.data.Predict(prompt("x"), metadata=named("b")), 15)
+    done.set()
+    await asyncio.wait_for(asyncio.gather(*callers), 15)
+    assert answered
+
+
+async def test_concurrency_groups(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b", concurrency_groups=["heavy"])
+    loader.add_model("light", "fake")
+    await loader.start()
+    for name in ("light", "a", "b"):
+        await loader.control.LoadModel(load(name))
+    assert await states(loader) == {"a": UNLOADED, "b": READY, "light": READY}
+    assert list((await model(loader, "a")).concurrency_groups) == ["heavy"]
+
+
+async def test_pins_hold_and_are_kept(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b")
+    await loader.start("--single-active-backend")
+    await loader.control.LoadModel(load("a"))
+    pinned = await loader.control.PinModel(pb.PinModelRequest(name="a", pinned=True))
+    assert pinned.model.pinned
+    error = await refused(loader.control.LoadModel(load("b")))
+    assert error.reason == "NO_ROOM" and "a (it is pinned)" in error.message
+    assert error.retry_after is None
+    await loader.service.stop()
+    await loader.channel.close()
+    await loader.start("--single-active-backend")
+    assert (await model(loader, "a")).pinned
+    await loader.control.PinModel(pb.PinModelRequest(name="a", pinned=False))
+    await loader.control.LoadModel(load("a"))
+    await loader.control.LoadModel(load("b"))
+    assert await states(loader) == {"a": UNLOADED, "b": READY}
+
+
+async def test_a_pinned_model_that_crashed_comes_back_by_itself(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", pinned=True)
+    await loader.start()
+    await refused(loader.data.Predict(prompt("crash"), metadata=named("a")))
+
+    async def back() -> bool:
+        return (await states(loader))["a"] == READY
+
+    await eventually(back, what="the pinned model's return")
+
+
+async def test_limits_change_live_and_are_kept(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b", "c")
+    await loader.start("--parallel-loads", "3")
+    for name in "abc":
+        await loader.control.LoadModel(load(name))
+    answer = await change(loader, max_active_backends=1)
+    assert answer.settings.max_active_backends == 1
+    assert answer.sources["max_active_backends"] == "runtime"
+    assert answer.sources["parallel_loads"] == "start"
+    assert answer.sources["queue_size"] == "default"
+
+    async def only_one() -> bool:
+        return list((await states(loader)).values()).count(UNLOADED) == 2
+
+    await eventually(only_one, what="eviction of what is too much")
+    assert (await model(loader, "a")).last_unload.cause == pb.Unload.CAUSE_LIMITS
+    error = await refused(change(loader, memory_reclaimer_threshold=7.0, watchdog_idle=True))
+    assert error.reason == "INVALID_REQUEST" and "memory_reclaimer_threshold" in error.message
+    now = await loader.control.GetSettings(pb.GetSettingsRequest())
+    assert not now.settings.watchdog_idle, "all or nothing"
+    assert "update_mask" in (await refused(change(loader))).message
+    await loader.service.stop()
+    await loader.channel.close()
+    await loader.start("--parallel-loads", "3")
+    now = await loader.control.GetSettings(pb.GetSettingsRequest())
+    assert now.settings.max_active_backends == 1
+    await loader.service.stop()
+    await loader.channel.close()
+    await loader.start("--max-active-backends", "5")
+    now = await loader.control.GetSettings(pb.GetSettingsRequest())
+    assert now.settings.max_active_backends == 5, "a flag wins over what was kept"
+
+
+async def test_the_idle_watchdog(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b")
+    await loader.start("--watchdog-interval", "50ms", "--watchdog-idle-timeout", "400ms")
+    await loader.control.LoadModel(load("a"))
+    stream = loader.data.PredictStream(FOREVER, metadata=named("b"))
+    await stream.read()
+    await change(loader, watchdog_idle=True)
+
+    async def gone() -> bool:
+        # Looking at it is no use of it.
+        return (await states(loader))["a"] == UNLOADED
+
+    await eventually(gone, what="unload of the idle model")
+    unload = (await model(loader, "a")).last_unload
+    assert unload.cause == pb.Unload.CAUSE_IDLE and "watchdog_idle_timeout" in unload.message
+    assert (await states(loader))["b"] == READY, "a stream keeps its model"
+    stream.cancel()
+
+
+async def test_the_busy_watchdog_ends_what_is_stuck_and_not_what_delivers(
+    loader: LoaderUnderTest,
+) -> None:
+    await begin(loader, "stuck", "alive")
+    await loader.start(
+        "--enable-watchdog-busy",
+        "--watchdog-busy-timeout", "600ms",
+        "--watchdog-interval", "50ms",
+    )  # fmt: skip
+    stream = loader.data.PredictStream(FOREVER, metadata=named("alive"))
+    await stream.read()
+    for name in ("stuck", "alive"):
+        await loader.control.LoadModel(load(name))
+    hanging = asyncio.ensure_future(
+        refused(loader.data.Predict(prompt("wait"), metadata=named("stuck")))
+    )
+    while not hanging.done():
+        assert await stream.read()
+    assert "no progress" in hanging.result().message
+    assert (await model(loader, "stuck")).last_unload.cause == pb.Unload.CAUSE_BUSY
+    assert (await states(loader))["alive"] == READY
+    stream.cancel()
+
+
+async def test_the_memory_reclaimer(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b")
+    await loader.start("--watchdog-interval", "50ms")
+    for name in "ab":
+        await loader.control.LoadModel(load(name))
+
+    async def measured() -> bool:
+        found = [(await model(loader, name)).memory for name in "ab"]
+        return all(m and m[0].basis == pb.MemoryReservation.BASIS_MEASURED for m in found)
+
+    await eventually(measured, what="measures of both")
+    await change(loader, memory_reclaimer=True, memory_reclaimer_threshold=1e-6)
+
+    async def one_gone() -> bool:
+        return UNLOADED in (await states(loader)).values()
+
+    await eventually(one_gone, what="reclaiming")
+    assert sorted((await states(loader)).values()) == [UNLOADED, READY], "one at a time"
+    unload = (await model(loader, "a")).last_unload
+    assert unload.cause == pb.Unload.CAUSE_MEMORY and "ram" in unload.message
+
+
+async def test_what_cannot_fit_is_refused_before_it_is_loaded(loader: LoaderUnderTest) -> None:
+    await begin(loader, "large")
+    with (loader.models / "large.bin").open("wb") as file:
+        file.truncate(8 * 1024**4)  # takes no disk
+    await loader.start()
+    error = await refused(loader.control.LoadModel(load("large")))
+    assert error.reason == "NO_ROOM" and "ram" in error.message and "fit_check" in error.message
+    assert loader.notes("fake") == [], "it was not even started"
+    plan = await loader.control.PlanEviction(pb.PlanEvictionRequest(name="large"))
+    assert not plan.fits and plan.memory[0].bytes >= 8 * 1024**4
+    await change(loader, fit_check=False)
+    await loader.control.LoadModel(load("large"))
+
+
+async def test_a_budget_makes_others_go(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b")
+    for name in "ab":
+        with (loader.models / f"{name}.bin").open("wb") as file:
+            file.truncate(600 * 1024**2)
+    await loader.start("--ram-budget", "1GiB")
+    await loader.control.LoadModel(load("a"))
+    plan = await loader.control.PlanEviction(pb.PlanEvictionRequest(name="b"))
+    await loader.control.LoadModel(load("b"))
+    # What a really has is much less than its file: once it is measured, both fit.
+    assert plan.fits
+    assert (await states(loader))["b"] == READY
+
+
+async def test_calls_at_once_and_the_queue(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake", token_seconds=0.02)
+    loader.add_model(
+        "m", "fake", limits={"max_concurrent": 1, "retry_after_seconds": 7}, options=["parallel:4"]
+    )
+    await loader.start("--queue-size", "2")
+    first = loader.data.PredictStream(FOREVER, metadata=named("m"))
+    await first.read()
+    queued = [asyncio.ensure_future(_predict(loader, "m")) for _ in range(2)]
+
+    async def both_wait() -> bool:
+        return (await model(loader, "m")).queued_calls == 2
+
+    await eventually(both_wait, what="two queued calls")
+    assert (await model(loader, "m")).max_concurrent_calls == 1
+    error = await refused(_predict(loader, "m"))
+    assert error.reason == "QUEUE_FULL" and error.retry_after == 7
+    assert error.metadata["queue_length"] == "2"
+    queued.pop().cancel()
+    await eventually(lambda: _queued(loader, "m", 1), what="the place of who left")
+    # Status and loads need no place.
+    await loader.control.LoadModel(load("m"), timeout=5)
+    first.cancel()
+    await asyncio.wait_for(queued[0], 5)
+
+
+async def test_parallel_n_is_how_many_run_at_once(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake")
+    loader.add_model("m", "fake", options=["parallel:3", "other:1"])
+    await loader.start()
+    assert (await model(loader, "m")).max_concurrent_calls == 3
+
+
+async def test_the_ceiling_over_all_models(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b")
+    await loader.start("--max-concurrent-backend-requests", "2")
+    streams = [loader.data.PredictStream(FOREVER, metadata=named(name)) for name in "ab"]
+    for stream in streams:
+        await stream.read()
+    error = await refused(_predict(loader, "a"))
+    assert error.reason == "QUEUE_FULL" and "max_concurrent_backend_requests" in error.message
+    for stream in streams:
+        stream.cancel()
+    await eventually(lambda: _works(loader, "a"), what="a free place")
+
+
+async def test_loads_have_a_budget(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake", load_seconds=0.3)
+    for name in "abc":
+        loader.add_model(name, "fake")
+    await loader.start("--parallel-loads", "1")
+    loads = [asyncio.ensure_future(loader.control.LoadModel(load(name))) for name in "abc"]
+
+    async def two_wait() -> bool:
+        capacity = await loader.control.GetCapacity(pb.GetCapacityRequest())
+        return (capacity.loads, len(capacity.waiting)) == (1, 2)
+
+    await eventually(two_wait, what="two loads waiting for a slot")
+    await asyncio.gather(*loads)
+    assert set((await states(loader)).values()) == {READY}
+
+
+async def test_a_crash_loop_is_quarantined_until_somebody_knows_better(
+    loader: LoaderUnderTest,
+) -> None:
+    await begin(loader, "a")
+    await loader.start("--model-load-failure-cooldown", "10ms", "--load-backoff-maximum", "10ms")
+
+    async def crashed_often() -> bool:
+        error = await refused(loader.data.Predict(prompt("crash"), metadata=named("a")))
+        assert error.reason in ("BACKEND_CRASHED", "LOAD_BACKOFF", "CRASH_LOOP")
+        return error.reason == "CRASH_LOOP"
+
+    await eventually(crashed_often, timeout=30, what="quarantine")
+    found = await model(loader, "a")
+    assert found.crash_count == 5 and found.state == pb.Model.STATE_BACKOFF
+    error = await refused(loader.control.LoadModel(load("a")))
+    assert error.reason == "CRASH_LOOP" and error.retry_after and error.retry_after > 60
+    assert "reset_backoff" in error.message
+    await loader.control.LoadModel(load("a", reset_backoff=True))
+    assert (await model(loader, "a")).crash_count == 0
+
+
+async def test_drain_lets_calls_end_and_refuses_new_ones(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake", token_seconds=0.02)
+    for name in "ab":
+        loader.add_model(name, "fake")
+    await loader.start()
+    await loader.control.LoadModel(load("b"))
+    stream = loader.data.PredictStream(FOREVER, metadata=named("a"))
+    await stream.read()
+    drain = asyncio.ensure_future(
+        loader.control.Drain(pb.DrainRequest(timeout=Duration(seconds=1)))
+    )
+    await eventually(lambda: _refuses(loader), what="refusal of new calls")
+    assert await stream.read()
+    assert (await drain).cut_calls == 1
+    assert set((await states(loader)).values()) == {UNLOADED}
+    assert (await model(loader, "b")).last_unload.cause == pb.Unload.CAUSE_SHUTDOWN
+    assert (await loader.control.Drain(pb.DrainRequest())).cut_calls == 0
+
+
+async def _predict(loader: LoaderUnderTest, name: str) -> Any:
+    return await loader.data.Predict(prompt("x"), metadata=named(name), timeout=20)
+
+
+async def _works(loader: LoaderUnderTest, name: str) -> bool:
+    try:
+        await _predict(loader, name)
+    except grpc.aio.AioRpcError:
+        return False
+    return True
+
+
+async def _refuses(loader: LoaderUnderTest) -> bool:
+    return (await refused(_predict(loader, "b"))).reason == "SHUTTING_DOWN"
+
+
+async def _queued(loader: LoaderUnderTest, name: str, count: int) -> bool:
+    return (await model(loader, name)).queued_calls == count
