@@ -8,21 +8,26 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
-from google.longrunning import operations_pb2, operations_pb2_grpc
-from google.rpc import code_pb2
+from google.longrunning import operations_pb2_grpc
 from grpc import aio
 
 from corral.backend import backend_pb2, backend_pb2_grpc
-from corral.gallery.v1 import gallery_pb2, gallery_pb2_grpc
+from corral.gallery.v1 import gallery_pb2_grpc
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from corral.monitor.v1 import monitor_pb2, monitor_pb2_grpc
-from services.common import errors, status
+from services.common import errors
 from services.common.health import HealthServicer
 from services.common.interceptors import ErrorInterceptor
+from tests.fakes.gallery_fake import FakeGallery
 
 STATE = loader_pb2.Model.State
-PHASE = gallery_pb2.OperationMetadata.Phase
+CHANGE = loader_pb2.WatchModelsResponse
+
+
+class NoRoomError(errors.CorralError):
+    """As a loader of a later version sends it."""
+
+    reason = "NO_ROOM"
 
 
 @dataclass
@@ -35,6 +40,18 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
     lines: list[loader_pb2.LogLine] = field(default_factory=list)
     load_seconds: float = 0.0
     load_error: errors.CorralError | None = None
+    load_states: Sequence[Any] = (STATE.STATE_STARTING, STATE.STATE_LOADING)
+    """What a load passes through, for `load_seconds` in all."""
+    evicts: str = ""
+    """The model that a load evicts while it waits."""
+    backends: list[loader_pb2.Backend] = field(default_factory=list)
+    capacity: loader_pb2.GetCapacityResponse = field(default_factory=loader_pb2.GetCapacityResponse)
+    plans: dict[str, loader_pb2.PlanEvictionResponse] = field(default_factory=dict)
+    options: list[loader_pb2.EffectiveOption] = field(default_factory=list)
+    settings: loader_pb2.Settings = field(default_factory=loader_pb2.Settings)
+    sources: dict[str, str] = field(default_factory=dict)
+    cut_calls: int = 0
+    watchers: set[asyncio.Queue[str]] = field(default_factory=set)
     requests: list[Any] = field(default_factory=list)
     metadata: dict[str, str | bytes] = field(default_factory=dict)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -45,6 +62,20 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
         if state == STATE.STATE_READY:
             model.instances.add(pid=4711, total_calls=3).ready_time.GetCurrentTime()
         self.models[name] = model
+        self.changed(name)
+        return model
+
+    def changed(self, name: str) -> None:
+        """Tell those who watch that a model is another one, or gone."""
+        for watcher in self.watchers:
+            watcher.put_nowait(name)
+
+    def become(self, name: str, state: Any, **more: Any) -> loader_pb2.Model:
+        """Put a model into a state, and tell those who watch."""
+        model = self.models[name]
+        model.MergeFrom(loader_pb2.Model(state=state, **more))
+        model.state_time.GetCurrentTime()
+        self.changed(name)
         return model
 
     def _find(self, name: str) -> loader_pb2.Model:
@@ -54,18 +85,14 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
         return self.models[name]
 
     async def GetModel(self, request: Any, context: Any) -> Any:
-        return loader_pb2.GetModelResponse(model=self._find(request.name))
+        return loader_pb2.GetModelResponse(
+            model=self._find(request.name), effective_options=self.options
+        )
 
     async def ListModels(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         wanted = request.filter
-        found = [
-            model
-            for name, model in sorted(self.models.items())
-            if (not wanted.states or model.state in wanted.states)
-            and wanted.name_contains.lower() in name.lower()
-            and wanted.backend in ("", model.backend)
-        ]
+        found = [model for _, model in sorted(self.models.items()) if _matches(wanted, model)]
         start = int(request.page_token or 0)
         # Pages of two, whatever is asked for: the client has to follow the tokens.
         page = found[start : start + min(2, request.page_size)]
@@ -75,25 +102,53 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
         )
 
     async def WatchModels(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        for model in self.models.values():
-            yield loader_pb2.WatchModelsResponse(
-                change_type=loader_pb2.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT, model=model
-            )
-        for state in (STATE.STATE_STARTING, STATE.STATE_LOADING):
-            for model in self.models.values():
-                changed = loader_pb2.Model(name=model.name, state=state)
-                yield loader_pb2.WatchModelsResponse(
-                    change_type=loader_pb2.WatchModelsResponse.CHANGE_TYPE_CHANGED, model=changed
-                )
-        await asyncio.Event().wait()
+        self.requests.append(request)
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        self.watchers.add(queue)
+        seen = set()
+        try:
+            for name, model in sorted(self.models.items()):
+                if _matches(request.filter, model):
+                    seen.add(name)
+                    yield CHANGE(change_type=CHANGE.CHANGE_TYPE_SNAPSHOT, model=model)
+            yield CHANGE(change_type=CHANGE.CHANGE_TYPE_SNAPSHOT_END, resume_token="end")
+            while True:
+                name = await queue.get()
+                found = self.models.get(name)
+                if found is not None and _matches(request.filter, found):
+                    seen.add(name)
+                    yield CHANGE(change_type=CHANGE.CHANGE_TYPE_CHANGED, model=found)
+                elif name in seen:
+                    seen.discard(name)
+                    gone = loader_pb2.Model(name=f"models/{name}")
+                    yield CHANGE(change_type=CHANGE.CHANGE_TYPE_REMOVED, model=gone)
+        finally:
+            self.watchers.discard(queue)
 
     async def LoadModel(self, request: Any, context: Any) -> Any:
-        model = self._find(request.name)
-        await asyncio.sleep(self.load_seconds)
+        self.requests.append(request)
+        name = self._find(request.name).name[7:]
+        if request.return_immediately:
+            return loader_pb2.LoadModelResponse(model=self.become(name, self.load_states[0]))
+        for state in self.load_states:
+            self.become(name, state)
+            await asyncio.sleep(self.load_seconds / len(self.load_states))
+            if state == STATE.STATE_WAITING and self.evicts:
+                reason = loader_pb2.Unload(
+                    cause=loader_pb2.Unload.CAUSE_EVICTED,
+                    message="idle the longest",
+                    for_model=f"models/{name}",
+                )
+                self.become(self.evicts, STATE.STATE_UNLOADED, last_unload=reason)
         if self.load_error:
+            self.become(name, STATE.STATE_FAILED)
             raise self.load_error
-        self.add(request.name.removeprefix("models/"), STATE.STATE_READY)
-        return loader_pb2.LoadModelResponse(model=self.models[model.name[7:]])
+        memory = [
+            loader_pb2.MemoryReservation(
+                device="ram", bytes=2**30, basis=loader_pb2.MemoryReservation.BASIS_MEASURED
+            )
+        ]
+        return loader_pb2.LoadModelResponse(model=self.add(name, STATE.STATE_READY, memory=memory))
 
     async def UnloadModel(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
@@ -102,11 +157,55 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
             raise errors.ModelBusyError("it answers a call", resource=errors.Resource("model", "m"))
         return loader_pb2.UnloadModelResponse(model=self.add(model.name[7:]))
 
+    async def ListBackends(self, request: Any, context: Any) -> Any:
+        start = int(request.page_token or 0)
+        page = self.backends[start : start + min(2, request.page_size)]
+        more = str(start + len(page)) if start + len(page) < len(self.backends) else ""
+        return loader_pb2.ListBackendsResponse(
+            backends=page, next_page_token=more, total_size=len(self.backends)
+        )
+
+    async def PlanEviction(self, request: Any, context: Any) -> Any:
+        name = self._find(request.name).name[7:]
+        return self.plans.get(name, loader_pb2.PlanEvictionResponse(fits=True))
+
+    async def PinModel(self, request: Any, context: Any) -> Any:
+        model = self._find(request.name)
+        model.pinned = request.pinned
+        self.changed(model.name[7:])
+        return loader_pb2.PinModelResponse(model=model)
+
+    async def Drain(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        for name in list(self.models):
+            self.add(name)
+        return loader_pb2.DrainResponse(cut_calls=self.cut_calls)
+
+    async def GetCapacity(self, request: Any, context: Any) -> Any:
+        return self.capacity
+
+    async def GetSettings(self, request: Any, context: Any) -> Any:
+        return loader_pb2.GetSettingsResponse(settings=self.settings, sources=self.sources)
+
+    async def UpdateSettings(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        if request.settings.max_active_backends < 0:
+            raise errors.InvalidRequestError.of("max_active_backends", "must not be negative")
+        request.update_mask.MergeMessage(
+            request.settings, self.settings, replace_message_field=True
+        )
+        self.sources |= dict.fromkeys(request.update_mask.paths, "runtime")
+        return loader_pb2.UpdateSettingsResponse(settings=self.settings, sources=self.sources)
+
     async def StreamLogs(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
         self._find(request.name)
         last = request.after_sequence
-        history = [line for line in self.lines if line.sequence > last]
+        history = [
+            line
+            for line in self.lines
+            if line.sequence > last and (not request.streams or line.stream in request.streams)
+        ]
         for line in history[-request.tail_lines :] if request.tail_lines else history:
             last = line.sequence
             yield loader_pb2.StreamLogsResponse(line=line)
@@ -134,130 +233,12 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
             raise
 
 
-@dataclass
-class FakeGallery(gallery_pb2_grpc.GalleryServiceServicer, operations_pb2_grpc.OperationsServicer):
-    """A gallery whose one installation runs through scripted steps."""
-
-    entries: list[gallery_pb2.ModelEntry] = field(default_factory=list)
-    installed: list[gallery_pb2.InstalledModel] = field(default_factory=list)
-    step_seconds: float = 0.05
-    steps: int = 4
-    fails: errors.CorralError | None = None
-    break_once: bool = False
-    """The first watch is cut after its first message, as by a restart."""
-    requests: list[Any] = field(default_factory=list)
-    operation: operations_pb2.Operation | None = None
-    cancel: asyncio.Event = field(default_factory=asyncio.Event)
-    watched: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def ListModelEntries(self, request: Any, context: Any) -> Any:
-        self.requests.append(request)
-        start = int(request.page_token or 0)
-        page = self.entries[start : start + min(2, request.page_size)]
-        more = str(start + len(page)) if start + len(page) < len(self.entries) else ""
-        return gallery_pb2.ListModelEntriesResponse(
-            entries=page, next_page_token=more, total_size=len(self.entries)
-        )
-
-    async def SearchModelEntries(self, request: Any, context: Any) -> Any:
-        self.requests.append(request)
-        found = [entry for entry in self.entries if request.query in entry.id]
-        return gallery_pb2.SearchModelEntriesResponse(
-            entries=found, total_size=len(found), unreachable=["galleries/far-away"]
-        )
-
-    async def GetModelEntry(self, request: Any, context: Any) -> Any:
-        for entry in self.entries:
-            if entry.id == request.name:
-                return gallery_pb2.GetModelEntryResponse(entry=entry)
-        raise errors.EntryNotFoundError(f"no gallery offers {request.name!r}")
-
-    async def ListInstalledModels(self, request: Any, context: Any) -> Any:
-        self.requests.append(request)
-        return gallery_pb2.ListInstalledModelsResponse(
-            models=self.installed, total_size=len(self.installed)
-        )
-
-    async def InstallModel(self, request: Any, context: Any) -> Any:
-        self.requests.append(request)
-        if request.entry not in [entry.id for entry in self.entries]:
-            raise errors.EntryNotFoundError(f"no gallery offers {request.entry!r}")
-        self.operation = self._state(0, request.model_id or request.entry)
-        return self.operation
-
-    async def WatchOperation(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        operation = self._known(request.name)
-        target = views_target(operation)
-        step = 0
-        while not operation.done:
-            yield gallery_pb2.WatchOperationResponse(operation=operation)
-            self.watched.set()
-            if self.break_once:
-                self.break_once = False
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
-            try:
-                await asyncio.wait_for(self.cancel.wait(), self.step_seconds)
-            except TimeoutError:
-                step += 1
-            operation = self.operation = self._state(step, target)
-        yield gallery_pb2.WatchOperationResponse(operation=operation)
-
-    async def GetOperation(self, request: Any, context: Any) -> Any:
-        return self._known(request.name)
-
-    async def ListOperations(self, request: Any, context: Any) -> Any:
-        return operations_pb2.ListOperationsResponse(
-            operations=[self.operation] if self.operation else []
-        )
-
-    async def CancelOperation(self, request: Any, context: Any) -> Any:
-        from google.protobuf import empty_pb2
-
-        self._known(request.name)
-        self.cancel.set()
-        return empty_pb2.Empty()
-
-    def _known(self, name: str) -> operations_pb2.Operation:
-        if self.operation is None or self.operation.name != name:
-            raise errors.OperationNotFoundError(f"no operation {name!r}")
-        return self.operation
-
-    def _state(self, step: int, target: str) -> operations_pb2.Operation:
-        cancelled = self.cancel.is_set()
-        done = cancelled or step >= self.steps
-        phase = PHASE.PHASE_DOWNLOADING
-        if done:
-            phase = PHASE.PHASE_CANCELLED if cancelled else PHASE.PHASE_DONE
-        meta = gallery_pb2.OperationMetadata(
-            kind=gallery_pb2.OperationMetadata.KIND_INSTALL_MODEL,
-            target=f"models/{target}",
-            phase=phase,
-            file="" if done else "weights/model.gguf",
-            bytes_done=100 * 1024 * 1024 * step // self.steps,
-            bytes_total=100 * 1024 * 1024,
-            percent=100 * step / self.steps,
-            bytes_per_second=0 if done else 50e6,
-        )
-        meta.create_time.GetCurrentTime()
-        operation = operations_pb2.Operation(name="operations/op1", done=done)
-        operation.metadata.Pack(meta)
-        if cancelled:
-            operation.error.code = code_pb2.CANCELLED
-            operation.error.message = "cancelled"
-        elif done and self.fails:
-            operation.error.CopyFrom(status.to_status(self.fails))
-        elif done:
-            model = gallery_pb2.InstalledModel(name=f"models/{target}", size_bytes=104857600)
-            operation.response.Pack(
-                gallery_pb2.InstallModelResult(model=model, bytes_fetched=104857600)
-            )
-        return operation
-
-
-def views_target(operation: operations_pb2.Operation) -> str:
-    meta = gallery_pb2.OperationMetadata()
-    operation.metadata.Unpack(meta)
-    return meta.target.removeprefix("models/")
+def _matches(wanted: loader_pb2.ModelFilter, model: loader_pb2.Model) -> bool:
+    return (
+        (not wanted.states or model.state in wanted.states)
+        and wanted.name_contains.lower() in model.name.removeprefix("models/").lower()
+        and wanted.backend in ("", model.backend)
+    )
 
 
 class FakeMonitor(monitor_pb2_grpc.MonitorServiceServicer):
@@ -281,6 +262,7 @@ async def serving(*servicers: Any, address: str = "127.0.0.1:0") -> AsyncIterato
     health = HealthServicer()
     health.add_to(server)
     health.set("", True, "test")
+    health.set("models/m", True, "test")
     for servicer in servicers:
         if isinstance(servicer, FakeLoader):
             loader_pb2_grpc.add_LoaderServiceServicer_to_server(servicer, server)

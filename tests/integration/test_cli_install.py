@@ -13,7 +13,8 @@ import pytest
 
 from corral.gallery.v1 import gallery_pb2
 from services.common import errors
-from tests.fakes.services_fake import FakeGallery, serving
+from tests.fakes.gallery_fake import FakeGallery
+from tests.fakes.services_fake import serving
 from tests.tools.corral_command import corral, started
 
 

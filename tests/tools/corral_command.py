@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.fakes.services_fake import FakeGallery, FakeLoader, FakeMonitor, serving
+from tests.fakes.gallery_fake import FakeGallery
+from tests.fakes.services_fake import FakeLoader, FakeMonitor, serving
 from tests.tools.service import ROOT, environment
 
 
