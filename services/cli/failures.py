@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from services.common import errors
@@ -9,17 +10,30 @@ from services.common.errors import CorralError
 
 
 class Failure(Exception):
-    """Ends a command: `message` says what failed, `hint` what to do about it."""
+    """Ends a command: `message` says what failed, `hint` what to do about it.
+
+    `details` are further lines between the two, `retry_after` the seconds after which another try
+    may help, if that is known.
+    """
 
     def __init__(
-        self, message: str, hint: str = "", *, exit_code: int = 1, reason: str = "FAILED"
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        exit_code: int = 1,
+        reason: str = "FAILED",
+        details: Sequence[str] = (),
+        retry_after: float | None = None,
     ) -> None:
-        """Take the two lines, the exit code, and the stable reason for `--json`."""
+        """Take the lines, the exit code, and the stable reason for `--json`."""
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.exit_code = exit_code
         self.reason = reason
+        self.details = tuple(details)
+        self.retry_after = retry_after
 
 
 class Unreachable(Failure):
@@ -59,7 +73,12 @@ _HINTS: Final[dict[str, str]] = {
     "BACKEND_NOT_READY": "see what the backend said with `corral logs {model}`",
     "BACKEND_CRASHED": "see what the backend said with `corral logs {model}`, then try again",
     "BACKEND_NOT_FOUND": "install the backend, or name it to `corral up` with --external-backend",
-    "LOAD_BACKOFF": "see why with `corral logs {model}`, mend it, then try again{after}",
+    "LOAD_BACKOFF": "see why with `corral logs {model}` and mend it; then `corral load {model} --now`"
+    " tries at once, or try again{after}",
+    "CRASH_LOOP": "see why with `corral logs {model}` and mend it; then `corral load {model} --now`"
+    " ends the quarantine, or try again{after}",
+    "NO_ROOM": "see what stands in the way with `corral plan {model}`, unload or unpin some of it, then"
+    " try again{after}",
     "QUEUE_FULL": "try again{after}, or unload a model that is not needed",
     "SHUTTING_DOWN": "start it again with `corral up`",
     "GALLERY_ENTRY_NOT_FOUND": "search what there is with `corral models --available --search TEXT`",
@@ -82,8 +101,16 @@ def explain(error: CorralError, *, model: str = "") -> Failure:
     """Return what to tell a person of an error that a service sent."""
     after = f" in {error.retry_after:.0f} s" if error.retry_after else ""
     name = model or (error.resource.name if error.resource else "") or "MODEL"
-    hint = _HINTS.get(error.reason, "").format(model=name.removeprefix("models/"), after=after)
+    # An error that only later versions know keeps its reason beside that of the class.
+    reason = error.metadata.get("remote_reason", error.reason)
+    hint = _HINTS.get(reason, "").format(model=name.removeprefix("models/"), after=after)
     if isinstance(error, errors.UnknownRemoteError) and error.code == "UNIMPLEMENTED":
         hint = "the server at this address does not offer that: is it the right service?"
     usage = isinstance(error, errors.InvalidRequestError)
-    return Failure(error.message, hint, exit_code=2 if usage else 1, reason=error.reason)
+    return Failure(
+        error.message,
+        hint,
+        exit_code=2 if usage else 1,
+        reason=reason,
+        retry_after=error.retry_after,
+    )

@@ -25,12 +25,17 @@ _NARROWEST: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A table's column: its title, and how it gives way on a narrow terminal."""
+    """A table's column: its title, and how it gives way on a narrow terminal.
+
+    A flexible one is shortened. Where that is not enough, columns with a rank are left out, the
+    highest first.
+    """
 
     title: str
     right: bool = False
     flexible: bool = False
     style: str = ""
+    rank: int = 0
 
 
 class Output:
@@ -90,6 +95,11 @@ class Output:
             for at, column in enumerate(columns)
             if not column.flexible or any(row[at].cell_len for row in cells)
         ]
+        while _least(columns, widths, kept) > self.stdout.width:
+            least = max(kept, key=lambda at: columns[at].rank)
+            if not columns[least].rank:
+                break
+            kept.remove(least)
         columns = [columns[at] for at in kept]
         widths = [widths[at] for at in kept]
         cells = [[row[at] for at in kept] for row in cells]
@@ -135,17 +145,31 @@ class Output:
     def failure(self, failure: Failure) -> None:
         """Write what failed, and what to do about it, to stderr."""
         if self.as_json:
-            data = {"reason": failure.reason, "message": failure.message, "hint": failure.hint}
+            data = {
+                "reason": failure.reason,
+                "message": failure.message,
+                "hint": failure.hint,
+                "details": list(failure.details),
+                "retry_after": failure.retry_after,
+            }
             sys.stderr.write(json.dumps({"error": data}, ensure_ascii=False) + "\n")
             return
         from rich.text import Text
 
         text = Text.assemble(("error: ", "bold red"), printable(failure.message))
         self.stderr.print(text, soft_wrap=True)
+        for detail in failure.details:
+            self.stderr.print(Text(f"       {printable(detail)}"), soft_wrap=True)
         if failure.hint:
             self.stderr.print(
                 Text.assemble(("next:  ", "bold"), printable(failure.hint)), soft_wrap=True
             )
+
+
+def _least(columns: Sequence[Column], widths: Sequence[int], kept: Sequence[int]) -> int:
+    """Return the least width that a table of these columns takes."""
+    needed = [min(widths[at], _NARROWEST) if columns[at].flexible else widths[at] for at in kept]
+    return sum(needed) + _GAP * (len(kept) - 1)
 
 
 def _console(*, stderr: bool) -> Console:

@@ -25,41 +25,58 @@ class Waiting(Protocol):
 
 
 @contextmanager
-def spinner(out: Output, message: str) -> Iterator[Waiting]:
-    """Show that something goes on, for as long as the block runs; leaves no trace on a terminal."""
+def spinner(out: Output, message: str, *, clock: bool = False) -> Iterator[Waiting]:
+    """Show that something goes on, for as long as the block runs; leaves no trace on a terminal.
+
+    With `clock` the time since its beginning is shown too.
+    """
+    began = time.monotonic() if clock else None
     if not out.live:
-        lines = _Lines(out)
+        lines = _Lines(out, began)
         lines.say(message)
         yield lines
         return
-    from rich.text import Text
+    shown = _Ticking(message, began)
+    with out.stderr.status(shown, spinner="dots"):
+        yield shown
 
-    with out.stderr.status(Text(text.printable(message)), spinner="dots") as status:
-        yield _Spinner(status)
 
+class _Ticking:
+    """A text with the time that has passed, made anew whenever the terminal is redrawn."""
 
-class _Spinner:
-    def __init__(self, status: Any) -> None:
-        self._status = status
+    def __init__(self, message: str, began: float | None) -> None:
+        self._message = message
+        self._began = began
 
     def say(self, message: str) -> None:
+        self._message = message
+
+    def __rich__(self) -> Any:
         from rich.text import Text
 
-        self._status.update(Text(text.printable(message)))
+        shown = Text(text.printable(self._message), no_wrap=True, overflow="ellipsis")
+        if self._began is not None:
+            shown.append(f" {text.span(time.monotonic() - self._began)}", "dim")
+        return shown
 
 
 class _Lines:
     """Writes each new text once."""
 
-    def __init__(self, out: Output) -> None:
+    def __init__(self, out: Output, began: float | None) -> None:
         self._out = out
+        self._began = began
         self._last = ""
 
     def say(self, message: str) -> None:
         message = message.removesuffix(" …")
-        if message != self._last:
-            self._last = message
-            self._out.note(message)
+        if message == self._last:
+            return
+        passed = ""
+        if self._began is not None and self._last:
+            passed = f" (after {text.duration(time.monotonic() - self._began)})"
+        self._last = message
+        self._out.note(message + passed)
 
 
 class Transfer(Protocol):

@@ -6,6 +6,7 @@ ids, as they are typed; sizes are bytes, spans are seconds, times are RFC 3339.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -36,7 +37,7 @@ def origin(entry: str) -> str:
 
 def state_of(model: loader_pb2.Model) -> str:
     """Return a model's state in one lower-case word."""
-    return loader_pb2.Model.State.Name(model.state).removeprefix("STATE_").lower()
+    return word(loader_pb2.Model.State, model.state, "STATE_")
 
 
 def model(message: loader_pb2.Model) -> View:
@@ -45,16 +46,41 @@ def model(message: loader_pb2.Model) -> View:
         "name": bare(message.name),
         "state": state_of(message),
         "state_message": message.state_message,
-        "state_time": _time(message, "state_time"),
+        "state_time": moment(message, "state_time"),
         "backend": message.backend,
         "model_file": message.model_file,
         "config_file": message.config_file,
         "usecases": list(message.usecases),
         "pinned": message.pinned,
         "config_error": message.config_error,
-        "retry_time": _time(message, "retry_time"),
+        "retry_time": moment(message, "retry_time"),
+        "queued_calls": message.queued_calls,
+        "max_concurrent_calls": message.max_concurrent_calls,
+        "concurrency_groups": list(message.concurrency_groups),
+        "memory": reservations(message.memory),
+        "failures": [_failure(failed) for failed in message.failures],
+        "crash_count": message.crash_count,
+        "last_unload": _unload(message.last_unload) if message.HasField("last_unload") else None,
         "instance": _instance(message.instances[0]) if message.instances else None,
+        "instances": [_instance(one) for one in message.instances],
     }
+
+
+def reservations(messages: Iterable[loader_pb2.MemoryReservation]) -> list[View]:
+    """Show memory by device, with where each figure comes from."""
+    bases = loader_pb2.MemoryReservation.Basis
+    return [
+        {"device": one.device, "bytes": one.bytes, "basis": word(bases, one.basis, "BASIS_")}
+        for one in messages
+    ]
+
+
+def word(kind: Any, value: int, prefix: str) -> str:
+    """Return a value of an enum as one lower-case word; its number if this version does not know it."""
+    try:
+        return str(kind.Name(value)).removeprefix(prefix).lower()
+    except ValueError:
+        return str(value)
 
 
 def entry(message: gallery_pb2.ModelEntry) -> View:
@@ -100,7 +126,7 @@ def status(message: monitor_pb2.ModelStatus) -> View:
         "memory_breakdown": dict(message.memory_breakdown_bytes),
         "active_calls": message.active_calls,
         "backend_error": message.backend_error,
-        "time": _time(message, "time"),
+        "time": moment(message, "time"),
         "process": _process(message.process) if message.HasField("process") else None,
     }
 
@@ -120,10 +146,10 @@ def operation(message: operations_pb2.Operation) -> View:
         "bytes_total": meta.bytes_total,
         "percent": round(meta.percent, 2),
         "bytes_per_second": meta.bytes_per_second,
-        "eta_seconds": _seconds(meta, "eta"),
+        "eta_seconds": seconds(meta, "eta"),
         "message": meta.message,
-        "create_time": _time(meta, "create_time"),
-        "end_time": _time(meta, "end_time"),
+        "create_time": moment(meta, "create_time"),
+        "end_time": moment(meta, "end_time"),
         "cancel_requested": meta.cancel_requested,
         "done": message.done,
         "error": {"code": message.error.code, "message": message.error.message} if failed else None,
@@ -139,7 +165,7 @@ def log_line(message: loader_pb2.LogLine) -> View:
     """Show a line that a backend wrote."""
     return {
         "sequence": message.sequence,
-        "time": _time(message, "time"),
+        "time": moment(message, "time"),
         "stream": stream_of(message),
         "generation": message.generation,
         "text": message.text,
@@ -163,13 +189,34 @@ def _instance(message: loader_pb2.Instance) -> View:
         "backend": message.backend,
         "address": message.address,
         "pid": message.pid,
-        "start_time": _time(message, "start_time"),
-        "ready_time": _time(message, "ready_time"),
-        "load_seconds": _seconds(message, "load_duration"),
+        "start_time": moment(message, "start_time"),
+        "ready_time": moment(message, "ready_time"),
+        "load_seconds": seconds(message, "load_duration"),
         "active_calls": message.active_calls,
         "total_calls": message.total_calls,
-        "last_used_time": _time(message, "last_used_time"),
+        "last_used_time": moment(message, "last_used_time"),
         "load_message": message.load_message,
+        "adopted": message.adopted,
+    }
+
+
+def _failure(message: loader_pb2.CandidateFailure) -> View:
+    return {
+        "backend": message.backend,
+        "message": message.message,
+        "reason": message.reason,
+        "count": message.count,
+        "retry_time": moment(message, "retry_time"),
+    }
+
+
+def _unload(message: loader_pb2.Unload) -> View:
+    return {
+        "cause": word(loader_pb2.Unload.Cause, message.cause, "CAUSE_"),
+        "message": message.message,
+        "time": moment(message, "time"),
+        "for_model": bare(message.for_model),
+        "forced": message.forced,
     }
 
 
@@ -182,21 +229,22 @@ def _process(message: monitor_pb2.ProcessSample) -> View:
         "pss_bytes": message.pss_bytes,
         "vms_bytes": message.vms_bytes,
         "cpu_percent": round(message.cpu_percent, 2),
-        "cpu_seconds": _seconds(message, "cpu_time"),
+        "cpu_seconds": seconds(message, "cpu_time"),
         "open_file_count": message.open_file_count,
-        "start_time": _time(message, "start_time"),
+        "start_time": moment(message, "start_time"),
         "gpu_memory_bytes": dict(message.gpu_memory_bytes),
     }
 
 
-def _time(message: Message, field: str) -> str | None:
+def moment(message: Message, field: str) -> str | None:
     """Return a timestamp as RFC 3339, or None if it is unset."""
     if not message.HasField(field):
         return None
     return str(getattr(message, field).ToJsonString())
 
 
-def _seconds(message: Message, field: str) -> float | None:
+def seconds(message: Message, field: str) -> float | None:
+    """Return a duration in seconds, or None if it is unset."""
     if not message.HasField(field):
         return None
     return float(getattr(message, field).ToNanoseconds()) / 1e9

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from corral.gallery.v1 import gallery_pb2
 from corral.loader.v1 import loader_pb2
-from services.cli import text, views
+from services.cli import phrases, text, views
 from services.cli.clients import Clients
 from services.cli.failures import Failure
 from services.cli.output import Column, Output
@@ -18,16 +18,6 @@ from services.common.errors import CorralError
 _PAGE: Final = 1000
 # Memory is a courtesy in a list: it must not hold the list up.
 _MEMORY_TIMEOUT: Final = 3.0
-STATE_STYLES: Final = {
-    "ready": "green",
-    "starting": "yellow",
-    "loading": "yellow",
-    "draining": "yellow",
-    "stopping": "yellow",
-    "backoff": "red",
-    "failed": "red",
-    "unloaded": "dim",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +75,11 @@ async def list_known(clients: Clients, out: Output, wanted: Wanted) -> None:
         [
             (
                 (view["name"], "bold"),
-                (view["state"], STATE_STYLES.get(view["state"], "")),
+                (view["state"], phrases.STATE_STYLES.get(view["state"], "")),
                 view["backend"],
                 text.size(view["memory_bytes"]) if view["memory_bytes"] else "",
                 ", ".join(view["usecases"]),
-                note_of(view),
+                phrases.note(view),
             )
             for view in shown
         ],
@@ -228,18 +218,6 @@ async def memory_of(clients: Clients, shown: list[views.View]) -> list[int | Non
         return int(answer.status.memory_bytes) or None
 
     return await asyncio.gather(*map(one, shown))
-
-
-def note_of(view: views.View) -> str:
-    """Return what is to be said of a model in a list: why it cannot be used, or what it does."""
-    if view["config_error"]:
-        return f"cannot be loaded: {text.clip(view['config_error'], 200)}"
-    if view["state"] in ("backoff", "failed"):
-        return text.clip(view["state_message"], 200)
-    instance = view["instance"]
-    if instance and instance["active_calls"]:
-        return f"answers {text.plural(instance['active_calls'], 'call')}"
-    return "pinned" if view["pinned"] else ""
 
 
 async def _all(

@@ -1,0 +1,129 @@
+"""The loader's backends, room, plans and settings as plain objects, under the same rules as `views`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+
+from corral.loader.v1 import loader_pb2
+
+from .views import View, bare, moment, reservations, seconds, word
+
+
+def backend(message: loader_pb2.Backend) -> View:
+    """Show a backend, usable or not."""
+    return {
+        "name": bare(message.name),
+        "aliases": list(message.aliases),
+        "version": message.version,
+        "source": word(loader_pb2.Backend.Source, message.source, "SOURCE_"),
+        "usable": not message.error,
+        "error": message.error,
+        "explanation": message.explanation,
+        "chosen": bare(message.chosen),
+        "requires": list(message.requires),
+        "formats": list(message.formats),
+        "usecases": list(message.usecases),
+        "max_concurrent_calls": message.max_concurrent_calls,
+        "run_file": message.run_file,
+        "address": message.address,
+        "system": message.system,
+        "gallery_url": message.gallery_url,
+        "install_time": moment(message, "install_time"),
+        "revision": message.revision,
+    }
+
+
+def option(message: loader_pb2.EffectiveOption) -> View:
+    """Show one value that the backend is told, with where it comes from."""
+    return {
+        "field": message.field,
+        "value": _decoded(message.value),
+        "source": word(loader_pb2.EffectiveOption.Source, message.source, "SOURCE_"),
+        "detail": message.detail,
+    }
+
+
+def capacity(message: loader_pb2.GetCapacityResponse) -> View:
+    """Show what the loader has to give, and who waits for it."""
+    return {
+        "devices": [
+            {
+                "name": device.name,
+                "description": device.description,
+                "total_bytes": device.total_bytes,
+                "available_bytes": device.available_bytes,
+                "reserved_bytes": device.reserved_bytes,
+                "budget_bytes": device.budget_bytes,
+            }
+            for device in message.devices
+        ],
+        "active_models": message.active_models,
+        "max_active_models": message.max_active_models,
+        "loads": message.loads,
+        "max_loads": message.max_loads,
+        "calls": message.calls,
+        "max_calls": message.max_calls,
+        "waiting": [
+            {
+                "model": bare(one.model),
+                "position": one.position,
+                "explanation": one.explanation,
+                "since": moment(one, "since"),
+            }
+            for one in message.waiting
+        ],
+    }
+
+
+def plan(name: str, message: loader_pb2.PlanEvictionResponse) -> View:
+    """Show what would be evicted for a model."""
+    return {
+        "model": bare(name),
+        "fits": message.fits,
+        "explanation": message.explanation,
+        "memory": reservations(message.memory),
+        "evictions": [
+            {
+                "model": bare(one.model),
+                "freed_bytes": one.freed_bytes,
+                "idle_seconds": seconds(one, "idle_duration"),
+                "explanation": one.explanation,
+            }
+            for one in message.evictions
+        ],
+        "blockers": [
+            {
+                "model": bare(one.model),
+                "explanation": one.explanation,
+                "temporary": one.temporary,
+            }
+            for one in message.blockers
+        ],
+    }
+
+
+def settings(message: loader_pb2.Settings, sources: Mapping[str, str]) -> dict[str, View]:
+    """Show the settings by name: value (durations in seconds) and source."""
+    return {
+        field.name: {"value": setting(message, field), "source": sources.get(field.name, "")}
+        for field in message.DESCRIPTOR.fields
+    }
+
+
+def setting(message: loader_pb2.Settings, field: FieldDescriptor) -> Any:
+    """Return one value: a duration in seconds, anything else as it is."""
+    value = getattr(message, field.name)
+    return value.ToNanoseconds() / 1e9 if isinstance(value, Duration) else value
+
+
+def _decoded(value: str) -> Any:
+    """Return a value in protobuf's JSON form as what it stands for."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
