@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from corral.gallery.v1 import gallery_pb2
-from services.common import errors
 from tests.fakes.services_fake import STATE, FakeLoader, log_line, serving
 from tests.tools.corral_command import World, corral, scripted_world, started
 from tests.tools.service import ROOT
@@ -121,122 +120,6 @@ async def test_tags_belong_to_galleries(world: World) -> None:
     done = await world.run("models", "--tag", "x")
     assert done.code == 2
     assert "--available" in done.err
-
-
-# Loading
-
-
-async def test_load_and_unload(world: World) -> None:
-    world.loader.add("m")
-    world.loader.load_seconds = 0.5
-    done = await world.run("load", "m")
-    assert done.out.startswith("m is ready on llama-cpp, after ")
-    assert "loading m: starting its backend" in done.err
-    again = await world.run("load", "m")
-    assert again.out == "m is ready on llama-cpp already\n"
-    gone = await world.run("unload", "m", "--json")
-    assert (gone.json["name"], gone.json["state"]) == ("m", "unloaded")
-    assert (await world.run("unload", "m")).out == "m was not loaded\n"
-
-
-async def test_a_load_that_fails_says_where_to_look(world: World) -> None:
-    world.loader.add("m")
-    world.loader.load_error = errors.ModelLoadError("the backend said: bad magic")
-    done = await world.run("load", "m")
-    assert done.code == 1
-    assert done.err.splitlines()[-2:] == [
-        "error: the backend said: bad magic",
-        "next:  see what the backend said with `corral logs m`",
-    ]
-
-
-async def test_a_load_that_takes_too_long_goes_on(world: World) -> None:
-    world.loader.add("m")
-    world.loader.load_seconds = 30
-    done = await world.run("load", "m", "--timeout", "200ms")
-    assert done.code == 1
-    assert "m was not ready within 0.20 s" in done.err
-    assert "the load goes on" in done.err
-
-
-async def test_a_busy_model_is_not_unloaded_without_force(world: World) -> None:
-    world.loader.add("m", STATE.STATE_READY).instances[0].active_calls = 1
-    done = await world.run("unload", "m")
-    assert done.code == 1
-    assert "`corral unload m --force`" in done.err
-    assert (await world.run("unload", "m", "--force")).code == 0
-
-
-async def test_an_unknown_model(world: World) -> None:
-    for command in (
-        ["load", "x"],
-        ["unload", "x"],
-        ["logs", "x"],
-        ["status", "x"],
-        ["run", "x", "y"],
-    ):
-        done = await world.run(*command)
-        assert done.code == 1, command
-        assert done.out == ""
-        assert done.err.startswith("error: model 'x' not found\nnext:  "), command
-
-
-async def test_a_name_that_is_nearly_right(world: World) -> None:
-    world.loader.add("smollm2-135m")
-    for name in ("smollm2-135", "smolm2-135m", "SMOL"):
-        done = await world.run("load", name)
-        assert done.err.splitlines() == [
-            f"error: there is no model {name!r} here",
-            "next:  did you mean smollm2-135m? list all with `corral models`",
-        ]
-
-
-async def test_a_model_that_only_needs_installing(world: World) -> None:
-    world.gallery.entries = [entry("tiny")]
-    done = await world.run("run", "tiny", "hello")
-    assert done.err.splitlines()[1] == "next:  install it first: `corral install tiny`"
-
-
-# Status
-
-
-async def test_status_of_everything(world: World) -> None:
-    world.loader.add("idle")
-    world.loader.add("m", STATE.STATE_READY)
-    done = await world.run("status", "--json")
-    assert done.code == 0
-    assert {name: s["health"] for name, s in done.json["services"].items()} == dict.fromkeys(
-        ("loader", "gallery", "monitor", "metrics"), "serving"
-    )
-    [model] = done.json["models"]
-    assert model["name"] == "m"
-    assert model["status"]["memory_bytes"] == 200 * 1024 * 1024
-    assert model["status"]["process"]["cpu_percent"] == 12.0
-    table = await world.run("status")
-    assert "200 MiB" in table.out
-    assert "idle" not in table.out
-
-
-async def test_status_of_one_model(world: World) -> None:
-    world.loader.add("m", STATE.STATE_READY, model_file="m.gguf")
-    done = await world.run("status", "m")
-    lines = [line.split(maxsplit=1) for line in done.out.splitlines()]
-    assert ["state", "ready"] in lines
-    assert ["file", "m.gguf"] in lines
-    assert ["memory", "200 MiB as the backend counts"] in lines
-
-
-async def test_status_fails_if_a_named_service_does_not_serve(world: World) -> None:
-    done = await world.run("status", "--gallery", NOWHERE)
-    assert done.code == 1
-    assert "gallery  unreachable  127.0.0.1:1" in done.out
-
-
-async def test_status_without_any_service(tmp_path: Path) -> None:
-    flags = [f"--{name}={NOWHERE}" for name in ("loader", "gallery", "monitor", "metrics")]
-    done = await corral(tmp_path, "status", *flags)
-    assert done.code == 1
-    assert done.err.startswith("error: no service answers\nnext:  start them with `corral up`")
 
 
 # Logs

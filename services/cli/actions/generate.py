@@ -88,7 +88,7 @@ async def prepare(clients: Clients, out: Output, settings: Settings) -> None:
     """Load the model if it is not ready, in view of the person who waits."""
     model = await load.get(clients, settings.model)
     if model.state != loader_pb2.Model.State.STATE_READY:
-        await load.ensure_loaded(clients, out, settings.model, limit=settings.timeout)
+        await load.ensure_loaded(clients, out, views.bare(model.name), limit=settings.timeout)
 
 
 def request_for(

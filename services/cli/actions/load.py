@@ -1,94 +1,95 @@
-"""Loading and unloading models, and watching them do it."""
+"""Loading models, and finding the one that is meant."""
 
 from __future__ import annotations
 
 import asyncio
 import difflib
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Final, TypeVar
 
 from corral.gallery.v1 import gallery_pb2
 from corral.loader.v1 import loader_pb2
-from services.cli import text, views
+from services.cli import phrases, text, views
 from services.cli.clients import Clients
 from services.cli.failures import Failure
 from services.cli.output import Output
-from services.cli.progress import Waiting, spinner
 from services.common.errors import CorralError, DeadlineError, ModelNotFoundError
+
+from . import causes, watching
 
 _T = TypeVar("_T")
 _PAGE: Final = 1000
 # Advice on a failure is a courtesy: it must not delay the failure much.
 _ADVICE_TIMEOUT: Final = 2.0
-_STATE = loader_pb2.Model.State
-_WORDS: Final = {
-    _STATE.STATE_UNLOADED: "is not loaded",
-    _STATE.STATE_STARTING: "starting its backend",
-    _STATE.STATE_LOADING: "loading",
-    _STATE.STATE_READY: "ready",
-    _STATE.STATE_DRAINING: "waiting for running calls",
-    _STATE.STATE_STOPPING: "stopping",
-    _STATE.STATE_BACKOFF: "failed a moment ago",
-    _STATE.STATE_FAILED: "failed",
-}
+_READY: Final = loader_pb2.Model.State.STATE_READY
 
 
-async def load(clients: Clients, out: Output, name: str, *, limit: float) -> None:
-    """Load a model and tell its state and how long it took."""
+async def load(clients: Clients, out: Output, name: str, *, now: bool, limit: float) -> None:
+    """Load a model and tell its state, how long it took and the memory it has."""
     before = await get(clients, name)
+    name = views.bare(before.name)
     began = time.monotonic()
-    if before.state != _STATE.STATE_READY:
-        after = await ensure_loaded(clients, out, name, limit=limit)
+    if before.state != _READY:
+        after = await ensure_loaded(clients, out, name, now=now, limit=limit)
     else:
         after = before
+    view = views.model(after)
     if out.as_json:
-        out.emit({**views.model(after), "seconds": round(time.monotonic() - began, 3)})
+        out.emit({**view, "seconds": round(time.monotonic() - began, 3)})
         return
     backend = f" on {after.backend}" if after.backend else ""
-    if before.state == _STATE.STATE_READY:
-        out.line(f"{views.bare(after.name)} is {views.state_of(after)}{backend} already")
+    if before.state == _READY:
+        out.line(f"{view['name']} is {view['state']}{backend} already")
     else:
         took = text.duration(time.monotonic() - began)
-        out.line(f"{views.bare(after.name)} is {views.state_of(after)}{backend}, after {took}")
+        held = phrases.memory(view["memory"])
+        with_memory = f", with {held}" if held else ""
+        out.line(f"{view['name']} is {view['state']}{backend}, after {took}{with_memory}")
     for instance in after.instances:
         if instance.load_message:
             out.note(instance.load_message)
 
 
-async def unload(clients: Clients, out: Output, name: str, *, force: bool, limit: float) -> None:
-    """Unload a model and tell how long it took."""
-    before = await get(clients, name)
-    began = time.monotonic()
-    request = loader_pb2.UnloadModelRequest(name=name, force=force)
-    async with _watching(clients, out, name, f"unloading {name}"):
-        answer = await _within(
-            clients.call("loader", clients.loader.UnloadModel, request, timeout=limit),
-            f"{name} was not unloaded within {text.duration(limit)}",
-            f"it goes on: see `corral status {name}`, or cut running calls with --force",
+async def begin(clients: Clients, out: Output, name: str, *, now: bool, limit: float) -> None:
+    """Have a model loaded without waiting for it, and tell where it stands now."""
+    name = views.bare((await get(clients, name)).name)
+    request = loader_pb2.LoadModelRequest(name=name, return_immediately=True, reset_backoff=now)
+    try:
+        answer = await within(
+            clients.call("loader", clients.loader.LoadModel, request, timeout=limit),
+            f"the loader did not answer within {text.duration(limit)}",
+            f"see where the model stands with `corral status {name}`",
         )
-    took = time.monotonic() - began
+    except CorralError as error:
+        raise await causes.explained(clients, name, error) from error
+    view = views.model(answer.model)
     if out.as_json:
-        out.emit({**views.model(answer.model), "seconds": round(took, 3)})
-    elif before.state == _STATE.STATE_UNLOADED:
-        out.line(f"{views.bare(answer.model.name)} was not loaded")
-    else:
-        out.line(f"{views.bare(answer.model.name)} is unloaded, after {text.duration(took)}")
+        out.emit(view)
+        return
+    out.line(f"{view['name']} is {view['state']}")
+    if view["state"] != "ready":
+        out.note(f"follow it with `corral status {view['name']} --watch`", "dim")
 
 
 async def ensure_loaded(
-    clients: Clients, out: Output, name: str, *, limit: float
+    clients: Clients, out: Output, name: str, *, limit: float, now: bool = False
 ) -> loader_pb2.Model:
-    """Load a model, showing what it does meanwhile, and return it when it is ready."""
-    request = loader_pb2.LoadModelRequest(name=name)
+    """Load a model, showing what it does meanwhile, and return it when it is ready.
+
+    With `now`, earlier failures do not make it wait. `name` is the model's own, as `get` returns it.
+    """
+    request = loader_pb2.LoadModelRequest(name=name, reset_backoff=now)
     try:
-        async with _watching(clients, out, name, f"loading {name}"):
-            answer = await _within(
+        async with watching.beside(clients, out, name, f"loading {name}"):
+            answer = await within(
                 clients.call("loader", clients.loader.LoadModel, request, timeout=limit),
                 f"{name} was not ready within {text.duration(limit)}",
                 f"the load goes on: see `corral status {name}` and `corral logs {name}`",
             )
+    except CorralError as error:
+        raise await causes.explained(clients, name, error) from error
     except asyncio.CancelledError:
         out.note(f"\nthe load of {name} goes on; stop it with `corral unload {name}`")
         raise
@@ -97,14 +98,27 @@ async def ensure_loaded(
 
 async def get(clients: Clients, name: str) -> loader_pb2.Model:
     """Return a model, or say what to do if there is none of that name."""
+    return (await get_whole(clients, name)).model
+
+
+async def get_whole(clients: Clients, name: str) -> loader_pb2.GetModelResponse:
+    """Return all that the loader says of a model, or say what to do if there is none of that name."""
     request = loader_pb2.GetModelRequest(name=name)
     try:
-        return (await clients.call("loader", clients.loader.GetModel, request)).model
+        return await clients.call("loader", clients.loader.GetModel, request)
     except ModelNotFoundError as error:
         if hint := await _advice(clients, views.bare(name)):
             text = f"there is no model {views.bare(name)!r} here"
             raise Failure(text, hint, reason=error.reason) from error
         raise
+
+
+async def within(work: Awaitable[_T], message: str, hint: str) -> _T:
+    """Return what `work` does, or fail with these words when its deadline ends."""
+    try:
+        return await work
+    except DeadlineError:
+        raise Failure(message, hint, reason="DEADLINE_EXCEEDED") from None
 
 
 async def _advice(clients: Clients, name: str) -> str:
@@ -130,35 +144,3 @@ async def _advice(clients: Clients, name: str) -> str:
         )
         return f"install it first: `corral install {offered.entry.id}`"
     return ""
-
-
-@asynccontextmanager
-async def _watching(clients: Clients, out: Output, name: str, title: str) -> AsyncIterator[None]:
-    """Show a model's states, and the time, for as long as the block runs."""
-    with spinner(out, f"{title} …") as waiting:
-        watcher = asyncio.create_task(_tell_states(clients, name, title, waiting))
-        try:
-            yield
-        finally:
-            watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await watcher
-
-
-async def _tell_states(clients: Clients, name: str, title: str, waiting: Waiting) -> None:
-    request = loader_pb2.WatchModelsRequest(filter=loader_pb2.ModelFilter(name_contains=name))
-    # Only decoration: if the watch fails, the call that is waited for tells why.
-    with suppress(CorralError, Failure):
-        async for change in clients.stream("loader", clients.loader.WatchModels, request):
-            if views.bare(change.model.name) != views.bare(name):
-                continue
-            words = _WORDS.get(change.model.state)
-            if words and change.model.state not in (_STATE.STATE_UNLOADED, _STATE.STATE_READY):
-                waiting.say(f"{title}: {words} …")
-
-
-async def _within(work: Awaitable[_T], message: str, hint: str) -> _T:
-    try:
-        return await work
-    except DeadlineError:
-        raise Failure(message, hint, reason="DEADLINE_EXCEEDED") from None

@@ -10,9 +10,9 @@ from services.cli import completion, launch
 from services.cli.options import AdvisingGallery, JsonFlag, LoaderAddress, ModelName, Timeout
 
 LoadedModel = Annotated[
-    str,
+    str | None,
     typer.Argument(
-        metavar="MODEL",
+        metavar="[MODEL]",
         help="The model's name, as `corral models` shows it.",
         autocompletion=completion.loaded,
         show_default=False,
@@ -22,6 +22,15 @@ LoadedModel = Annotated[
 
 def load(
     model: ModelName,
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now", help="Try at once, even if earlier failures or crashes call for a wait."
+        ),
+    ] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Return as soon as the load has begun.")
+    ] = False,
     timeout: Timeout = 600.0,
     json: JsonFlag = False,
     loader: LoaderAddress = None,
@@ -30,8 +39,9 @@ def load(
     """Load a model and wait until it is ready. The first call to a model does the same by itself."""
     from services.cli.actions import load as action
 
+    work = action.begin if no_wait else action.load
     launch.run(
-        lambda clients, out: action.load(clients, out, model, limit=timeout),
+        lambda clients, out: work(clients, out, model, now=now, limit=timeout),
         as_json=json,
         addresses={"loader": loader, "gallery": gallery},
         model=model,
@@ -39,7 +49,10 @@ def load(
 
 
 def unload(
-    model: LoadedModel,
+    model: LoadedModel = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Unload every model that is loaded or on its way.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Cut running calls instead of waiting for them.")
     ] = False,
@@ -48,11 +61,17 @@ def unload(
     loader: LoaderAddress = None,
 ) -> None:
     """Unload a model and wait until its processes are gone."""
-    from services.cli.actions import load as action
+    from services.cli.actions import unload as action
 
+    if everything == (model is not None):
+        raise typer.BadParameter("name one model, or give --all", param_hint="MODEL")
     launch.run(
-        lambda clients, out: action.unload(clients, out, model, force=force, limit=timeout),
+        lambda clients, out: (
+            action.one(clients, out, model, force=force, limit=timeout)
+            if model is not None
+            else action.everything(clients, out, force=force, limit=timeout)
+        ),
         as_json=json,
         addresses={"loader": loader},
-        model=model,
+        model=model or "",
     )

@@ -1,0 +1,90 @@
+"""Why a load failed: what the loader and the backend know beyond the error itself."""
+
+from __future__ import annotations
+
+from contextlib import aclosing, suppress
+from typing import Final
+
+from corral.loader.v1 import loader_pb2
+from services.cli import phrases, text, views
+from services.cli.clients import Clients
+from services.cli.failures import Failure, explain
+from services.common.errors import CorralError
+
+# An explanation is a courtesy: it must not delay the failure much.
+_TIMEOUT: Final = 2.0
+_LINES: Final = 5
+# Of so many the last ones are taken that tell something.
+_HISTORY: Final = 50
+_IDLE_TALK: Final = (loader_pb2.LogLine.LEVEL_DEBUG, loader_pb2.LogLine.LEVEL_INFO)
+_LINE_WIDTH: Final = 300
+_OF_BACKENDS: Final = frozenset(
+    {
+        "MODEL_LOAD_FAILED",
+        "BACKEND_START_FAILED",
+        "BACKEND_NOT_READY",
+        "BACKEND_CRASHED",
+        "BACKEND_NOT_FOUND",
+        "LOAD_BACKOFF",
+        "CRASH_LOOP",
+    }
+)
+
+
+async def explained(clients: Clients, name: str, error: CorralError) -> Failure:
+    """Return the failure of a load with each backend's cause, its last words, or who takes the room."""
+    failure = explain(error, model=name)
+    with suppress(CorralError, Failure):
+        if failure.reason == "NO_ROOM":
+            failure.details = tuple(await _blockers(clients, name))
+        elif failure.reason in _OF_BACKENDS:
+            model = await _model(clients, name)
+            failure.details = (
+                *_candidates(model, failure.message),
+                *await _words(clients, name, failure.message),
+            )
+            if failure.reason not in ("LOAD_BACKOFF", "CRASH_LOOP") and model["retry_time"]:
+                failure.hint += f"; {phrases.retry(model['retry_time'])}, or at once with `corral load {name} --now`"
+    return failure
+
+
+def _candidates(model: views.View, message: str) -> list[str]:
+    """Return a line for each backend that failed, unless the message says it all."""
+    failed = model["failures"]
+    if len(failed) == 1 and failed[0]["message"] in message:
+        return []
+    return [phrases.failure(one) for one in failed]
+
+
+async def _model(clients: Clients, name: str) -> views.View:
+    request = loader_pb2.GetModelRequest(name=name)
+    answer = await clients.call("loader", clients.loader.GetModel, request, timeout=_TIMEOUT)
+    return views.model(answer.model)
+
+
+async def _words(clients: Clients, name: str, message: str) -> list[str]:
+    """Return the last lines that the newest backend wrote to stderr and that say more than `message`."""
+    request = loader_pb2.StreamLogsRequest(
+        name=name, tail_lines=_HISTORY, streams=[loader_pb2.LogLine.STREAM_STDERR]
+    )
+    stream = clients.stream("loader", clients.loader.StreamLogs, request, timeout=_TIMEOUT)
+    lines: list[loader_pb2.LogLine] = []
+    with suppress(CorralError, Failure):
+        async with aclosing(stream) as messages:
+            lines = [message.line async for message in messages if message.HasField("line")]
+    newest = max((line.generation for line in lines), default=0)
+    telling = [
+        text.clip(line.text, _LINE_WIDTH)
+        for line in lines
+        if line.generation == newest
+        and line.level not in _IDLE_TALK
+        and line.text.strip()
+        and line.text.strip() not in message
+    ]
+    return [f"stderr: {line}" for line in telling[-_LINES:]]
+
+
+async def _blockers(clients: Clients, name: str) -> list[str]:
+    request = loader_pb2.PlanEvictionRequest(name=name)
+    answer = await clients.call("loader", clients.loader.PlanEviction, request, timeout=_TIMEOUT)
+    return [f"{views.bare(one.model)} stays: {one.explanation}" for one in answer.blockers]

@@ -1,0 +1,107 @@
+"""Unloading one model or all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Final
+
+import typer
+
+from corral.loader.v1 import loader_pb2
+from services.cli import text, views
+from services.cli.clients import Clients
+from services.cli.failures import Failure, explain
+from services.cli.output import Output
+from services.common.errors import CorralError, ModelBusyError
+
+from . import listing, load, watching
+
+_STATE = loader_pb2.Model.State
+# Those that hold a process, or are about to.
+_HELD: Final = [
+    state for state in watching.ACTIVE if state not in (_STATE.STATE_BACKOFF, _STATE.STATE_FAILED)
+]
+
+
+async def one(clients: Clients, out: Output, name: str, *, force: bool, limit: float) -> None:
+    """Unload a model and tell how long it took."""
+    before = await load.get(clients, name)
+    name = views.bare(before.name)
+    began = time.monotonic()
+    async with watching.beside(clients, out, name, f"unloading {name}"):
+        model = await _unload(clients, name, force=force, limit=limit)
+    took = time.monotonic() - began
+    if out.as_json:
+        out.emit({**views.model(model), "seconds": round(took, 3)})
+    elif before.state == _STATE.STATE_UNLOADED:
+        out.line(f"{views.bare(model.name)} was not loaded")
+    else:
+        out.line(f"{views.bare(model.name)} is unloaded, after {text.duration(took)}")
+
+
+async def everything(clients: Clients, out: Output, *, force: bool, limit: float) -> None:
+    """Unload all models, side by side; fails if one of them stays."""
+    names = [views.bare(model.name) for model in await listing.models(clients, _HELD)]
+    done: list[views.View] = []
+    failed: list[views.View] = []
+
+    async def each(name: str) -> None:
+        began = time.monotonic()
+        try:
+            model = await _unload(clients, name, force=force, limit=limit)
+        except (CorralError, Failure) as error:
+            failure = error if isinstance(error, Failure) else explain(error, model=name)
+            failed.append(
+                {
+                    "name": name,
+                    "reason": failure.reason,
+                    "message": failure.message,
+                    "hint": failure.hint,
+                }
+            )
+            out.note(f"{name} stays loaded: {failure.message}", "red")
+            return
+        took = time.monotonic() - began
+        done.append({**views.model(model), "seconds": round(took, 3)})
+        if not out.as_json:
+            out.line(f"{name} is unloaded, after {text.duration(took)}")
+
+    await asyncio.gather(*map(each, names))
+    if out.as_json:
+        out.emit({"models": done, "failed": failed})
+    elif not names:
+        out.line("no model is loaded")
+    elif failed and not force:
+        out.note(
+            "next:  wait for the running calls, or cut them with `corral unload --all --force`"
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+async def _unload(clients: Clients, name: str, *, force: bool, limit: float) -> loader_pb2.Model:
+    request = loader_pb2.UnloadModelRequest(name=name, force=force)
+    try:
+        answer = await load.within(
+            clients.call("loader", clients.loader.UnloadModel, request, timeout=limit),
+            f"{name} was not unloaded within {text.duration(limit)}",
+            f"it goes on: see `corral status {name}`, or cut running calls with --force",
+        )
+    except ModelBusyError as error:
+        raise await _busy(clients, name, error) from error
+    return answer.model
+
+
+async def _busy(clients: Clients, name: str, error: ModelBusyError) -> Failure:
+    """Return the failure with the number of calls that hold the model."""
+    failure = explain(error, model=name)
+    with suppress(CorralError, Failure):
+        view = views.model(await load.get(clients, name))
+        running = sum(instance["active_calls"] for instance in view["instances"])
+        queued = f" and {view['queued_calls']} wait" if view["queued_calls"] else ""
+        if running:
+            runs = "call runs" if running == 1 else "calls run"
+            failure.details = (f"{running} {runs}{queued}",)
+    return failure

@@ -1,0 +1,144 @@
+"""Changes of models as they happen: as a stream that survives breaks, and beside a call that waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from corral.loader.v1 import loader_pb2
+from services.cli import loader_views, phrases, views
+from services.cli.clients import RECONNECT_TIMEOUT, Clients
+from services.cli.failures import Failure, Lost, Unreachable
+from services.cli.output import Output
+from services.cli.progress import Waiting, spinner
+from services.common.backoff import Backoff
+from services.common.errors import CorralError, ShuttingDownError
+
+_BACKOFF: Final = Backoff(initial=0.1, factor=2, maximum=2, jitter=0.2)
+# How long a command waits for its watch to begin, so that it misses nothing, before it goes on without.
+_BEGIN_TIMEOUT: Final = 2.0
+# What is asked beside a wait only explains it.
+_ASIDE_TIMEOUT: Final = 2.0
+_STATE = loader_pb2.Model.State
+_CHANGE = loader_pb2.WatchModelsResponse
+_WORDS: Final = {
+    _STATE.STATE_WAITING: "waiting",
+    _STATE.STATE_STARTING: "starting its backend",
+    _STATE.STATE_LOADING: "loading",
+    _STATE.STATE_DRAINING: "waiting for running calls",
+    _STATE.STATE_STOPPING: "stopping",
+}
+# All but those that only lie on disk, of which there may be thousands.
+ACTIVE: Final = [state for state in _STATE.values() if state > _STATE.STATE_UNLOADED]
+
+
+async def changes(
+    clients: Clients, out: Output, only: loader_pb2.ModelFilter
+) -> AsyncIterator[loader_pb2.WatchModelsResponse]:
+    """Yield a snapshot and then each change; a loader that comes back in time is no failure."""
+    token, failures, heard = "", 0, None
+    while True:
+        request = loader_pb2.WatchModelsRequest(filter=only, resume_token=token)
+        try:
+            async for change in clients.stream("loader", clients.loader.WatchModels, request):
+                failures, heard = 0, time.monotonic()
+                token = change.resume_token or token
+                yield change
+        except (Lost, Unreachable, ShuttingDownError):
+            if heard is None or time.monotonic() - heard > RECONNECT_TIMEOUT:
+                raise
+            if failures == 0:
+                out.note("the loader does not answer; waiting for it to come back", "yellow")
+        failures += 1
+        await asyncio.sleep(_BACKOFF.delay(failures))
+
+
+@asynccontextmanager
+async def beside(clients: Clients, out: Output, name: str, title: str) -> AsyncIterator[None]:
+    """Show a model's states, who makes room for it, and the time, for as long as the block runs.
+
+    `name` is the model's own, not another that leads to it.
+    """
+    with spinner(out, f"{title} …", clock=True) as waiting:
+        begun = asyncio.Event()
+        watcher = asyncio.create_task(_Beside(clients, out, name, title, waiting).run(begun))
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_BEGIN_TIMEOUT):
+                    await begun.wait()
+            yield
+        finally:
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+
+
+class _Beside:
+    """Tells of one model's way to another state."""
+
+    def __init__(
+        self, clients: Clients, out: Output, name: str, title: str, waiting: Waiting
+    ) -> None:
+        self._clients = clients
+        self._out = out
+        self._name = views.bare(name)
+        self._title = title
+        self._waiting = waiting
+        self._loading = False
+
+    async def run(self, begun: asyncio.Event) -> None:
+        loader = self._clients.loader
+        only = loader_pb2.ModelFilter(states=ACTIVE)
+        request = loader_pb2.WatchModelsRequest(filter=only)
+        # Only decoration: if the watch fails, the call that is waited for tells why.
+        try:
+            with suppress(CorralError, Failure):
+                async for change in self._clients.stream("loader", loader.WatchModels, request):
+                    if change.change_type == _CHANGE.CHANGE_TYPE_SNAPSHOT_END:
+                        begun.set()
+                    elif views.bare(change.model.name) == self._name:
+                        await self._tell(change.model)
+                    elif change.change_type == _CHANGE.CHANGE_TYPE_REMOVED and self._loading:
+                        await self._tell_of_eviction(change.model.name)
+        finally:
+            begun.set()
+
+    async def _tell(self, model: loader_pb2.Model) -> None:
+        self._loading = model.state in (_STATE.STATE_WAITING, _STATE.STATE_STARTING)
+        words = _WORDS.get(model.state)
+        if not words:
+            return
+        if model.state == _STATE.STATE_WAITING:
+            words = f"waiting, {await self._place() or model.state_message or 'for its turn'}"
+        self._waiting.say(f"{self._title}: {words} …")
+
+    async def _place(self) -> str:
+        """Return what the model waits for, and its place in the line; empty if that is not known."""
+        with suppress(CorralError, Failure):
+            answer = await self._clients.call(
+                "loader",
+                self._clients.loader.GetCapacity,
+                loader_pb2.GetCapacityRequest(),
+                timeout=_ASIDE_TIMEOUT,
+            )
+            for one in loader_views.capacity(answer)["waiting"]:
+                if one["model"] == self._name:
+                    return phrases.place_of(one)
+        return ""
+
+    async def _tell_of_eviction(self, name: str) -> None:
+        """Say that another model was evicted, if it was for this one."""
+        with suppress(CorralError, Failure):
+            answer = await self._clients.call(
+                "loader",
+                self._clients.loader.GetModel,
+                loader_pb2.GetModelRequest(name=name),
+                timeout=_ASIDE_TIMEOUT,
+            )
+            last = views.model(answer.model)["last_unload"]
+            if last and last["cause"] == "evicted" and last["for_model"] == self._name:
+                reason = f": {last['message']}" if last["message"] else ""
+                self._out.note(f"evicted {views.bare(name)} to make room{reason}")
