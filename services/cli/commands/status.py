@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,10 @@ from services.cli.options import (
     MonitorAddress,
 )
 
+if TYPE_CHECKING:
+    from services.cli.clients import Clients
+    from services.cli.output import Output
+
 
 def status(
     model: Annotated[
@@ -26,22 +30,52 @@ def status(
             show_default=False,
         ),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Show the models that are not loaded too.")
+    ] = False,
+    options: Annotated[
+        bool,
+        typer.Option(
+            "--options", "-o", help="With MODEL: what its backend is told, and where that is from."
+        ),
+    ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            "-w",
+            help="Go on with each change until Ctrl-C: drawn anew on a terminal, else line by line.",
+        ),
+    ] = False,
     json: JsonFlag = False,
     loader: LoaderAddress = None,
     gallery: GalleryAddress = None,
     monitor: MonitorAddress = None,
     metrics: MetricsAddress = None,
 ) -> None:
-    """Show the services' health and what the loaded models do and use.
+    """Show the services' health, what the loader has to give, and what the models do and use.
 
     Exits with 1 if a service that was started by `corral up` or named here does not serve.
     """
+    from services.cli.actions import model_status
     from services.cli.actions import status as action
+    from services.cli.actions import watch as follow
+
+    if options and not model:
+        raise typer.BadParameter("goes with one MODEL", param_hint="--options")
+
+    async def work(clients: Clients, out: Output) -> None:
+        if model and watch:
+            await follow.model(clients, out, model, options=options)
+        elif model:
+            await model_status.show(clients, out, model, options=options)
+        elif watch:
+            await follow.overview(clients, out, everything=everything)
+        else:
+            await action.show_all(clients, out, everything=everything)
 
     launch.run(
-        lambda clients, out: (
-            action.show_model(clients, out, model) if model else action.show_all(clients, out)
-        ),
+        work,
         as_json=json,
         addresses={"loader": loader, "gallery": gallery, "monitor": monitor, "metrics": metrics},
         model=model or "",

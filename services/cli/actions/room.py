@@ -1,0 +1,163 @@
+"""What the loader has to give: its slots and its memory, and what would be evicted for a model."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import typer
+
+from corral.loader.v1 import loader_pb2
+from services.cli import loader_views, phrases, text, views
+from services.cli.clients import Clients
+from services.cli.failures import Failure
+from services.cli.output import Column, Output
+from services.common.errors import CorralError
+
+from . import load
+
+_TIMEOUT: Final = 5.0
+_BAR: Final = 20
+# Models, whoever else, free.
+_BLOCKS: Final = ("█", "▒", "░")
+_ASCII: Final = ("#", "=", "-")
+
+
+async def capacity(clients: Clients) -> views.View | None:
+    """Return what the loader has to give, or None if it does not say."""
+    try:
+        answer = await clients.call(
+            "loader",
+            clients.loader.GetCapacity,
+            loader_pb2.GetCapacityRequest(),
+            timeout=_TIMEOUT,
+        )
+    except (CorralError, Failure):
+        return None
+    return loader_views.capacity(answer)
+
+
+def write(out: Output, view: views.View) -> None:
+    """Write the slots in one line, and a bar for each kind of memory."""
+    slots = [
+        _of("models", view["active_models"], view["max_active_models"]),
+        _of("loads", view["loads"], view["max_loads"]),
+        _of("calls", view["calls"], view["max_calls"]),
+    ]
+    if view["waiting"]:
+        slots.append(f"{text.plural(len(view['waiting']), 'model')} waiting")
+    out.line("capacity: " + ", ".join(slots))
+    utf8 = out.stdout.encoding.lower().startswith("utf")
+    width = max((len(device["name"]) for device in view["devices"]), default=0)
+    for device in view["devices"]:
+        parts = [
+            device["name"].ljust(width),
+            bar(device, _BLOCKS if utf8 else _ASCII),
+            _amounts(device),
+            device["description"],
+        ]
+        # On a narrow terminal the figures alone.
+        for least in (3, 1):
+            if len("  ".join(parts)) > out.stdout.width:
+                del parts[least]
+        out.line("  ".join(part for part in parts if part))
+
+
+def bar(device: views.View, blocks: tuple[str, str, str] = _BLOCKS) -> str:
+    """Return a bar of a device's memory: what models have, what others use, what is free."""
+    total = device["total_bytes"]
+    if not total:
+        return blocks[2] * _BAR
+    used = total - min(device["available_bytes"], total)
+    models = min(device["reserved_bytes"], total)
+    first = _cells(models, total)
+    second = max(_cells(used, total), first) - first
+    return blocks[0] * first + blocks[1] * second + blocks[2] * (_BAR - first - second)
+
+
+async def plan(clients: Clients, out: Output, name: str) -> None:
+    """Show what would be evicted to load a model; exits with 1 if it does not fit."""
+    name = views.bare((await load.get(clients, name)).name)
+    request = loader_pb2.PlanEvictionRequest(name=name)
+    answer = await clients.call("loader", clients.loader.PlanEviction, request)
+    view = loader_views.plan(name, answer)
+    if out.as_json:
+        out.emit(view)
+    else:
+        _write_plan(out, view)
+    if not view["fits"]:
+        raise typer.Exit(1)
+
+
+def _write_plan(out: Output, view: views.View) -> None:
+    evictions, blockers = view["evictions"], view["blockers"]
+    if not view["fits"]:
+        verdict, style = "does not fit", "red"
+    elif evictions:
+        goes = "is evicted" if len(evictions) == 1 else "are evicted"
+        verdict, style = f"fits if {text.plural(len(evictions), 'model')} {goes}", "yellow"
+    else:
+        verdict, style = "fits", "green"
+    out.line(f"{view['model']} {verdict}", style)
+    if view["explanation"]:
+        out.line(view["explanation"])
+    if needed := phrases.memory(view["memory"]):
+        out.line(f"it needs {needed}")
+    if evictions:
+        out.line()
+        out.table(
+            [
+                Column("EVICTED"),
+                Column("FREES", right=True),
+                Column("IDLE", right=True),
+                Column("WHY", flexible=True),
+            ],
+            [
+                (
+                    (one["model"], "bold"),
+                    text.size(one["freed_bytes"]) if one["freed_bytes"] else "",
+                    "" if one["idle_seconds"] is None else text.span(one["idle_seconds"]),
+                    one["explanation"],
+                )
+                for one in evictions
+            ],
+        )
+    if blockers:
+        out.line()
+        out.table(
+            [Column("STAYS"), Column("FOR NOW"), Column("WHY", flexible=True)],
+            [
+                (
+                    (one["model"], "bold"),
+                    "may go soon" if one["temporary"] else "",
+                    one["explanation"],
+                )
+                for one in blockers
+            ],
+        )
+    if not view["fits"]:
+        wait = "wait, " if any(one["temporary"] for one in blockers) else ""
+        out.note(
+            f"next:  {wait}`corral unload` or `corral unpin` what stays, or raise a limit with"
+            " `corral settings set`"
+        )
+
+
+def _of(what: str, count: int, limit: int) -> str:
+    return f"{what} {count}/{limit}" if limit else f"{what} {count}"
+
+
+def _cells(part: int, total: int) -> int:
+    """Return how much of a bar this is; what is there at all is seen."""
+    return max(round(_BAR * part / total), 1) if part > 0 else 0
+
+
+def _amounts(device: views.View) -> str:
+    total, available = device["total_bytes"], device["available_bytes"]
+    models = text.size(device["reserved_bytes"])
+    parts = [
+        f"{text.size(max(total - available, 0))} of {text.size(total)} used",
+        f"models {models} of {text.size(device['budget_bytes'])}"
+        if device["budget_bytes"]
+        else f"models {models}",
+    ]
+    return ", ".join(parts)

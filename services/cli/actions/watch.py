@@ -1,0 +1,143 @@
+"""`corral status --watch`: a screen that is drawn anew with each change, or a line for each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Final
+
+from corral.loader.v1 import loader_pb2
+from services.cli import phrases, views
+from services.cli.clients import Clients
+from services.cli.failures import Failure, explain
+from services.cli.output import Output
+from services.common.backoff import Backoff
+from services.common.errors import CorralError
+
+from . import load, model_status, status, watching
+
+# Asks the services, and returns what writes their answers.
+Draw = Callable[[], Awaitable[Callable[[Output], None]]]
+
+# Times and what the monitor says change without the loader's knowing.
+_INTERVAL: Final = 2.0
+# Changes that come faster than this are drawn together.
+_SETTLE: Final = 0.25
+_RECONNECT: Final = Backoff(initial=0.5, factor=2, maximum=5, jitter=0.2)
+_CHANGE = loader_pb2.WatchModelsResponse
+
+
+async def overview(clients: Clients, out: Output, *, everything: bool) -> None:
+    """Show every service and model, and each change, until Ctrl-C."""
+    if not _on_screen(out):
+        await _lines(clients, out, "", everything=everything)
+
+    async def draw() -> Callable[[Output], None]:
+        found = await status.gather(clients, everything=everything)
+        return lambda page: status.write(clients, page, found)
+
+    await _screen(clients, out, draw)
+
+
+async def model(clients: Clients, out: Output, name: str, *, options: bool) -> None:
+    """Show one model, and each of its changes, until Ctrl-C."""
+    name = views.bare((await load.get(clients, name)).name)
+    if not _on_screen(out):
+        await _lines(clients, out, name, everything=True)
+
+    async def draw() -> Callable[[Output], None]:
+        view = await model_status.gather(clients, name)
+        return lambda page: model_status.write(page, view, options=options)
+
+    await _screen(clients, out, draw, name)
+
+
+def _on_screen(out: Output) -> bool:
+    return not out.as_json and out.stdout.is_terminal and not out.stdout.is_dumb_terminal
+
+
+async def _screen(clients: Clients, out: Output, draw: Draw, name: str = "") -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    # A page of its own: what is written through `out` would redraw the screen.
+    page = Output()
+    changed = asyncio.Event()
+    watcher = asyncio.create_task(_notice(clients, name, changed))
+    try:
+        with Live(console=out.stdout, auto_refresh=False, vertical_overflow="crop") as live:
+            while True:
+                changed.clear()
+                try:
+                    write = await draw()
+                except (CorralError, Failure) as error:
+                    failure = error if isinstance(error, Failure) else explain(error, model=name)
+                    live.update(Text(f"{failure.message}\nwaiting …", "red"), refresh=True)
+                else:
+                    with page.stdout.capture() as captured:
+                        write(page)
+                    shown = Text.from_ansi(captured.get(), no_wrap=True, overflow="ellipsis")
+                    live.update(shown, refresh=True)
+                # Until something happens, or until what is on the screen is old.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_INTERVAL):
+                        await changed.wait()
+                        await asyncio.sleep(_SETTLE)
+    finally:
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
+
+
+async def _notice(clients: Clients, name: str, changed: asyncio.Event) -> None:
+    """Set `changed` with each change, over restarts of the loader."""
+    only = loader_pb2.ModelFilter(name_contains=name, states=[] if name else watching.ACTIVE)
+    failures = 0
+    while True:
+        with suppress(CorralError, Failure):
+            request = loader_pb2.WatchModelsRequest(filter=only)
+            async for _ in clients.stream("loader", clients.loader.WatchModels, request):
+                failures = 0
+                changed.set()
+        failures += 1
+        await asyncio.sleep(_RECONNECT.delay(failures))
+
+
+async def _lines(clients: Clients, out: Output, name: str, *, everything: bool) -> None:
+    """Write a line for each model and each change, until Ctrl-C."""
+    only = loader_pb2.ModelFilter(name_contains=name)
+    last: dict[str, tuple[object, ...]] = {}
+    async for change in watching.changes(clients, out, only):
+        if change.change_type == _CHANGE.CHANGE_TYPE_SNAPSHOT_END:
+            continue
+        view = views.model(change.model)
+        if name and view["name"] != name:
+            continue
+        kind = views.word(_CHANGE.ChangeType, change.change_type, "CHANGE_TYPE_")
+        removed = kind == "removed"
+        looks = _looks(view)
+        known, last[view["name"]] = last.get(view["name"]), looks
+        quiet = kind == "snapshot" and not everything and view["state"] == "unloaded"
+        if quiet and known is None:
+            continue
+        if out.as_json:
+            out.emit({"type": kind, "model": view})
+        elif removed or known != looks:
+            _line(out, view, removed=removed)
+
+
+def _looks(view: Mapping[str, object]) -> tuple[object, ...]:
+    """Return that of a model whose change is worth a line; calls come and go too often."""
+    return tuple(
+        view[key] for key in ("state", "state_message", "backend", "pinned", "crash_count")
+    )
+
+
+def _line(out: Output, view: views.View, *, removed: bool) -> None:
+    moment = f"{datetime.fromtimestamp(time.time()).astimezone():%H:%M:%S}"
+    what = "removed" if removed else view["state"]
+    note = "" if removed else phrases.note(view)
+    out.line("  ".join(part for part in (moment, view["name"], what, note) if part))
