@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from . import launch
-from .commands import install, load, logs, models, operations, run, status, up, version
+from .commands import (
+    backends,
+    install,
+    load,
+    logs,
+    models,
+    operations,
+    room,
+    run,
+    settings,
+    status,
+    up,
+    version,
+)
 
 app = typer.Typer(
     name="corral",
@@ -39,6 +52,9 @@ _START = "Services"
 _MODELS = "Models"
 app.command("up", rich_help_panel=_START)(up.up)
 app.command("status", rich_help_panel=_START)(status.status)
+app.command("backends", rich_help_panel=_START)(backends.backends)
+app.add_typer(settings.app, name="settings", rich_help_panel=_START)
+app.command("drain", rich_help_panel=_START)(room.drain)
 app.command("version", rich_help_panel=_START)(version.version)
 app.command("models", rich_help_panel=_MODELS)(models.models)
 app.command("install", rich_help_panel=_MODELS)(install.install)
@@ -46,4 +62,7 @@ app.command("run", rich_help_panel=_MODELS)(run.run)
 app.command("load", rich_help_panel=_MODELS)(load.load)
 app.command("unload", rich_help_panel=_MODELS)(load.unload)
 app.command("logs", rich_help_panel=_MODELS)(logs.logs)
+app.command("pin", rich_help_panel=_MODELS)(room.pin)
+app.command("unpin", rich_help_panel=_MODELS)(room.unpin)
+app.command("plan", rich_help_panel=_MODELS)(room.plan)
 app.add_typer(operations.app, name="operations", rich_help_panel=_MODELS)

@@ -47,6 +47,55 @@ def loaded(ctx: typer.Context, incomplete: str) -> Offers:
     return [offer for offer in models(ctx, incomplete) if offer[1] != "unloaded"]
 
 
+def pinned(ctx: typer.Context, incomplete: str) -> Offers:
+    """Offer the models that are pinned."""
+
+    async def ask(clients: Clients) -> Offers:
+        from corral.loader.v1 import loader_pb2
+
+        request = loader_pb2.ListModelsRequest(
+            page_size=_MOST, filter=loader_pb2.ModelFilter(name_contains=incomplete)
+        )
+        answer = await clients.call("loader", clients.loader.ListModels, request, timeout=_TIMEOUT)
+        return [
+            (model.name.removeprefix("models/"), "pinned")
+            for model in answer.models
+            if model.pinned
+        ]
+
+    return _offers(ctx, ask)
+
+
+def backends(ctx: typer.Context, incomplete: str) -> Offers:
+    """Offer the loader's backends."""
+
+    async def ask(clients: Clients) -> Offers:
+        from corral.loader.v1 import loader_pb2
+
+        request = loader_pb2.ListBackendsRequest(page_size=_MOST)
+        answer = await clients.call(
+            "loader", clients.loader.ListBackends, request, timeout=_TIMEOUT
+        )
+        return [
+            (one.name.removeprefix("backends/"), "cannot be used" if one.error else "usable")
+            for one in answer.backends
+            if one.name.removeprefix("backends/").startswith(incomplete)
+        ]
+
+    return _offers(ctx, ask)
+
+
+def settings(incomplete: str) -> Offers:
+    """Offer the names of settings, as the beginning of `name=value`."""
+    from .setting_fields import MEANINGS
+
+    return [
+        (f"{name}=", clip(meaning, _HELP_WIDTH))
+        for name, meaning in MEANINGS.items()
+        if name.startswith(incomplete)
+    ]
+
+
 def entries(ctx: typer.Context, incomplete: str) -> Offers:
     """Offer what the galleries have."""
 

@@ -1,0 +1,57 @@
+"""Pinning models, and draining the loader."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from corral.loader.v1 import loader_pb2
+from services.cli import text, views
+from services.cli.clients import Clients
+from services.cli.output import Output
+from services.cli.progress import spinner
+
+from . import load
+
+# What a drain may take beyond the time for running calls: ending every process, one after another at worst.
+_DRAIN_MARGIN: Final = 600.0
+
+
+async def pin(clients: Clients, out: Output, name: str, *, pinned: bool) -> None:
+    """Protect a model against eviction and idle unloading, or lift that protection."""
+    before = await load.get(clients, name)
+    request = loader_pb2.PinModelRequest(name=name, pinned=pinned)
+    answer = await clients.call("loader", clients.loader.PinModel, request)
+    view = views.model(answer.model)
+    if out.as_json:
+        out.emit(view)
+        return
+    already = " already" if before.pinned == pinned else ""
+    if pinned:
+        out.line(f"{view['name']} is pinned{already}: it is neither evicted nor unloaded when idle")
+        if view["state"] == "unloaded":
+            out.note(f"it is not loaded: load it with `corral load {view['name']}`", "dim")
+    else:
+        out.line(f"{view['name']} is {'not pinned' if already else 'no longer pinned'}")
+
+
+async def drain(clients: Clients, out: Output, timeout: float | None) -> None:
+    """Let running calls end, unload every model, and take no new work from now on."""
+    request = loader_pb2.DrainRequest()
+    if timeout is not None:
+        request.timeout.FromNanoseconds(round(timeout * 1e9))
+    limit = (timeout or 0.0) + _DRAIN_MARGIN
+    with spinner(out, "draining the loader …", clock=True):
+        answer = await load.within(
+            clients.call("loader", clients.loader.Drain, request, timeout=limit),
+            f"the loader was not drained within {text.duration(limit)}",
+            "it goes on: see what still runs with `corral status`",
+        )
+    if out.as_json:
+        out.emit({"cut_calls": answer.cut_calls})
+        return
+    cut = answer.cut_calls
+    were = (
+        f"; {text.plural(cut, 'call')} did not end in time and {'was' if cut == 1 else 'were'} cut"
+    )
+    out.line("drained: no model is loaded any more, and no calls are taken" + (were if cut else ""))
+    out.note("start the loader again to take new work", "dim")
