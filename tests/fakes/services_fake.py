@@ -24,12 +24,6 @@ STATE = loader_pb2.Model.State
 CHANGE = loader_pb2.WatchModelsResponse
 
 
-class NoRoomError(errors.CorralError):
-    """As a loader of a later version sends it."""
-
-    reason = "NO_ROOM"
-
-
 @dataclass
 class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.BackendServicer):
     """A loader of scripted models; `replies` is what a model says."""

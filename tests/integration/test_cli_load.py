@@ -10,7 +10,7 @@ import pytest
 from corral.gallery.v1 import gallery_pb2
 from corral.loader.v1 import loader_pb2
 from services.common import errors
-from tests.fakes.services_fake import STATE, NoRoomError, log_line
+from tests.fakes.services_fake import STATE, log_line
 from tests.tools.corral_command import World, scripted_world
 
 LOAD = (STATE.STATE_WAITING, STATE.STATE_STARTING, STATE.STATE_LOADING)
@@ -105,7 +105,7 @@ async def test_a_load_without_room_tells_who_is_in_the_way(world: World) -> None
     world.loader.add("m")
     plan = world.loader.plans["m"] = loader_pb2.PlanEvictionResponse(fits=False)
     plan.blockers.add(model="models/big", explanation="it is pinned")
-    world.loader.load_error = NoRoomError("needs 3 GiB on gpu0", retry_after=12)
+    world.loader.load_error = errors.NoRoomError("needs 3 GiB on gpu0", retry_after=12)
     done = await world.run("load", "m")
     error, blocker, hint = done.err.splitlines()[-3:]
     assert error == "error: needs 3 GiB on gpu0"

@@ -16,6 +16,13 @@ def test_a_wait_is_told() -> None:
     assert explain(errors.LoadBackoffError("failed", retry_after=7.4)).hint.endswith("in 7 s")
 
 
+def test_what_a_later_service_sends_finds_its_hint() -> None:
+    error = errors.UnknownRemoteError("no", metadata={"remote_reason": "NO_ROOM"})
+    failure = explain(error, model="m")
+    assert failure.reason == "NO_ROOM"
+    assert "`corral plan m`" in failure.hint
+
+
 def test_wrong_requests_are_wrong_usage() -> None:
     assert explain(errors.InvalidRequestError.of("tag", "is bad")).exit_code == 2
     assert explain(errors.ModelLoadError("x")).exit_code == 1
