@@ -83,11 +83,8 @@ def unload(view: View) -> str:
     cause = last["message"] or last["cause"]
     if last["for_model"] and last["for_model"] not in cause:
         cause += f" (for {last['for_model']})"
-    return ", ".join(
-        part
-        for part in (text.clip(cause, _CLIP), when(last["time"]), "forced" * last["forced"])
-        if part
-    )
+    cause = text.clip(cause, _CLIP) + (", calls were cut" if last["forced"] else "")
+    return f"{when(last['time'])}: {cause}" if last["time"] else cause
 
 
 def failure(view: View) -> str:

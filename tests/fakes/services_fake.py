@@ -250,13 +250,17 @@ class FakeMonitor(monitor_pb2_grpc.MonitorServiceServicer):
 
 
 @asynccontextmanager
-async def serving(*servicers: Any, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
-    """Serve these on one port and yield the address."""
+async def serving(
+    *servicers: Any, address: str = "127.0.0.1:0", not_serving: Sequence[str] = ()
+) -> AsyncIterator[str]:
+    """Serve these on one port and yield the address; the names in `not_serving` are not well."""
     server = aio.server(interceptors=(ErrorInterceptor(),))
     health = HealthServicer()
     health.add_to(server)
     health.set("", True, "test")
     health.set("models/m", True, "test")
+    for name in not_serving:
+        health.set(name, False, "test")
     for servicer in servicers:
         if isinstance(servicer, FakeLoader):
             loader_pb2_grpc.add_LoaderServiceServicer_to_server(servicer, server)

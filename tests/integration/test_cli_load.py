@@ -47,7 +47,7 @@ async def test_a_load_tells_what_it_waits_for_and_who_makes_room(world: World) -
     done = await world.run("load", "m")
     assert done.code == 0
     assert "loading m: waiting, place 2: room on gpu0" in done.err
-    assert "evicted größe to make room: idle the longest" in done.err
+    assert "größe made room: idle the longest" in done.err
     assert "other" not in done.err
 
 
@@ -105,10 +105,13 @@ async def test_a_load_without_room_tells_who_is_in_the_way(world: World) -> None
     world.loader.add("m")
     plan = world.loader.plans["m"] = loader_pb2.PlanEvictionResponse(fits=False)
     plan.blockers.add(model="models/big", explanation="it is pinned")
-    world.loader.load_error = errors.NoRoomError("needs 3 GiB on gpu0", retry_after=12)
+    plan.blockers.add(model="models/told", explanation="it is pinned")
+    world.loader.load_error = errors.NoRoomError(
+        "needs 3 GiB on gpu0, and told stays", retry_after=12
+    )
     done = await world.run("load", "m")
     error, blocker, hint = done.err.splitlines()[-3:]
-    assert error == "error: needs 3 GiB on gpu0"
+    assert error == "error: needs 3 GiB on gpu0, and told stays"
     assert blocker == "       big stays: it is pinned"
     assert "`corral plan m`" in hint
     assert hint.endswith("try again in 12 s")

@@ -135,7 +135,7 @@ async def test_the_whole_picture_of_a_model_in_trouble(world: World) -> None:
     assert lines["groups"] == "big, gpu"
     assert lines["memory"] == "1.0 GiB on ram (learned)"
     assert lines["failed"].startswith("llama-cpp: exit code 3 (2 times); next try in ")
-    assert lines["last"] == "unload  crashed, forced"
+    assert lines["last"] == "unload  crashed, calls were cut"
     assert lines["ContextSize"].split(maxsplit=3) == ["4096", "model", "file", "trained for 8192"]
     shown = (await world.run("status", "m", "--json")).json
     assert shown["effective_options"][0]["value"] == 4096
@@ -151,6 +151,13 @@ async def test_status_fails_if_a_named_service_does_not_serve(world: World) -> N
     done = await world.run("status", "--gallery", NOWHERE)
     assert done.code == 1
     assert "gallery  unreachable  127.0.0.1:1" in done.out
+
+
+async def test_a_loader_that_was_drained_does_not_serve(world: World) -> None:
+    async with serving(world.loader, not_serving=["corral.loader.v1.LoaderService"]) as drained:
+        done = await world.run("status", "--loader", drained)
+    assert done.code == 1
+    assert f"loader   not serving  {drained}" in done.out
 
 
 async def test_status_without_any_service(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ async def explained(clients: Clients, name: str, error: CorralError) -> Failure:
     failure = explain(error, model=name)
     with suppress(CorralError, Failure):
         if failure.reason == "NO_ROOM":
-            failure.details = tuple(await _blockers(clients, name))
+            failure.details = tuple(await _blockers(clients, name, failure.message))
         elif failure.reason in _OF_BACKENDS:
             model = await _model(clients, name)
             failure.details = (
@@ -84,7 +84,12 @@ async def _words(clients: Clients, name: str, message: str) -> list[str]:
     return [f"stderr: {line}" for line in telling[-_LINES:]]
 
 
-async def _blockers(clients: Clients, name: str) -> list[str]:
+async def _blockers(clients: Clients, name: str, message: str) -> list[str]:
+    """Return who stands in the way, and why, as far as `message` does not name them."""
     request = loader_pb2.PlanEvictionRequest(name=name)
     answer = await clients.call("loader", clients.loader.PlanEviction, request, timeout=_TIMEOUT)
-    return [f"{views.bare(one.model)} stays: {one.explanation}" for one in answer.blockers]
+    return [
+        f"{views.bare(one.model)} stays: {one.explanation}"
+        for one in answer.blockers
+        if views.bare(one.model) not in message
+    ]

@@ -12,6 +12,7 @@ from services.cli import loader_views, setting_fields, views
 from services.cli.clients import Clients
 from services.cli.failures import Failure
 from services.cli.output import Column, Output
+from services.common.errors import InvalidRequestError
 
 _SOURCES = {"default": "dim", "start": "cyan", "runtime": "yellow"}
 
@@ -52,7 +53,11 @@ async def change(clients: Clients, out: Output, assignments: Sequence[str]) -> N
     before = await clients.call(
         "loader", clients.loader.GetSettings, loader_pb2.GetSettingsRequest()
     )
-    answer = await clients.call("loader", clients.loader.UpdateSettings, request)
+    try:
+        answer = await clients.call("loader", clients.loader.UpdateSettings, request)
+    except InvalidRequestError as error:
+        hint = "nothing was changed; see what each setting means with `corral settings`"
+        raise Failure(error.message, hint, exit_code=2, reason=error.reason) from error
     old = _listed(before.settings, before.sources)
     new = _listed(answer.settings, answer.sources)
     if out.as_json:

@@ -25,6 +25,7 @@ from . import listing, room, watching
 # A service that does not say within this time whether it is well, is not.
 HEALTH_TIMEOUT: Final = 3.0
 _STATUS_TIMEOUT: Final = 5.0
+_LOADER: Final = loader_pb2.DESCRIPTOR.services_by_name["LoaderService"].full_name
 _HEALTH_STYLES: Final = {"serving": "green", "not serving": "yellow", "unreachable": "red"}
 
 
@@ -74,7 +75,7 @@ async def show_all(clients: Clients, out: Output, *, everything: bool) -> None:
 
 async def gather(clients: Clients, *, everything: bool) -> Overview:
     """Ask all services; what does not answer is left out, and its health says so."""
-    states = await asyncio.gather(*(health_of(clients, service) for service in SERVICES))
+    states = await asyncio.gather(*(_health(clients, service) for service in SERVICES))
     overview = Overview(dict(zip(SERVICES, states, strict=True)))
     overview.running = endpoints.read(endpoints.endpoints_file(corral_home()))
     if overview.health["loader"] != "unreachable":
@@ -107,6 +108,22 @@ async def health_of(clients: Clients, service: Service, name: str = "") -> str:
         return "not serving"
     serving = answer.status == health_pb2.HealthCheckResponse.SERVING
     return "serving" if serving else "not serving"
+
+
+async def _health(clients: Clients, service: Service) -> str:
+    """Return a service's health; a loader that was drained still answers, and serves nobody."""
+    health = await health_of(clients, service)
+    if service != "loader" or health != "serving":
+        return health
+    request = health_pb2.HealthCheckRequest(service=_LOADER)
+    try:
+        answer = await clients.call(
+            service, clients.health(service).Check, request, timeout=HEALTH_TIMEOUT
+        )
+    except (CorralError, Failure):
+        return health
+    stopped = answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    return "not serving" if stopped else health
 
 
 async def with_status(clients: Clients, message: loader_pb2.Model) -> views.View:

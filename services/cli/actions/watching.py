@@ -141,4 +141,4 @@ class _Beside:
             last = views.model(answer.model)["last_unload"]
             if last and last["cause"] == "evicted" and last["for_model"] == self._name:
                 reason = f": {last['message']}" if last["message"] else ""
-                self._out.note(f"evicted {views.bare(name)} to make room{reason}")
+                self._out.note(f"{views.bare(name)} made room{reason}")
