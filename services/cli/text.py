@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+from services.common.quantities import size_in_words as size
+
+__all__ = ["clip", "duration", "plural", "printable", "size", "span"]
+
 # They show text in another order than it has. Other unprintable characters only join letters.
 _REORDERING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with three digits at most: 512 B, 9.5 MiB, 104 MiB."""
-    value = float(count)
-    for unit in _UNITS:
-        if value < 999.5 or unit == _UNITS[-1]:
-            break
-        value /= 1024
-    if unit == "B" or value >= 99.95:
-        return f"{value:.0f} {unit}"
-    return f"{value:.1f} {unit}"
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from services.common.quantities import format_size
+from services.common.quantities import size_in_words
 
 SMALL = 256 * 1024**2
 """Bytes: models below it are no more worth evicting for their size than one another."""
@@ -238,8 +238,8 @@ class _Need:
             parts.append(f"all {self._limits.active} places for active models are taken")
         for device, short in sorted(self._bytes_short(set()).items()):
             if short > 0:
-                need = format_size(self._newcomer.memory[device])
-                left = format_size(max(self._free[device], 0))
+                need = size_in_words(self._newcomer.memory[device])
+                left = size_in_words(max(self._free[device], 0))
                 parts.append(f"it needs {need} of {device}, and {left} are free")
         return "; ".join(parts)
 
@@ -321,7 +321,7 @@ def _victim(occupant: Occupant, way: Way) -> Victim:
         Way.DRAIN: "in use; its running calls end first",
         Way.FORCE: "in use; its calls are cut, as force_eviction_when_busy says",
     }[way]
-    size = f", {format_size(occupant.size)}" if occupant.size else ""
+    size = f", {size_in_words(occupant.size)}" if occupant.size else ""
     why = f"{how}{size}, took {occupant.load_seconds:.1f} s to load"
     return Victim(occupant.name, way, occupant.size, occupant.idle, why)
 

@@ -178,7 +178,9 @@ class Loader:
         entry, supervisor = self._prepare(name)
         if reset_backoff:
             supervisor.reset()
-        with await supervisor.acquire(entry, self._candidates(entry), calls=False):
+        with await supervisor.acquire(entry, self._candidates(entry), calls=False) as instance:
+            if not instance.memory:
+                await self._ledger.take_measure(instance)
             return self._view(entry, supervisor)
 
     def begin_load(self, name: str, *, reset_backoff: bool = False) -> ModelView:

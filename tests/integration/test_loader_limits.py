@@ -257,6 +257,7 @@ async def test_the_busy_watchdog_ends_what_is_stuck_and_not_what_delivers(
     while not hanging.done():
         assert await stream.read()
     assert "no progress" in hanging.result().message
+    await eventually(lambda: _is_unloaded(loader, "stuck"), what="end of the stuck backend")
     assert (await model(loader, "stuck")).last_unload.cause == pb.Unload.CAUSE_BUSY
     assert (await states(loader))["alive"] == READY
     stream.cancel()
@@ -427,7 +428,15 @@ async def _works(loader: LoaderUnderTest, name: str) -> bool:
 
 
 async def _refuses(loader: LoaderUnderTest) -> bool:
-    return (await refused(_predict(loader, "b"))).reason == "SHUTTING_DOWN"
+    try:
+        await _predict(loader, "b")
+    except grpc.aio.AioRpcError as error:
+        return from_rpc_error(error).reason == "SHUTTING_DOWN"
+    return False
+
+
+async def _is_unloaded(loader: LoaderUnderTest, name: str) -> bool:
+    return (await states(loader))[name] == UNLOADED
 
 
 async def _queued(loader: LoaderUnderTest, name: str, count: int) -> bool:
