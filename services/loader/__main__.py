@@ -109,6 +109,7 @@ async def build(
         ledger=ledger,
         settings=live,
         tasks=tasks,
+        force_in_the_end=settings.force_backend_shutdown,
     )
     scheduler = loader.scheduler = Scheduler(
         tenants=lambda: loader.supervisors,
@@ -164,6 +165,7 @@ async def build(
     loader.listen(tell_health)
     loader.refresh()
     tasks.spawn(loader.follow_folder(settings.models_interval), name="follow the models folder")
+    loader.preload(settings.load_to_memory)
     tasks.spawn(watchdog.watch(), name="watchdog")
     tasks.spawn(watchdog.keep_measuring(), name="measure the models")
     gateway = Gateway(loader, cause_timeout=settings.exit_cause_timeout)

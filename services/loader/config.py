@@ -95,6 +95,14 @@ class LoaderSettings(ServiceSettings, Tunables):
     drain_timeout: Duration = 30.0
     """How long running calls may go on when their model is to be unloaded."""
 
+    force_backend_shutdown: Annotated[bool, localai("LOCALAI_FORCE_BACKEND_SHUTDOWN")] = False
+    """Cut the calls that are still running when drain_timeout ends, instead of refusing to unload."""
+
+    load_to_memory: Annotated[list[str], localai("LOCALAI_LOAD_TO_MEMORY", "LOAD_TO_MEMORY")] = (
+        Field(default_factory=list)
+    )
+    """Models to load at the start, side by side; one that cannot be loaded is reported in the log."""
+
     free_timeout: Duration = 5.0
     """How long a backend may take to let go of its model before it is ended."""
 

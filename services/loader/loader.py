@@ -88,8 +88,13 @@ class Loader:
         ledger: Ledger,
         settings: LiveSettings,
         tasks: Background,
+        force_in_the_end: bool = False,
     ) -> None:
-        """Take the catalogs; nothing is started before the first call that needs it."""
+        """Take the catalogs; nothing is started before the first call that needs it.
+
+        `force_in_the_end`: an unload cuts the calls that are still running when the drain time ends.
+        """
+        self._force_in_the_end = force_in_the_end
         self.scheduler: Scheduler
         """Set by the wiring: the scheduler asks the models, and they ask it."""
         self._calls = calls
@@ -191,6 +196,17 @@ class Loader:
         supervisor.begin_load(entry, self._candidates(entry))
         return self._view(entry, supervisor)
 
+    def preload(self, names: Iterable[str]) -> None:
+        """Begin to load these models; what cannot be loaded is logged, and keeps no other from it."""
+        for name in names:
+            self._tasks.spawn(self._preload(name), name=f"preload {name}")
+
+    async def _preload(self, name: str) -> None:
+        try:
+            await self.load(name)
+        except CorralError as error:
+            _log.error("a model cannot be loaded at the start", model=name, why=str(error))
+
     async def unload(
         self, name: str, *, force: bool, reason: StopReason | None = None
     ) -> ModelView:
@@ -203,7 +219,12 @@ class Loader:
         if supervisor is None:
             return self.get(name)
         reason = reason or StopReason(Cause.REQUESTED, "unloaded on request")
-        await supervisor.stop(reason, force=force)
+        try:
+            await supervisor.stop(reason, force=force)
+        except ModelBusyError:
+            if not self._force_in_the_end:
+                raise
+            await supervisor.stop(reason, force=True)
         try:
             return self.get(supervisor.name)
         except ModelNotFoundError:  # its file went while it ran

@@ -257,7 +257,7 @@ async def test_the_busy_watchdog_ends_what_is_stuck_and_not_what_delivers(
     while not hanging.done():
         assert await stream.read()
     assert "no progress" in hanging.result().message
-    await eventually(lambda: _is_unloaded(loader, "stuck"), what="end of the stuck backend")
+    await eventually(lambda: _is(loader, "stuck", UNLOADED), what="end of the stuck backend")
     assert (await model(loader, "stuck")).last_unload.cause == pb.Unload.CAUSE_BUSY
     assert (await states(loader))["alive"] == READY
     stream.cancel()
@@ -415,6 +415,23 @@ async def test_drain_lets_calls_end_and_refuses_new_ones(loader: LoaderUnderTest
     assert (await loader.control.Drain(pb.DrainRequest())).cut_calls == 0
 
 
+async def test_models_to_load_at_the_start(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b")
+    await loader.start("--load-to-memory", "a", "--load-to-memory", "missing")
+    await eventually(lambda: _is(loader, "a", READY), what="the preloaded model")
+    assert (await states(loader))["b"] == UNLOADED
+    assert "missing" in loader.service.log.read_text()
+
+
+async def test_an_unload_may_be_forced_in_the_end(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a")
+    await loader.start("--force-backend-shutdown", "--drain-timeout", "200ms")
+    stream = loader.data.PredictStream(FOREVER, metadata=named("a"))
+    await stream.read()
+    await loader.control.UnloadModel(pb.UnloadModelRequest(name="a"))
+    assert (await model(loader, "a")).last_unload.forced
+
+
 async def _predict(loader: LoaderUnderTest, name: str) -> Any:
     return await loader.data.Predict(prompt("x"), metadata=named(name), timeout=20)
 
@@ -435,8 +452,8 @@ async def _refuses(loader: LoaderUnderTest) -> bool:
     return False
 
 
-async def _is_unloaded(loader: LoaderUnderTest, name: str) -> bool:
-    return (await states(loader))[name] == UNLOADED
+async def _is(loader: LoaderUnderTest, name: str, state: int) -> bool:
+    return (await states(loader))[name] == state
 
 
 async def _queued(loader: LoaderUnderTest, name: str, count: int) -> bool:
