@@ -20,6 +20,8 @@ for command in corral corral-loader corral-gallery corral-monitor corral-metrics
     "$work/venv/bin/$command" --help >/dev/null
 done
 test -x "$work/venv/share/corral/backends/llama_cpp/run.sh"
+"$work/venv/bin/corral" backend fake --list >/dev/null
+"$work/venv/bin/corral" backend fake --install "$work/home/backends" >/dev/null
 
 # Each service starts, says so, and stops when told to.
 for service in loader gallery monitor metrics; do

@@ -1,4 +1,4 @@
-"""Write the README's configuration tables from the settings classes; --check fails when they are stale."""
+"""Write the tables of settings into the READMEs; --check fails when they are stale."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from backends.fake import program as fake
 from services.common.config import FieldDoc, ServiceSettings, describe
 from services.gallery.config import GallerySettings
 from services.loader.config import LoaderSettings
@@ -13,6 +14,7 @@ from services.metrics.config import MetricsSettings
 from services.monitor.config import MonitorSettings
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+FAKE_README = README.parent / "backends" / "fake" / "README.md"
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
 SERVICES: tuple[type[ServiceSettings], ...] = (
     LoaderSettings,
@@ -61,16 +63,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail when the tables are stale")
     check = parser.parse_args().check
-    text = README.read_text()
+    stale = [
+        not _written(path, text, check=check)
+        for path, text in ((README, tables()), (FAKE_README, fake.table()))
+    ]
+    return any(stale)
+
+
+def _written(path: Path, content: str, *, check: bool) -> bool:
+    """Put the content between a file's marks; with `check` only tell whether it stands there."""
+    text = path.read_text()
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
-    fresh = f"{head}{BEGIN}\n{tables()}\n{END}{tail}"
-    if check:
-        if fresh != text:
-            print("README.md's configuration tables are stale: run `make gen`", file=sys.stderr)
-        return fresh != text
-    README.write_text(fresh)
-    return 0
+    fresh = f"{head}{BEGIN}\n{content}\n{END}{tail}"
+    if not check:
+        path.write_text(fresh)
+    elif fresh != text:
+        print(f"the tables in {path} are stale: run `make gen`", file=sys.stderr)
+        return False
+    return True
 
 
 if __name__ == "__main__":

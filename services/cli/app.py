@@ -8,6 +8,7 @@ import typer
 
 from . import launch
 from .commands import (
+    backend,
     backends,
     install,
     load,
@@ -53,6 +54,7 @@ _MODELS = "Models"
 app.command("up", rich_help_panel=_START)(up.up)
 app.command("status", rich_help_panel=_START)(status.status)
 app.command("backends", rich_help_panel=_START)(backends.backends)
+app.add_typer(backend.app, name="backend", rich_help_panel=_START)
 app.add_typer(settings.app, name="settings", rich_help_panel=_START)
 app.command("drain", rich_help_panel=_START)(room.drain)
 app.command("version", rich_help_panel=_START)(version.version)

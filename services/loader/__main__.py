@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from services.common.backoff import Backoff
+from services.common.bundled import bundled_backends
 from services.common.health import HealthServicer
 from services.common.mounts import AnyMount, Mount
 from services.common.names import MODELS, resource_name
@@ -19,7 +20,7 @@ from services.common.tasks import Background
 from .admission import CallMeter
 from .backend_addresses import BackendAddresses, socket_folder
 from .backend_catalog import BackendCatalog
-from .config import LoaderSettings, bundled_backends
+from .config import LoaderSettings
 from .connection import GrpcConnection
 from .convert import model_options
 from .devices import LocalDevices

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sysconfig
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field, SecretStr
 
+from services.common.bundled import bundled_backends
 from services.common.config import (
     Duration,
     NameUris,
@@ -17,15 +17,6 @@ from services.common.config import (
 )
 
 from .tunables import Tunables
-
-_CHECKOUT = Path(__file__).resolve().parents[2] / "backends"
-
-
-def bundled_backends() -> Path:
-    """Return the folder of the backends that come with Corral: in a checkout, or in the environment."""
-    if (_CHECKOUT / "README.md").is_file():
-        return _CHECKOUT
-    return Path(sysconfig.get_path("data")) / "share" / "corral" / "backends"
 
 
 class _BackendFolders(UnderHome):

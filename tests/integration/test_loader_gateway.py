@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 import grpc
 import pytest
@@ -55,13 +54,14 @@ async def test_server_stream(running: LoaderUnderTest) -> None:
 
 async def test_bidirectional_stream(running: LoaderUnderTest) -> None:
     call = running.data.AudioTranscriptionLive(metadata=MODEL)
-    for language in ("de", "en"):
-        await call.write(
-            pb.TranscriptLiveRequest(config=pb.TranscriptLiveConfig(language=language))
-        )
-        assert (await call.read()).delta == language
+    await call.write(pb.TranscriptLiveRequest(config=pb.TranscriptLiveConfig(language="de")))
+    assert (await call.read()).ready
+    for count in (3, 5):
+        audio = pb.TranscriptLiveAudio(pcm=[0.5] * count)
+        await call.write(pb.TranscriptLiveRequest(audio=audio))
+        assert (await call.read()).delta == f"{count} samples "
     await call.done_writing()
-    assert (await call.read()).eou
+    assert (await call.read()).final_result.text == "3 samples 5 samples "
     assert await call.read() is grpc.aio.EOF
 
 
@@ -187,10 +187,8 @@ async def test_probes_neither_load_nor_count(running: LoaderUnderTest) -> None:
     assert running.notes("fake") == []
     await running.control.LoadModel(loader_pb2.LoadModelRequest(name="m"))
     assert (await running.data.Health(pb.HealthMessage(), metadata=MODEL)).message == b"OK"
-    with suppress(
-        grpc.aio.AioRpcError
-    ):  # this backend has no Status; asking is no use all the same
-        await running.data.Status(pb.HealthMessage(), metadata=MODEL)
+    status = await running.data.Status(pb.HealthMessage(), metadata=MODEL)
+    assert status.state == pb.StatusResponse.READY
     assert (await instance(running)).total_calls == 0
     await running.data.Predict(pb.PredictOptions(), metadata=MODEL)
     assert (await instance(running)).total_calls == 1

@@ -47,7 +47,9 @@ class LoaderUnderTest:
         return folder
 
     def behave(self, name: str, **behaviour: Any) -> None:
-        (self.backends / name / backend_fake.BEHAVIOUR).write_text(json.dumps(behaviour))
+        (self.backends / name / backend_fake.BEHAVIOUR).write_text(
+            json.dumps({**backend_fake.FOREIGN, **behaviour})
+        )
 
     def notes(self, name: str) -> list[str]:
         """Return what the scripted backend noted."""

@@ -1,0 +1,31 @@
+"""How a call is refused, and what answers one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from .behaviour import Behaviour, BehaviourError
+
+Answer = Callable[[Any, Behaviour], Any]
+"""Takes a request and the behaviour; returns the response, or raises Refused."""
+
+
+class Refused(Exception):
+    """Ends a call with a status."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        """Take the code and the text."""
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+def status_code(name: str) -> grpc.StatusCode:
+    """Return the code of this name. Raises BehaviourError."""
+    try:
+        return grpc.StatusCode[name.upper()]
+    except KeyError:
+        raise BehaviourError(f"there is no status {name!r}") from None

@@ -1,0 +1,67 @@
+"""`corral backend`: what is of use to those who write or test with backends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli import launch
+from services.cli.output import Output
+
+app = typer.Typer(no_args_is_help=True, help="Try backends, and clients of backends.")
+
+_INSTALLING = "To let a loader find it"
+
+
+@app.command("fake")
+def fake(
+    addr: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to serve: host:port or unix:/path.")
+    ] = "127.0.0.1:50061",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="How it behaves; repeatable."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show all it can be told, with defaults.")
+    ] = False,
+    install: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write a backend folder into this folder of backends instead of serving.",
+            rich_help_panel=_INSTALLING,
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="The installed backend's name.", rich_help_panel=_INSTALLING)
+    ] = "fake",
+    no_exec: Annotated[
+        bool,
+        typer.Option(
+            "--no-exec",
+            help="Write a run.sh that stays a shell in front of the program.",
+            rich_help_panel=_INSTALLING,
+        ),
+    ] = False,
+) -> None:
+    """Serve a backend without an engine: well, or as badly as it is told to.
+
+    It answers every RPC of backend.Backend, always in the same way. With --set it crashes, hangs,
+    floods its log, refuses to load and much more, so that clients and loaders can be tested with it.
+    """
+    from services.cli.actions import backend as action
+
+    out = Output()
+    arguments = [f"--set={pair}" for pair in settings or ()]
+    if show:
+        arguments = ["--list"]
+    elif install is not None:
+        arguments += [f"--install={install}", f"--name={name}"]
+        arguments += ["--no-exec"] if no_exec else []
+    else:
+        arguments.append(f"--addr={addr}")
+    launch.guarded(lambda: action.become("fake", arguments), out)

@@ -1,0 +1,15 @@
+"""Where the backends are that come with Corral."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parents[2] / "backends"
+
+
+def bundled_backends() -> Path:
+    """Return the folder of the backends that come with Corral: in a checkout, or in the environment."""
+    if (_CHECKOUT / "README.md").is_file():
+        return _CHECKOUT
+    return Path(sysconfig.get_path("data")) / "share" / "corral" / "backends"
