@@ -168,8 +168,15 @@ def log_line(message: loader_pb2.LogLine) -> View:
         "time": moment(message, "time"),
         "stream": stream_of(message),
         "generation": message.generation,
+        "level": level_of(message),
         "text": message.text,
     }
+
+
+def level_of(message: loader_pb2.LogLine) -> str:
+    """Return how serious a line is in one lower-case word; empty if it does not tell."""
+    name = loader_pb2.LogLine.Level.Name(message.level).removeprefix("LEVEL_").lower()
+    return "" if name == "unspecified" else name
 
 
 def stream_of(message: loader_pb2.LogLine) -> str:

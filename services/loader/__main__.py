@@ -97,7 +97,7 @@ async def build(
     calls = CallMeter(lambda: live.now.max_concurrent_backend_requests)
 
     def make_supervisor(name: str, changed: Callable[[Supervisor], None]) -> Supervisor:
-        logs = LogBook(settings.log_lines)
+        logs = LogBook(settings.log_lines, settings.log_bytes)
         return Supervisor(name, services=services, logs=logs, changed=changed)
 
     loader = Loader(

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr
 
 from services.common.bundled import bundled_backends
 from services.common.config import (
+    ByteSize,
     Duration,
     NameUris,
     ServiceSettings,
@@ -122,7 +123,10 @@ class LoaderSettings(ServiceSettings, Tunables):
     """How long a model must have been ready for earlier crashes and failures to be forgotten."""
 
     log_lines: int = Field(default=1000, ge=1)
-    """Lines of backend output to keep for each model."""
+    """Lines of backend output to keep for each model, in memory: nothing of it is written to disk."""
+
+    log_bytes: ByteSize = Field(default=4 * 1024**2, ge=64 * 1024)
+    """The most memory that these lines may take for each model."""
 
     watch_history: int = Field(default=4096, ge=1)
     """Changes of models to keep for clients that resume a watch."""

@@ -18,7 +18,7 @@ from services.common.names import BACKENDS, MODELS, resource_name
 from .backend_catalog import TYPE_ALIASES, Backend
 from .ledger import Basis
 from .loader import ModelFilter
-from .logs import LogLine, Stream
+from .logs import Level, LogLine, LogNews, LogQuery, Stream
 from .model_catalog import ModelEntry
 from .model_config import ModelConfig
 from .model_view import InstanceView, ModelView
@@ -30,6 +30,7 @@ _STREAMS = {
     Stream.STDERR: pb.LogLine.STREAM_STDERR,
     Stream.LOADER: pb.LogLine.STREAM_LOADER,
 }
+_STREAM_NUMBERS = {number: stream for stream, number in _STREAMS.items()}
 
 # LocalAI's values for what the configuration leaves open (reference: localai-loader, 5.3).
 _ALL_GPU_LAYERS = 99_999_999
@@ -159,6 +160,32 @@ def log_line(line: LogLine) -> pb.LogLine:
         stream=_STREAMS[line.stream],
         text=line.text,
         generation=line.generation,
+        level=pb.LogLine.Level.ValueType(line.level),
+    )
+
+
+def log_news(news: LogNews) -> pb.StreamLogsResponse:
+    """Return the message for a line, or for lines that were missed."""
+    return pb.StreamLogsResponse(
+        line=log_line(news.line) if news.line else None, missed_lines=news.missed
+    )
+
+
+def log_query(message: pb.StreamLogsRequest) -> LogQuery:
+    """Return which lines are wanted; raises InvalidRequestError for what makes no sense."""
+    for number in message.streams:
+        if number not in _STREAM_NUMBERS:
+            raise InvalidRequestError.of("streams", f"{number} is not a stream of a log")
+    if message.minimum_level not in pb.LogLine.Level.values():
+        raise InvalidRequestError.of(
+            "minimum_level", f"{message.minimum_level} is not a level of a line"
+        )
+    return LogQuery(
+        after=not_negative("after_sequence", message.after_sequence),
+        tail=not_negative("tail_lines", message.tail_lines),
+        follow=message.follow,
+        streams=frozenset(_STREAM_NUMBERS[number] for number in message.streams),
+        minimum=Level(message.minimum_level),
     )
 
 

@@ -25,7 +25,7 @@ from .eviction import Plan
 from .instance import Instance, Lease
 from .ledger import Ledger, Reservation, Room
 from .lifecycle import RESTING, Cause, Phase, StopReason
-from .logs import LogLine
+from .logs import LogNews, LogQuery
 from .model_catalog import ModelCatalog, ModelEntry
 from .model_view import ModelView, view
 from .pins import Pins
@@ -337,14 +337,12 @@ class Loader:
         """Return the installed backends."""
         return list(self._backends.backends().values())
 
-    def logs(
-        self, name: str, *, after: int, tail: int, follow: bool
-    ) -> AsyncGenerator[LogLine, None]:
+    def logs(self, name: str, query: LogQuery) -> AsyncGenerator[LogNews, None]:
         """Return what the model's backends wrote. Raises ModelNotFoundError."""
         supervisor = self._supervisors.get(name)
         if supervisor is None:
             supervisor = self._supervisor(self._models.find(name).name)
-        return supervisor.logs.read(after=after, tail=tail, follow=follow)
+        return supervisor.logs.read(query)
 
     # Routing
 

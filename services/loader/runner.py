@@ -26,7 +26,7 @@ from . import lifecycle as life
 from .backend_catalog import Backend
 from .instance import Connection, Instance, LoadAnswer
 from .lifecycle import Failure
-from .logs import LogBook, Stream
+from .logs import Level, LogBook, Stream
 from .model_catalog import ModelEntry
 from .progress import StalledError, unless_stalled
 
@@ -210,6 +210,8 @@ class Runner:
             error,
             out_of_memory=how.out_of_memory or causes.lacks_memory("\n".join(lines)),
         )
+        text = f"{instance.backend.name} {how}"
+        self._logs.append(Stream.LOADER, text, instance.generation, Level.ERROR)
         instance.end(error)
         self._post(life.Exited(instance.generation, failure))
 
@@ -241,7 +243,7 @@ class Runner:
             instance.stopping = True
             instance.end(reason)
             await self._end(instance, graceful)
-            self._logs.append(Stream.LOADER, "stopped", generation)
+            self._logs.append(Stream.LOADER, "stopped", generation, Level.INFO)
         self._post(life.GroupGone(generation))
 
     async def _end(self, instance: Instance, graceful: bool) -> None:
@@ -263,6 +265,6 @@ class Runner:
     def _fail(
         self, generation: int, candidate: str, error: CorralError, *, permanent: bool = False
     ) -> None:
-        self._logs.append(Stream.LOADER, str(error), generation)
+        self._logs.append(Stream.LOADER, str(error), generation, Level.ERROR)
         memory = causes.lacks_memory(str(error))
         self._post(life.AttemptFailed(generation, Failure(candidate, error, permanent, memory)))

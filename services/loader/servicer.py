@@ -141,11 +141,9 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
     ) -> AsyncIterator[pb.StreamLogsResponse]:
         """Stream what backends wrote."""
         name = resource_id(MODELS, request.name)
-        after = convert.not_negative("after_sequence", request.after_sequence)
-        tail = convert.not_negative("tail_lines", request.tail_lines)
-        lines = self._loader.logs(name, after=after, tail=tail, follow=request.follow)
-        async for line in until(self._stopping, lines):
-            yield pb.StreamLogsResponse(line=convert.log_line(line))
+        news = self._loader.logs(name, convert.log_query(request))
+        async for item in until(self._stopping, news):
+            yield convert.log_news(item)
 
     async def PinModel(self, request: pb.PinModelRequest, context: Any) -> pb.PinModelResponse:
         """Pin or unpin a model."""

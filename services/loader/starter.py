@@ -13,7 +13,7 @@ from services.common.logs import get_logger
 
 from .backend_addresses import BackendAddresses
 from .instance import Connection, Instance
-from .logs import LineSplitter, LogBook, Stream
+from .logs import Level, LineSplitter, LogBook, Stream
 from .model_catalog import ModelEntry
 from .process import Exit, Launcher, LineSink, ProcessSpec
 from .readiness import PortTakenError, Readiness, start_error
@@ -115,6 +115,7 @@ class BackendStarter:
             Stream.LOADER,
             f"starting {backend.name} ({backend.run_file}) on {instance.address}",
             instance.generation,
+            Level.INFO,
         )
         instance.process = await self._launcher.launch(spec, sink)
         return await readiness.wait(instance.process)

@@ -192,24 +192,30 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
         return loader_pb2.UpdateSettingsResponse(settings=self.settings, sources=self.sources)
 
     async def StreamLogs(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """Send the lines that match; a number that is not there is a line that was missed."""
         self.requests.append(request)
         self._find(request.name)
-        last = request.after_sequence
-        history = [
-            line
-            for line in self.lines
-            if line.sequence > last and (not request.streams or line.stream in request.streams)
-        ]
+        last = request.after_sequence if request.after_sequence <= self._newest() else 0
+        history = [line for line in self.lines if line.sequence > last and _wants(request, line)]
         for line in history[-request.tail_lines :] if request.tail_lines else history:
+            missed = self._missing(last, line.sequence) if last else 0
             last = line.sequence
-            yield loader_pb2.StreamLogsResponse(line=line)
+            yield loader_pb2.StreamLogsResponse(line=line, missed_lines=missed)
         while request.follow:
             await self.new_line.wait()
             self.new_line.clear()
             for line in self.lines:
-                if line.sequence > last:
+                if line.sequence > last and _wants(request, line):
+                    missed = self._missing(last, line.sequence)
                     last = line.sequence
-                    yield loader_pb2.StreamLogsResponse(line=line)
+                    yield loader_pb2.StreamLogsResponse(line=line, missed_lines=missed)
+
+    def _missing(self, after: int, before: int) -> int:
+        there = {line.sequence for line in self.lines}
+        return sum(number not in there for number in range(after + 1, before))
+
+    def _newest(self) -> int:
+        return self.lines[-1].sequence if self.lines else 0
 
     async def PredictStream(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
@@ -283,9 +289,20 @@ def reply(text: str | bytes, **more: Any) -> backend_pb2.Reply:
     return backend_pb2.Reply(message=text.encode() if isinstance(text, str) else text, **more)
 
 
-def log_line(sequence: int, text: str, stream: str = "STDERR") -> loader_pb2.LogLine:
+def _wants(request: loader_pb2.StreamLogsRequest, line: loader_pb2.LogLine) -> bool:
+    streams = list(request.streams)
+    return (not streams or line.stream in streams) and line.level >= request.minimum_level
+
+
+def log_line(
+    sequence: int, text: str, stream: str = "STDERR", level: str = "UNSPECIFIED", **more: Any
+) -> loader_pb2.LogLine:
     line = loader_pb2.LogLine(
-        sequence=sequence, text=text, stream=loader_pb2.LogLine.Stream.Value(f"STREAM_{stream}")
+        sequence=sequence,
+        text=text,
+        stream=loader_pb2.LogLine.Stream.Value(f"STREAM_{stream}"),
+        level=loader_pb2.LogLine.Level.Value(f"LEVEL_{level}"),
+        **more,
     )
     line.time.GetCurrentTime()
     return line

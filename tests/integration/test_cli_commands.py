@@ -142,14 +142,18 @@ async def test_logs_tell_where_lines_come_from(world: World) -> None:
     assert [line["text"] for line in tail.lines] == ["two\x1b[2J"]
 
 
-async def test_logs_are_followed_over_a_restart_of_the_loader(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_json", [True, False])
+async def test_logs_are_followed_over_a_restart_of_the_loader(
+    tmp_path: Path, as_json: bool
+) -> None:
     loader = FakeLoader()
     loader.add("m")
     loader.lines = [log_line(n, f"old {n}") for n in range(1, 6)]
+    more = ["--json"] if as_json else []
     async with AsyncExitStack() as stack:
         async with serving(loader) as address:
             process = await stack.enter_async_context(
-                started(tmp_path, "logs", "m", "-f", "--json", CORRAL_LOADER=address)
+                started(tmp_path, "logs", "m", "-f", *more, CORRAL_LOADER=address)
             )
             await read_until(process.stdout, "old 5")
             loader.lines.append(log_line(6, "old 6"))
@@ -166,7 +170,54 @@ async def test_logs_are_followed_over_a_restart_of_the_loader(tmp_path: Path) ->
             async with asyncio.timeout(10):
                 assert await process.wait() == 130
             err = (await process.stderr.read()).decode() if process.stderr else ""
-    assert "waiting for it to come back" not in err  # JSON: nothing but data and errors
+    # JSON: nothing but data and errors.
+    assert ("waiting for it to come back" in err) is not as_json
+    assert ("started again; its log begins anew" in err) is not as_json
+
+
+async def test_logs_of_some_lines_only(world: World) -> None:
+    world.loader.add("m")
+    world.loader.lines = [
+        log_line(1, "a", "STDOUT", "INFO"),
+        log_line(2, "b", "STDERR", "WARNING"),
+        log_line(3, "c", "STDOUT", "ERROR"),
+        log_line(4, "d", "LOADER", "ERROR"),
+    ]
+    done = await world.run(
+        "logs", "m", "--level", "warning", "--stream", "stdout", "--stream", "loader", "--json"
+    )
+    assert [(line["text"], line["level"]) for line in done.lines] == [
+        ("c", "error"),
+        ("d", "error"),
+    ]
+    assert "a" in (await world.run("logs", "m", "-n", "4")).out
+    nothing = await world.run("logs", "m", "--level", "error", "--stream", "stderr")
+    assert (nothing.out, nothing.err) == ("", "nothing logged that is asked for\n")
+    assert (await world.run("logs", "m", "--level", "loud")).code == 2
+
+
+async def test_logs_tell_what_happened_between_lines(world: World) -> None:
+    world.loader.add("m")
+    world.loader.lines = [
+        log_line(1, "one", generation=1),
+        log_line(1236, "\x1b[31mtwo\x1b[0m", generation=1, level="ERROR"),
+        log_line(1237, "three", generation=2),
+        log_line(1238, "late", generation=1),
+        log_line(1240, "four", generation=2),
+    ]
+    done = await world.run("logs", "m")
+    assert [line.partition("err    ")[2] or line for line in done.out.splitlines()] == [
+        "one",
+        "... 1,234 lines missed ...",
+        "two",
+        "--- started again ---",
+        "three",
+        "late",
+        "... 1 line missed ...",
+        "four",
+    ]
+    data = (await world.run("logs", "m", "--json")).lines
+    assert data[1] == {"missed_lines": 1234} and data[2]["text"] == "\x1b[31mtwo\x1b[0m"
 
 
 async def test_a_log_that_is_empty_says_so(world: World) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -22,40 +24,71 @@ from . import load
 _BACKOFF: Final = Backoff(initial=0.1, factor=2, maximum=2, jitter=0.2)
 _NAMES: Final = {"stdout": "out", "stderr": "err", "loader": "corral"}
 _STYLES: Final = {"stdout": "cyan", "stderr": "yellow", "loader": "magenta"}
+_LEVELS: Final = {"debug": "dim", "warning": "yellow", "error": "bold red"}
+# The colours that a backend chose are not the ones that tell levels here.
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
-async def show(clients: Clients, out: Output, name: str, *, follow: bool, tail: int) -> None:
-    """Write a model's log; while following, a loader that restarts is waited for."""
-    await load.get(clients, name)
-    last, failures, heard = 0, 0, time.monotonic()
-    shown = False
-    while True:
-        request = loader_pb2.StreamLogsRequest(
-            name=name, follow=follow, after_sequence=last, tail_lines=0 if last else tail
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which lines of which model."""
+
+    model: str
+    follow: bool
+    tail: int
+    level: str = ""
+    streams: tuple[str, ...] = ()
+
+    def request(self, after: int) -> loader_pb2.StreamLogsRequest:
+        """Return the request that goes on after the last line that was seen."""
+        line = loader_pb2.LogLine
+        return loader_pb2.StreamLogsRequest(
+            name=self.model,
+            follow=self.follow,
+            after_sequence=after,
+            tail_lines=0 if after else self.tail,
+            streams=[line.Stream.Value(f"STREAM_{name.upper()}") for name in self.streams],
+            minimum_level=line.Level.Value(f"LEVEL_{self.level.upper() or 'UNSPECIFIED'}"),
         )
+
+
+async def show(clients: Clients, out: Output, wanted: Wanted) -> None:
+    """Write a model's log; while following, a loader that restarts is waited for."""
+    await load.get(clients, wanted.model)
+    writer = _Writer(out)
+    failures, heard = 0, time.monotonic()
+    while True:
+        request = wanted.request(writer.last)
         try:
             async for message in clients.stream("loader", clients.loader.StreamLogs, request):
-                failures, heard, shown = 0, time.monotonic(), True
-                last = message.line.sequence
-                _write(out, message.line)
-            if not follow:
+                failures, heard = 0, time.monotonic()
+                writer.write(message)
+            if not wanted.follow:
                 break
         except (Lost, Unreachable, ShuttingDownError):
-            if not follow or time.monotonic() - heard > RECONNECT_TIMEOUT:
+            if not wanted.follow or time.monotonic() - heard > RECONNECT_TIMEOUT:
                 raise
             if failures == 0:
                 out.note("the loader does not answer; waiting for it to come back", "yellow")
         failures += 1
         await asyncio.sleep(_BACKOFF.delay(failures))
-        last = await _still_valid(clients, name, last)
-    if not shown and not out.as_json:
-        out.note(f"nothing logged: {name} was not started since the loader was")
+        if not await _still_valid(clients, wanted.model, writer.last):
+            out.note("the loader was started again; its log begins anew", "yellow")
+            writer.begin_anew()
+    if not writer.wrote and not out.as_json:
+        out.note(f"nothing logged{_that_matches(wanted)}")
 
 
-async def _still_valid(clients: Clients, name: str, last: int) -> int:
-    """Return where to go on; a loader that was restarted counts its lines from 1 again."""
+def _that_matches(wanted: Wanted) -> str:
+    if wanted.level or wanted.streams:
+        return " that is asked for"
+    return f": {wanted.model} was not started since the loader was"
+
+
+async def _still_valid(clients: Clients, name: str, last: int) -> bool:
+    """Whether the loader still counts its lines from before; one that was restarted begins at 1."""
     if not last:
-        return 0
+        return True
     request = loader_pb2.StreamLogsRequest(name=name, tail_lines=1)
     newest = 0
     try:
@@ -65,26 +98,60 @@ async def _still_valid(clients: Clients, name: str, last: int) -> int:
             async for message in messages:
                 newest = message.line.sequence
     except (Lost, Unreachable, ShuttingDownError):
-        return last
-    return last if newest >= last else 0
+        return True
+    return newest >= last
 
 
-def _write(out: Output, line: loader_pb2.LogLine) -> None:
-    if out.as_json:
-        out.emit(views.log_line(line))
-        return
-    from rich.text import Text
+class _Writer:
+    """Writes lines, and what happened between two of them."""
 
-    stream = views.stream_of(line)
-    when = datetime.fromtimestamp(line.time.ToNanoseconds() / 1e9).astimezone()
-    stamp = f"{when:%H:%M:%S}.{when.microsecond // 1000:03d}"
-    out.stdout.print(
-        Text.assemble(
-            (stamp, "dim"),
-            " ",
-            (f"{_NAMES.get(stream, stream):<6}", _STYLES.get(stream, "")),
-            " ",
-            printable(line.text),
-        ),
-        soft_wrap=True,
-    )
+    def __init__(self, out: Output) -> None:
+        self.last = 0
+        """The number of the last line; 0 before the first."""
+        self.wrote = False
+        self._out = out
+        self._generation = 0
+
+    def begin_anew(self) -> None:
+        """Take the next line for the first one."""
+        self.last = self._generation = 0
+
+    def write(self, message: loader_pb2.StreamLogsResponse) -> None:
+        self.wrote = True
+        if message.missed_lines:
+            self._missed(message.missed_lines)
+        if not message.HasField("line"):
+            return
+        line = message.line
+        self.last = line.sequence
+        if self._out.as_json:
+            self._out.emit(views.log_line(line))
+            return
+        if 0 < self._generation < line.generation:
+            self._out.line("--- started again ---", "bold")
+        self._generation = max(self._generation, line.generation)
+        self._line(line)
+
+    def _missed(self, count: int) -> None:
+        if self._out.as_json:
+            self._out.emit({"missed_lines": count})
+        else:
+            noun = "line" if count == 1 else "lines"
+            self._out.line(f"... {count:,} {noun} missed ...", "yellow")
+
+    def _line(self, line: loader_pb2.LogLine) -> None:
+        from rich.text import Text
+
+        stream, level = views.stream_of(line), views.level_of(line)
+        when = datetime.fromtimestamp(line.time.ToNanoseconds() / 1e9).astimezone()
+        stamp = f"{when:%H:%M:%S}.{when.microsecond // 1000:03d}"
+        self._out.stdout.print(
+            Text.assemble(
+                (stamp, "dim"),
+                " ",
+                (f"{_NAMES.get(stream, stream):<6}", _STYLES.get(stream, "")),
+                " ",
+                (printable(_COLOURS.sub("", line.text)), _LEVELS.get(level, "")),
+            ),
+            soft_wrap=True,
+        )
