@@ -203,7 +203,7 @@ class LogBook:
                 gap = min(gap, end - position)
             missed += gap
             position += gap
-            for line in self._from(position):
+            for line in self._from(position) if query.follow or position < end else ():
                 if line.sequence > end and not query.follow:
                     break
                 position = line.sequence

@@ -194,6 +194,21 @@ def test_following_has_neither_gap_nor_repetition(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("pushed_out", [3, 5, 50])
+async def test_history_that_is_overtaken_ends_where_it_was(pushed_out: int) -> None:
+    book = LogBook(10)
+    book.extend(OUT, ["x"] * 10, 1)
+    async with aclosing(book.read(LogQuery())) as reader:
+        first = await anext(reader)
+        # The reader holds the lines of a block; those of the next one may go meanwhile.
+        book.extend(ERR, ["y"] * pushed_out, 1)
+        rest = [news async for news in reader]
+    assert first.line and first.line.sequence == 1
+    last = rest[-1].line.sequence if rest[-1].line else 0
+    assert all(news.line is None or news.line.text == "x" for news in rest)
+    assert last + sum(news.missed for news in rest) == 10
+
+
 async def test_lines_that_are_not_wanted_do_not_hide_what_was_missed() -> None:
     book = LogBook(10)
     book.extend(OUT, ["x"] * 5, 1)
