@@ -37,7 +37,10 @@ _FLOOD = _READ_SIZE // 4
 """Bytes at once that no backend writes unless it floods its log."""
 
 _FLOOD_REST = 4
-"""How many times as long as the handling of such a chunk the pipe then rests: about 10 MB/s."""
+"""How many times as long as the handling of such a chunk the pipe then rests at least."""
+
+_FLOOD_RATE = 10 * 1024 * 1024
+"""Bytes a second that are read of a flood at most: reading costs more than handling what was read."""
 
 _LAST_WORDS = 0.5
 """Seconds for a pipe to close after its process group is gone; only a passed-on descriptor needs more."""
@@ -209,7 +212,8 @@ class LocalProcess:
                 sink(name, chunk)
                 if len(chunk) >= _FLOOD and not self._exit.done():
                     # One model's flood must not delay the calls of others; its backend waits instead.
-                    await asyncio.sleep((time.monotonic() - began) * _FLOOD_REST)
+                    rest = (time.monotonic() - began) * _FLOOD_REST
+                    await asyncio.sleep(max(rest, len(chunk) / _FLOOD_RATE))
         except ConnectionError:
             pass
         finally:
