@@ -1,0 +1,116 @@
+"""A look at a backend's program without starting it: can it run here, and has it changed?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+_ELF = b"\x7fELF"
+_MACHINE_AT = 18
+"""Where an ELF header says for which machine the file is (e_machine, two bytes)."""
+_DATA_AT = 5
+"""Where it says in which order its bytes are (EI_DATA); 2 means the big end first."""
+_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
+_RUNS_TOO = {"x86_64": {"i386"}, "aarch64": {"arm"}}
+_SAME = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "arm", "i686": "i386"}
+
+Stamp = tuple[object, ...]
+"""Compares equal as long as nobody changed the file."""
+
+ABSENT: Stamp = ()
+
+
+def stamp(path: str | Path) -> Stamp:
+    """Return what changes when the file is replaced, written to, or given other rights."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ABSENT
+    return _stamp(status)
+
+
+def program_stamps(folder: Path) -> tuple[tuple[str, Stamp], ...]:
+    """Return the executable files directly in a folder, with their stamps.
+
+    Not the folder's own time: a backend may well write a log beside its program.
+    """
+    found = []
+    try:
+        with os.scandir(folder) as files:
+            for file in files:
+                status = file.stat()
+                if stat.S_ISREG(status.st_mode) and status.st_mode & 0o111:
+                    found.append((file.name, _stamp(status)))
+    except OSError:
+        return ()
+    return tuple(sorted(found))
+
+
+def digest(stamps: object) -> str:
+    """Return a short digest of stamps."""
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+
+
+def program_error(path: Path) -> str:
+    """Return why a program cannot be started; empty if nothing speaks against it."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path} is no file"
+    # One that nobody may execute has lost its bits in an archive; its owner can set them at the start.
+    lost = not status.st_mode & 0o111
+    if not os.access(path, os.X_OK) and not (lost and _may_chmod(status)):
+        return (
+            f"{path} is not executable, and only its owner can change that: chmod +x it, or run the"
+            " loader as its owner"
+        )
+    return foreign_machine([path])
+
+
+def foreign_machine(paths: Iterable[Path]) -> str:
+    """Return for which other machine the programs are, if none of them is for this one."""
+    here = _here()
+    others = []
+    for path in paths:
+        machine = _elf_machine(path)
+        if not machine:
+            continue
+        if machine == here or machine in _RUNS_TOO.get(here, ()):
+            return ""
+        others.append((path, machine))
+    if not others:
+        return ""
+    path, machine = others[0]
+    return f"{path.name} is a program for {machine}, and this machine is {here}"
+
+
+def _here() -> str:
+    machine = platform.machine().lower()
+    return _SAME.get(machine, machine)
+
+
+def _elf_machine(path: Path) -> str:
+    """Return the machine that a binary is for; empty for what is no binary, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_MACHINE_AT + 2)
+    except OSError:
+        return ""
+    if not head.startswith(_ELF) or len(head) < _MACHINE_AT + 2:
+        return ""
+    number = int.from_bytes(head[_MACHINE_AT:], "big" if head[_DATA_AT] == 2 else "little")
+    return _MACHINES.get(number, f"machine {number}")
+
+
+def _may_chmod(status: os.stat_result) -> bool:
+    return os.geteuid() in (0, status.st_uid)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return (status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode, status.st_uid)
