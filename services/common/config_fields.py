@@ -64,10 +64,12 @@ def parse_name_uri(text: str) -> tuple[str, str]:
 
 
 def parse_name_uris(value: Any) -> dict[str, str]:
-    """Turn a mapping, a list of NAME=URI, or a comma-separated text into a mapping."""
+    """Turn a mapping, or comma-separated texts of NAME=URI, into a mapping."""
     if isinstance(value, Mapping):
         return {str(name): str(uri) for name, uri in value.items()}
-    items = split_list(value) if isinstance(value, str) else [str(item) for item in value or ()]
+    texts = [value] if isinstance(value, str) else [str(item) for item in value or ()]
+    # LocalAI's flag takes several in one text, as its variable does.
+    items = [item for text in texts for item in split_list(text)]
     pairs: dict[str, str] = {}
     for item in items:
         name, uri = parse_name_uri(item)
