@@ -58,6 +58,8 @@ class ProcessSpec:
     run_file: Path
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    folder: Path | None = None
+    """Where it runs; None for the run file's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ class LocalLauncher:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                cwd=spec.run_file.parent,
+                cwd=spec.folder or spec.run_file.parent,
                 env={**spec.environment, MARKER: spec.uid},
                 # Never preexec_fn: forking under gRPC's threads is only safe straight into exec.
                 start_new_session=True,
