@@ -20,6 +20,7 @@ from services.common.tasks import Background
 from .admission import CallMeter
 from .backend_addresses import BackendAddresses, socket_folder
 from .backend_catalog import BackendCatalog
+from .backend_places import backend_sources
 from .config import LoaderSettings
 from .connection import GrpcConnection
 from .convert import model_options
@@ -59,7 +60,8 @@ async def build(
     guard = await stack.enter_async_context(Guard(marker))
     sockets = stack.enter_context(socket_folder(settings.state_path / "loader"))
     tasks = await stack.enter_async_context(Background())
-    backends = BackendCatalog(settings.backends_path, settings.external_backend, bundled_backends())
+    capability = "default"
+    backends = BackendCatalog(backend_sources(settings, capability), capability)
     live = LiveSettings(
         {name: getattr(settings, name) for name in Tunables.model_fields},
         settings.model_fields_set,
@@ -165,6 +167,7 @@ async def build(
 
     loader.listen(tell_health)
     loader.refresh()
+    tasks.spawn(backends.follow(settings.backends_interval), name="follow the backends")
     tasks.spawn(loader.follow_folder(settings.models_interval), name="follow the models folder")
     loader.preload(settings.load_to_memory)
     tasks.spawn(watchdog.watch(), name="watchdog")

@@ -58,10 +58,39 @@ class LoaderSettings(ServiceSettings, Tunables):
     )
     """Folders of installed backends, searched in this order."""
 
+    backends_system_path: Annotated[
+        Path, localai("LOCALAI_BACKENDS_SYSTEM_PATH", "BACKEND_SYSTEM_PATH")
+    ] = Path("/var/lib/local-ai/backends")
+    """The folder of the system's backends, which is only read; those of backends_path win over it."""
+
+    backend_assets_path: Annotated[
+        Path | None, localai("LOCALAI_BACKEND_ASSETS_PATH", "BACKEND_ASSETS_PATH")
+    ] = None
+    """The asset folder of a LocalAI 2, which holds `backend-assets`; empty for none."""
+
+    disable_autodetect: Annotated[bool, localai("DISABLE_AUTODETECT")] = False
+    """Take llama.cpp's variants in backend_assets_path only by their names, not for this machine."""
+
+    llamacpp_grpc_servers: Annotated[str, localai("LLAMACPP_GRPC_SERVERS")] = ""
+    """Machines that llama.cpp works on too, for its variant in backend_assets_path; empty for none."""
+
+    backends_interval: Duration = 1.0
+    """How often the places of backends are looked at for those that came, went or changed."""
+
     external_backend: Annotated[
-        NameUris, localai("LOCALAI_EXTERNAL_GRPC_BACKENDS", "EXTERNAL_GRPC_BACKENDS")
+        NameUris,
+        localai(
+            "LOCALAI_EXTERNAL_GRPC_BACKENDS",
+            "EXTERNAL_GRPC_BACKENDS",
+            flags=("--external-grpc-backends",),
+        ),
     ] = Field(default_factory=dict)
     """Backends that are not installed: a program's path, or the address of one that runs already."""
+
+    localai_config_dir: Annotated[Path, localai("LOCALAI_CONFIG_DIR")] = Field(
+        default_factory=UnderHome("configuration")
+    )
+    """The folder of `external_backends.json`, a map of names like external_backend, which is followed."""
 
     external_token: Annotated[SecretStr, localai("LOCALAI_GRPC_AUTH_TOKEN")] = SecretStr("")
     """The bearer token for external backends at an address; empty for none."""

@@ -15,7 +15,8 @@ from corral.loader.v1 import loader_pb2 as pb
 from services.common.errors import InvalidRequestError
 from services.common.names import BACKENDS, MODELS, resource_name
 
-from .backend_catalog import TYPE_ALIASES, Backend
+from .backend import Backend, Source
+from .backend_names import TYPE_ALIASES
 from .ledger import Basis
 from .loader import ModelFilter
 from .logs import Level, LogLine, LogNews, LogQuery, Stream
@@ -31,6 +32,14 @@ _STREAMS = {
     Stream.LOADER: pb.LogLine.STREAM_LOADER,
 }
 _STREAM_NUMBERS = {number: stream for stream, number in _STREAMS.items()}
+
+_SOURCES = {
+    Source.EXTERNAL: pb.Backend.SOURCE_EXTERNAL,
+    Source.USER: pb.Backend.SOURCE_USER,
+    Source.ASSETS: pb.Backend.SOURCE_ASSETS,
+    Source.SYSTEM: pb.Backend.SOURCE_SYSTEM,
+    Source.BUNDLED: pb.Backend.SOURCE_BUNDLED,
+}
 
 # LocalAI's values for what the configuration leaves open (reference: localai-loader, 5.3).
 _ALL_GPU_LAYERS = 99_999_999
@@ -144,11 +153,21 @@ def backend(item: Backend) -> pb.Backend:
     return pb.Backend(
         name=resource_name(BACKENDS, item.name),
         aliases=item.aliases,
-        run_file=str(item.run_file or ""),
+        run_file=str(item.run_file or "") if not item.chosen else "",
         address=item.address,
         version=item.version,
         system=item.system,
-        error=item.error,
+        error=item.unusable,
+        source=_SOURCES[item.source],
+        requires=item.requires,
+        formats=item.formats,
+        usecases=item.usecases,
+        gallery_url=item.gallery_url,
+        install_time=timestamp(item.installed),
+        chosen=resource_name(BACKENDS, item.chosen) if item.chosen else "",
+        explanation=item.explanation,
+        max_concurrent_calls=item.concurrency,
+        revision=item.revision,
     )
 
 

@@ -19,7 +19,8 @@ from services.common.logs import get_logger
 from services.common.tasks import Background
 
 from .admission import CallMeter
-from .backend_catalog import Backend, BackendCatalog
+from .backend import Backend
+from .backend_catalog import BackendCatalog
 from .events import ChangeLog
 from .eviction import Plan
 from .instance import Instance, Lease
@@ -30,7 +31,7 @@ from .model_catalog import ModelCatalog, ModelEntry
 from .model_view import ModelView, view
 from .pins import Pins
 from .scheduler import Scheduler, Wish
-from .selection import candidates
+from .selection import select
 from .supervisor import Supervisor
 from .tunables import LiveSettings
 
@@ -389,11 +390,9 @@ class Loader:
         return supervisor
 
     def _candidates(self, entry: ModelEntry) -> tuple[str, ...]:
-        if entry.config.backend:
-            return (entry.config.backend,)
-        return candidates(
-            entry.config, self._models.folder / entry.config.model, self._backends.backends()
-        )
+        model_file = self._models.folder / entry.config.model
+        backends = self._backends
+        return select(entry.config, model_file, backends.backends(), backends.find).names
 
     def _view(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
         return view(entry, supervisor, pinned=self.pinned(entry))

@@ -25,6 +25,7 @@ _PORT_ATTEMPTS = 3
 """Free ports to try: that one is taken in the moment before the backend binds it is rare already."""
 
 TOKEN_VARIABLE = "LOCALAI_GRPC_AUTH_TOKEN"
+LIBRARY_VARIABLE = "LD_LIBRARY_PATH"
 _HUB_VARIABLES = ("HF_HOME", "TRANSFORMERS_CACHE", "HUGGINGFACE_HUB_CACHE")
 
 Connect = Callable[[str, str], Connection]
@@ -101,15 +102,21 @@ class BackendStarter:
             instance.address = self._addresses.port()
         readiness = self._readiness(instance, logs)
         sink = _sink(logs, instance.generation, readiness.announced)
-        environment = {**self._environment, TOKEN_VARIABLE: instance.token}
+        environment = {**self._environment, **backend.environment}
+        environment[TOKEN_VARIABLE] = instance.token
+        if backend.library_folders:
+            folders = [environment.get(LIBRARY_VARIABLE, ""), *map(str, backend.library_folders)]
+            environment[LIBRARY_VARIABLE] = ":".join(filter(None, folders))
         for name in _HUB_VARIABLES:
             # Without one of their own, libraries keep what they fetch beside the models.
             environment.setdefault(name, str(self._models_path))
+        program = (str(backend.run_file),) if backend.interpreter else ()
         spec = ProcessSpec(
             uid=instance.uid,
-            run_file=backend.run_file,
-            arguments=("--addr", instance.address),
+            run_file=backend.interpreter or backend.run_file,
+            arguments=(*program, "--addr", instance.address),
             environment=environment,
+            folder=backend.run_file.parent,
         )
         logs.append(
             Stream.LOADER,
