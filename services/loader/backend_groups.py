@@ -3,7 +3,7 @@
 Several builds of one engine share an alias, such as `llama-cpp`. For each machine one is chosen among
 those that can run there: first the one that the installer chose, if it recorded that; then by LocalAI's
 order of preference for the machine's capability; of equal ones the build for exactly that version of
-CUDA, releases before development builds, then the folders' order, then the name. Where no name fits
+CUDA, then one for no version in particular, releases before development builds, then the folders' order, then the name. Where no name fits
 the order of preference, a build that needs nothing special comes first.
 """
 
@@ -69,13 +69,20 @@ def best(members: Sequence[Backend], capability: str) -> Backend | None:
         liked = preference(item.name, capability)
         return (
             _LAST if liked is None else liked,
-            bool(item.requires) and capability not in item.requires,
+            _misfit(item, capability),
             is_development(item.name),
             place,
         )
 
     # They come in the order of their sources, and of the names in each: the place is the last resort.
     return usable[min(range(len(usable)), key=key)] if usable else None
+
+
+def _misfit(item: Backend, capability: str) -> int:
+    """Return 0 for a build for exactly this capability, 1 for a more general one, 2 for another version."""
+    if not item.requires or capability in item.requires:
+        return 0
+    return 1 if all(capability.startswith(need) for need in item.requires) else 2
 
 
 def _suited(item: Backend, capability: str) -> Backend:

@@ -61,6 +61,7 @@ def leads_to(resolved: Resolved, name: str = "llama-cpp") -> str:
         ("nvidia-cuda-12", "cuda12-llama-cpp"),
         ("nvidia-cuda-13", "cuda13-llama-cpp"),
         ("nvidia-l4t", "nvidia-l4t-arm64-llama-cpp"),
+        ("nvidia-l4t-cuda-12", "nvidia-l4t-arm64-llama-cpp"),
         ("nvidia-l4t-cuda-13", "cuda13-nvidia-l4t-arm64-llama-cpp"),
         ("amd", "rocm-llama-cpp"),
         ("intel", "intel-sycl-f16-llama-cpp"),
