@@ -8,7 +8,6 @@ variant for AVX where there is none for AVX2, and that a missing variant is neve
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from .backend import Backend, Source
 from .backend_facts import STORES, facts
 from .backend_names import NO_FILTER
-from .backend_program import Stamp, digest, program_error, stamp
+from .backend_program import Stamp, digest, files_in, program_error, stamp
 
 _LLAMA = "llama-cpp"
 _FALLBACK = "llama-cpp-fallback"
@@ -95,14 +94,13 @@ class BackendAssets:
         folder = self._assets / "grpc"
         self._problem = ""
         try:
-            with os.scandir(folder) as files:
-                names = sorted(file.name for file in files if file.is_file())
+            files = files_in(folder)
         except OSError as error:
             self._problem = f"{folder} cannot be read: {error.strerror}"
             return {}
         return {
-            name: stamp(folder / name)
-            for name in names
+            name: stamped
+            for name, stamped in files.items()
             if not name.endswith(".log") and not name.startswith(".")
         }
 

@@ -33,6 +33,7 @@ class BackendCatalog:
         self.capability = capability
         self._sources = tuple(sources)
         self._lock = threading.Lock()
+        self._found: list[Backend] = []
         self._resolved: Resolved | None = None
         self._news: set[str] = set()
         """Names that changed and that nobody was told of yet."""
@@ -53,7 +54,11 @@ class BackendCatalog:
         """Refresh every `interval` seconds, for ever; tell the names that mean something else now."""
         while True:
             await asyncio.sleep(interval)
-            names = await asyncio.to_thread(self.refresh)
+            try:
+                names = await asyncio.to_thread(self.refresh)
+            except OSError as error:
+                _log.warning("backends cannot be looked at", why=str(error))
+                continue
             if names and changed is not None:
                 changed(names)
 
@@ -89,8 +94,10 @@ class BackendCatalog:
     def _look(self) -> None:
         before = self._resolved
         found = [item for source in self._sources for item in source.read()]
+        if before is not None and found == self._found:
+            return
         after = resolve(found, self.capability)
-        self._resolved = after
+        self._found, self._resolved = found, after
         if before is not None and (changed := _changed(before, after)):
             _log.info("backends changed", names=sorted(changed))
             self._news |= changed

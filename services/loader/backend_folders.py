@@ -7,7 +7,6 @@ never hides the others; what an installer has not finished is not there.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,6 +22,7 @@ from .backend_program import (
     ABSENT,
     Stamp,
     digest,
+    folders_in,
     foreign_machine,
     program_error,
     program_stamps,
@@ -73,9 +73,7 @@ class BackendFolder:
 
     def _listed(self) -> list[str]:
         try:
-            with os.scandir(self.path) as entries:
-                names = sorted(entry.name for entry in entries if entry.is_dir())
-            problem = ""
+            names, problem = folders_in(self.path), ""
         except FileNotFoundError:
             names, problem = [], ""
         except OSError as error:

@@ -38,16 +38,37 @@ def program_stamps(folder: Path) -> tuple[tuple[str, Stamp], ...]:
 
     Not the folder's own time: a backend may well write a log beside its program.
     """
-    found = []
     try:
         with os.scandir(folder) as files:
-            for file in files:
-                status = file.stat()
-                if stat.S_ISREG(status.st_mode) and status.st_mode & 0o111:
-                    found.append((file.name, _stamp(status)))
+            stats = [(file.name, status) for file in files if (status := _status(file))]
     except OSError:
         return ()
-    return tuple(sorted(found))
+    return tuple(
+        (name, _stamp(status))
+        for name, status in sorted(stats)
+        if stat.S_ISREG(status.st_mode) and status.st_mode & 0o111
+    )
+
+
+def folders_in(path: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted. Raises OSError if it cannot be read."""
+    with os.scandir(path) as entries:
+        stats = [(entry.name, status) for entry in entries if (status := _status(entry))]
+    return sorted(name for name, status in stats if stat.S_ISDIR(status.st_mode))
+
+
+def files_in(path: Path) -> dict[str, Stamp]:
+    """Return the stamps of the files in a folder by name, sorted. Raises OSError if it cannot be read."""
+    with os.scandir(path) as entries:
+        stats = [(entry.name, status) for entry in entries if (status := _status(entry))]
+    return {name: _stamp(status) for name, status in sorted(stats) if stat.S_ISREG(status.st_mode)}
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return entry.stat()
+    except OSError:  # a link to nowhere, or it is gone already: the others are of use all the same
+        return None
 
 
 def digest(stamps: object) -> str:

@@ -68,6 +68,19 @@ def test_symlinked_folders_are_backends(tmp_path: Path) -> None:
     assert catalog(tmp_path / "backends").find("linked").run_file is not None
 
 
+def test_links_to_nowhere_hide_nothing(tmp_path: Path) -> None:
+    folder = add(tmp_path, "good")
+    for place in (tmp_path, folder):
+        (place / "circle").symlink_to(place / "circle")
+        (place / "nowhere").symlink_to(place / "gone")
+    backends = catalog(tmp_path)
+    revision = backends.find("good").revision
+    (folder / "program").write_text("#!/bin/sh\n")
+    (folder / "program").chmod(0o755)
+    backends.refresh()
+    assert backends.find("good").revision != revision
+
+
 def test_an_unknown_name_says_what_there_is(tmp_path: Path) -> None:
     add(tmp_path, "good")
     file = tmp_path / "external_backends.json"
