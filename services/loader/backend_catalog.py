@@ -84,10 +84,14 @@ class BackendCatalog:
         """Return which places could not be read the last time, and why."""
         return [problem for source in self._sources if (problem := source.problem())]
 
+    def look_again(self) -> None:
+        """Look again at once; what changed is told by the next `refresh`."""
+        with self._lock:
+            self._look()
+
     def _known(self, *, again: bool = False) -> Resolved:
         if self._resolved is None or again:
-            with self._lock:
-                self._look()
+            self.look_again()
         assert self._resolved is not None
         return self._resolved
 

@@ -31,7 +31,7 @@ from .model_catalog import ModelCatalog, ModelEntry
 from .model_view import ModelView, view
 from .pins import Pins
 from .scheduler import Scheduler, Wish
-from .selection import select
+from .selection import select_from
 from .supervisor import Supervisor
 from .tunables import LiveSettings
 
@@ -391,8 +391,7 @@ class Loader:
 
     def _candidates(self, entry: ModelEntry) -> tuple[str, ...]:
         model_file = self._models.folder / entry.config.model
-        backends = self._backends
-        return select(entry.config, model_file, backends.backends(), backends.find).names
+        return select_from(self._backends, entry.config, model_file).names
 
     def _view(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
         return view(entry, supervisor, pinned=self.pinned(entry))

@@ -9,6 +9,7 @@ from pathlib import Path
 from services.common.errors import BackendNotFoundError, Resource
 
 from .backend import Backend
+from .backend_catalog import BackendCatalog
 from .backend_facts import GGUF, LLM
 from .backend_names import base_name
 from .model_config import ModelConfig
@@ -29,6 +30,15 @@ class Selection:
     """The first is tried first; each is the name of a program or an address of its own."""
     excluded: Mapping[str, str] = field(default_factory=dict)
     """The others, and why each of them is not tried."""
+
+
+def select_from(catalog: BackendCatalog, config: ModelConfig, model_file: Path) -> Selection:
+    """Return what `select` does; where none is left, one that was just installed is looked for first."""
+    try:
+        return select(config, model_file, catalog.backends(), catalog.find)
+    except BackendNotFoundError:
+        catalog.look_again()
+        return select(config, model_file, catalog.backends(), catalog.find)
 
 
 def select(
