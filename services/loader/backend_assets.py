@@ -108,7 +108,7 @@ class BackendAssets:
         found = {name: self._backend(name, stamp) for name, stamp in programs.items()}
         if self.rules.autodetect:
             for name, backend in found.items():
-                if _LLAMA in name:
+                if name.startswith(_LLAMA):
                     found[name] = replace(backend, automatic=False)
             if llama := self._llama(found):
                 found = {_LLAMA: llama} | {n: b for n, b in found.items() if n != _LLAMA}
