@@ -21,6 +21,7 @@ from .admission import CallMeter
 from .backend_addresses import BackendAddresses, socket_folder
 from .backend_catalog import BackendCatalog
 from .backend_places import backend_sources
+from .capability import Machine, detect
 from .config import LoaderSettings
 from .connection import GrpcConnection
 from .convert import model_options
@@ -60,7 +61,10 @@ async def build(
     guard = await stack.enter_async_context(Guard(marker))
     sockets = stack.enter_context(socket_folder(settings.state_path / "loader"))
     tasks = await stack.enter_async_context(Background())
-    capability = "default"
+    gpus = Gpus()
+    devices = LocalDevices(gpus)
+    machine = Machine(os.environ, gpus.read(), devices.read()[0].total)
+    capability = detect(machine).name
     backends = BackendCatalog(backend_sources(settings, capability), capability)
     live = LiveSettings(
         {name: getattr(settings, name) for name in Tunables.model_fields},
@@ -86,11 +90,10 @@ async def build(
         external_token=settings.external_token.get_secret_value(),
     )
 
-    gpus = Gpus()
     footprints = Footprints(settings.state_path / "loader" / "footprints.json")
     stack.callback(footprints.close)
     ledger = Ledger(
-        devices=LocalDevices(gpus),
+        devices=devices,
         predict=file_sizes(settings.models_path),
         measure=Meter(gpus),
         footprints=footprints,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from .backend import Backend, Source
 from .backend_facts import STORES, facts
-from .backend_names import NO_FILTER
 from .backend_program import Stamp, digest, files_in, program_error, stamp
+from .capability import DISABLE
 
 _LLAMA = "llama-cpp"
 _FALLBACK = "llama-cpp-fallback"
@@ -49,7 +49,7 @@ class AssetRules:
         """Return why what a variant needs is not there; empty if it is."""
         if need.startswith("avx"):
             return "" if need in self.cpu_flags else f"this processor has no {need.upper()}"
-        if not need or self.capability == NO_FILTER or self.capability.startswith(need):
+        if not need or self.capability == DISABLE or self.capability.startswith(need):
             return ""
         return f"it needs {need}, and this machine's capability is {self.capability!r}"
 
@@ -191,16 +191,3 @@ def choose_variant(names: set[str], rules: AssetRules) -> Variant | None:
         if name in names:
             return Variant(name, f"{name}: no variant for this machine is there")
     return None
-
-
-def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return what the processor can do, in the system's words; empty where the system does not tell."""
-    try:
-        with path.open() as lines:
-            for line in lines:
-                key, _, value = line.partition(":")
-                if key.strip() in ("flags", "Features"):
-                    return frozenset(value.split())
-    except OSError:
-        pass
-    return frozenset()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from .backend import Backend, Source
 from .backend_names import base_name, is_development, preference, unmet
+from .capability import FORCE
 
 _LAST = 99
 """After every place in an order of preference."""
@@ -94,7 +95,7 @@ def _suited(item: Backend, capability: str) -> Backend:
             item,
             unsuited=f"it needs {need}, and this machine's capability is {capability!r};"
             " name it as the model's backend to try it all the same, or set"
-            " LOCALAI_FORCE_META_BACKEND_CAPABILITY",
+            f" {FORCE}",
         )
     if item.explanation or item.unusable:
         return item

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from .capability import DISABLE
+
 NAME_ALIASES: Mapping[str, str] = {
     "go-llama": "llama-cpp",
     "llama": "llama-cpp",
@@ -44,9 +46,6 @@ _PREFERENCES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("vulkan", ("vulkan", "cpu")),
 )
 """By the beginning of the machine's capability: the words to look for in the names of builds, best first."""
-
-NO_FILTER = "disable"
-"""The capability with which every build counts as able to run."""
 
 _SUFFIXES = ("-development", "-quantization", "-master")
 _UNFINISHED = "-development", "-master"
@@ -119,7 +118,7 @@ def unmet(needs: tuple[str, ...], capability: str) -> str:
     Only the maker of the hardware counts: a driver may well serve another version of CUDA than the
     one that is installed. Vulkan runs on all of it, and on processors.
     """
-    if capability == NO_FILTER:
+    if capability == DISABLE:
         return ""
     for need in needs:
         if need == "vulkan" or need.startswith("avx"):

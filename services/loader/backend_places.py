@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .backend import BackendSource, Source
-from .backend_assets import AssetRules, BackendAssets, cpu_flags
+from .backend_assets import AssetRules, BackendAssets
 from .backend_folders import BackendFolder
+from .capability import cpu_flags
 from .config import LoaderSettings, bundled_backends
 from .external_backends import EXTERNAL_FILE, ExternalBackends
 

@@ -32,9 +32,10 @@ async def listed(loader: LoaderUnderTest) -> dict[str, pb.Backend]:
     return {item.name.removeprefix("backends/"): item for item in answer.backends}
 
 
-async def start(loader: LoaderUnderTest, *arguments: str, **how: Any) -> None:
+async def start(loader: LoaderUnderTest, *arguments: str, **env: str) -> None:
     system = str(loader.home / "system")
-    await loader.start(*FAST, "--backends-system-path", system, *arguments, **how)
+    env["LOCALAI_FORCE_META_BACKEND_CAPABILITY"] = "default"
+    await loader.start(*FAST, "--backends-system-path", system, *arguments, env=env)
 
 
 async def refused(loader: LoaderUnderTest, model: str = "m") -> CorralError:
@@ -180,7 +181,7 @@ async def test_localai_2s_assets_and_their_fallback(loader: LoaderUnderTest) -> 
     write_program(programs / "local-store")
     (loader.models / "loose.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
     loader.add_model("explicit", "llama")
-    await start(loader, env={"BACKEND_ASSETS_PATH": str(loader.home / "data")})
+    await start(loader, BACKEND_ASSETS_PATH=str(loader.home / "data"))
     found = await listed(loader)
     assert {item.source for item in found.values()} == {pb.Backend.SOURCE_ASSETS}
     assert found["llama-cpp"].run_file.startswith(str(programs / "llama-cpp"))
@@ -219,7 +220,7 @@ async def test_assets_with_libraries_and_a_loader_of_their_own(loader: LoaderUnd
     await compiled("-o", assets / "grpc" / "whisper", loader.home / "main.c", library)
     loader.add_model("m", "whisper")
     arguments = ("--backend-assets-path", str(loader.home / "data"))
-    await start(loader, *arguments, env={"FAKE_BACKEND": str(fake)})
+    await start(loader, *arguments, FAKE_BACKEND=str(fake))
     await loader.control.LoadModel(load(), timeout=30)
     program = assets / "grpc" / "whisper"
     assert f"run by {program} in {program.parent}, helped by 42" in await said(loader)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.loader.backend import Backend
-from services.loader.backend_assets import AssetRules, BackendAssets, choose_variant, cpu_flags
+from services.loader.backend_assets import AssetRules, BackendAssets, choose_variant
 from services.loader.backend_groups import resolve
 
 VARIANTS = (
@@ -136,11 +136,6 @@ def test_a_variant_that_is_not_there_is_never_chosen(
         assert not names & {"llama-cpp", "llama-cpp-fallback"}
     else:
         assert variant.name in names
-
-
-def test_this_processor() -> None:
-    assert cpu_flags()
-    assert cpu_flags(Path("/nonexistent")) == frozenset()
 
 
 def test_its_names_are_resolved_with_the_others(tmp_path: Path) -> None:
