@@ -49,14 +49,13 @@ def resolve(found: Iterable[Backend], capability: str) -> Resolved:
     for name in dict.fromkeys((*metas, *groups)):
         if name in programs and programs[name].source is Source.EXTERNAL:
             continue  # it was named so on purpose, for this loader
+        meta = metas.get(name)
         members = [
             item
             for item in programs.values()
-            if item.name == name
-            or item.group == name
-            or (name in metas and _is_build_of(item, name))
+            if name in (item.name, item.group) or (meta and _is_build_of(item, meta))
         ]
-        if stand_in := _stand_in(name, members, metas.get(name), capability):
+        if stand_in := _stand_in(name, members, meta, capability):
             stand_ins[name] = stand_in
     return _arranged(programs, stand_ins)
 
@@ -155,17 +154,21 @@ def _why(chosen: Backend, members: Sequence[Backend], capability: str) -> str:
     return f"{chosen.name} {how}, of {names}, as this machine's capability is {capability!r}"
 
 
-def _is_build_of(item: Backend, name: str) -> bool:
-    return item.source is not Source.EXTERNAL and base_name(item.name) == name
+def _is_build_of(item: Backend, meta: Backend) -> bool:
+    if item.source is Source.EXTERNAL:
+        return False
+    return item.name == meta.stands_for or base_name(item.name) == base_name(meta.name)
 
 
 def _arranged(programs: Mapping[str, Backend], stand_ins: Mapping[str, Backend]) -> Resolved:
     # A program whose name leads to another build now is still there, under its folder's name.
     renamed = {name: name for name in programs}
-    for name in programs.keys() & stand_ins.keys():
-        item = programs[name]
-        free = item.folder_name and item.folder_name not in programs.keys() | stand_ins.keys()
-        renamed[name] = item.folder_name if free else f"{name}-{item.source.name.lower()}"
+    taken = {*programs, *stand_ins}
+    for name, item in programs.items():
+        if name in stand_ins:
+            free = item.folder_name and item.folder_name not in taken
+            renamed[name] = item.folder_name if free else f"{name}-{item.source.name.lower()}"
+            taken.add(renamed[name])
     leads_to = {name: renamed.get(item.chosen, "") for name, item in stand_ins.items()}
     every: dict[str, Backend] = {}
     for old, item in programs.items():

@@ -61,18 +61,20 @@ def select(
     suitable: list[Backend] = []
     silent: list[Backend] = []
     for name, item in sorted(backends.items()):
+        if item.chosen:
+            continue  # it is looked at under its own name
         if why := _excluded(item, kind, wanted, backends):
             excluded[name] = why
         elif kind and not item.formats:
             silent.append(item)
-        elif not item.chosen:
+        else:
             suitable.append(item)
     if suitable:
         # One that does not say what it reads is better than none, and worse than one that does.
         why = f"it does not say that it reads {kind} files, and others do"
-        excluded |= {item.name: why for item in silent if not item.chosen}
+        excluded |= {item.name: why for item in silent}
     else:
-        suitable = [item for item in silent if not item.chosen]
+        suitable = silent
     if not suitable:
         raise _none_left(config, kind, wanted, excluded)
     suitable.sort(key=lambda item: _order(item, wanted))
@@ -98,8 +100,6 @@ def _excluded(
     item: Backend, kind: str, wanted: frozenset[str], backends: Mapping[str, Backend]
 ) -> str:
     """Return why a backend is not tried; empty if it may be."""
-    if item.chosen:
-        return ""  # it is looked at under its own name
     if item.unusable:
         return item.unusable
     if not item.automatic:

@@ -112,6 +112,17 @@ def test_a_meta_backend_leads_to_what_was_installed_for_it() -> None:
     assert "rocm-llama-cpp: it is not installed any more" in nothing.backends["llama-cpp"].error
 
 
+def test_a_meta_backend_of_development_builds() -> None:
+    """Their alias is that of the releases, in LocalAI's index."""
+    builds = [build("cpu-llama-cpp"), build("cpu-llama-cpp-development")]
+    name = "llama-cpp-development"
+    recorded = replace(meta("cpu-llama-cpp-development"), name=name, folder_name=name)
+    resolved = resolve([*builds, recorded], "default")
+    assert leads_to(resolved, name) == "cpu-llama-cpp-development"
+    assert leads_to(resolved) == "cpu-llama-cpp"
+    assert leads_to(resolve([builds[0], recorded], "default"), name) == "cpu-llama-cpp"
+
+
 def test_builds_without_an_alias_are_known_by_their_names() -> None:
     """LocalAI's piper builds have none in its index."""
     found = [replace(build("cpu-piper"), group=""), Backend("piper", stands_for="metal-piper")]
