@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from services.common.backoff import Backoff
-from services.common.bundled import bundled_backends
 from services.common.health import HealthServicer
 from services.common.mounts import AnyMount, Mount
 from services.common.names import MODELS, resource_name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from services.common.bundled import bundled_backends
+
 from .backend import BackendSource, Source
 from .backend_assets import AssetRules, BackendAssets
 from .backend_folders import BackendFolder
 from .capability import cpu_flags
-from .config import LoaderSettings, bundled_backends
+from .config import LoaderSettings
 from .external_backends import EXTERNAL_FILE, ExternalBackends
 
 
