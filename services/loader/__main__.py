@@ -169,7 +169,10 @@ async def build(
 
     loader.listen(tell_health)
     loader.refresh()
-    tasks.spawn(backends.follow(settings.backends_interval), name="follow the backends")
+    tasks.spawn(
+        backends.follow(settings.backends_interval, loader.backends_changed),
+        name="follow the backends",
+    )
     tasks.spawn(loader.follow_folder(settings.models_interval), name="follow the models folder")
     loader.preload(settings.load_to_memory)
     tasks.spawn(watchdog.watch(), name="watchdog")

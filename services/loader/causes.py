@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from services.common.errors import (
     BackendCrashedError,
@@ -52,15 +53,23 @@ def ended(model: str, why: str, failure: Failure | None) -> CorralError:
     )
 
 
-def all_failed(model: str, failures: tuple[Failure, ...]) -> CorralError:
-    """Return one error for what each candidate failed with."""
+def all_failed(
+    model: str, failures: tuple[Failure, ...], not_tried: Mapping[str, str] | None = None
+) -> CorralError:
+    """Return one error for what each candidate failed with, and for those that were none."""
+    others = "\n".join(f"[{name}]: {why}" for name, why in (not_tried or {}).items())
     if len(failures) == 1:
         error = failures[0].error
-        return error if isinstance(error, CorralError) else ended(model, str(error), None)
+        found = (
+            copy.copy(error) if isinstance(error, CorralError) else ended(model, str(error), None)
+        )
+        if others:
+            found.metadata = {**found.metadata, "not_tried": others}
+        return found
     each = "\n".join(f"[{failure.candidate}]: {failure.error}" for failure in failures)
     return ModelLoadError(
         f"could not load model - all backends returned error: {each}",
-        metadata={"model": model},
+        metadata={"model": model} | ({"not_tried": others} if others else {}),
         resource=Resource("model", model),
     )
 

@@ -72,6 +72,8 @@ class Instance:
     """It is being ended; whatever it does now is no crash."""
     outdated: bool = False
     """The model's configuration or file is another one by now."""
+    superseded: bool = False
+    """Its backend was replaced by another version."""
     active: int = 0
     total: int = 0
     last_used: float | None = None

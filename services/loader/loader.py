@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from services.common.errors import (
@@ -31,7 +31,7 @@ from .model_catalog import ModelCatalog, ModelEntry
 from .model_view import ModelView, view
 from .pins import Pins
 from .scheduler import Scheduler, Wish
-from .selection import select_from
+from .selection import Selection, select_from
 from .supervisor import Supervisor
 from .tunables import LiveSettings
 
@@ -171,8 +171,8 @@ class Loader:
                 return lease
             if supervisor.joinable:
                 return await supervisor.join(calls=True)
-        entry, supervisor = self._prepare(name)
-        return await supervisor.acquire(entry, self._candidates(entry), calls=True)
+        entry, supervisor, candidates = self._prepare(name)
+        return await supervisor.acquire(entry, candidates, calls=True)
 
     def probe(self, name: str) -> Lease | None:
         """Return a lease that neither counts nor holds, if the model is ready now; never loads."""
@@ -181,20 +181,20 @@ class Loader:
 
     async def load(self, name: str, *, reset_backoff: bool = False) -> ModelView:
         """Load the model and wait until it is ready."""
-        entry, supervisor = self._prepare(name)
+        entry, supervisor, candidates = self._prepare(name)
         if reset_backoff:
             supervisor.reset()
-        with await supervisor.acquire(entry, self._candidates(entry), calls=False) as instance:
+        with await supervisor.acquire(entry, candidates, calls=False) as instance:
             if not instance.memory:
                 await self._ledger.take_measure(instance)
             return self._view(entry, supervisor)
 
     def begin_load(self, name: str, *, reset_backoff: bool = False) -> ModelView:
         """Begin to load the model."""
-        entry, supervisor = self._prepare(name)
+        entry, supervisor, candidates = self._prepare(name)
         if reset_backoff:
             supervisor.reset()
-        supervisor.begin_load(entry, self._candidates(entry))
+        supervisor.begin_load(entry, candidates)
         return self._view(entry, supervisor)
 
     def preload(self, names: Iterable[str]) -> None:
@@ -237,7 +237,7 @@ class Loader:
         supervisor = self._supervisors.get(entry.name)
         if supervisor is not None and supervisor.state.phase not in (*RESTING, Phase.WAITING):
             return Plan(fits=True), Reservation(supervisor.memory)
-        backend = self._backends.find(self._candidates(entry)[0])
+        backend = self._backends.find(self._select(entry).names[0])
         needs = self._ledger.reserve(entry, backend, more=False)
         wish = Wish(
             entry.name,
@@ -369,11 +369,14 @@ class Loader:
 
     # Helpers
 
-    def _prepare(self, name: str) -> tuple[ModelEntry, Supervisor]:
+    def _prepare(self, name: str) -> tuple[ModelEntry, Supervisor, tuple[str, ...]]:
         if self._refusing:
             raise ShuttingDownError(self._refusing)
         entry = self._resolve(name)
-        return entry, self._supervisor(entry.name)
+        selection = self._select(entry)
+        supervisor = self._supervisor(entry.name)
+        supervisor.not_tried = selection.excluded
+        return entry, supervisor, selection.names
 
     def _running(self, name: str) -> Supervisor | None:
         """Return the supervisor of a model that was asked for before, without a look at the folder."""
@@ -389,12 +392,17 @@ class Loader:
             self._supervisors[name] = supervisor
         return supervisor
 
-    def _candidates(self, entry: ModelEntry) -> tuple[str, ...]:
+    def _select(self, entry: ModelEntry) -> Selection:
         model_file = self._models.folder / entry.config.model
-        return select_from(self._backends, entry.config, model_file).names
+        return select_from(self._backends, entry.config, model_file)
 
     def _view(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
         return view(entry, supervisor, pinned=self.pinned(entry))
+
+    def backends_changed(self, names: Collection[str]) -> None:
+        """Take note that these backends came, went or were replaced."""
+        for supervisor in list(self._supervisors.values()):
+            supervisor.backends_changed(names)
 
     def waits_otherwise(self, name: str) -> None:
         """Tell that a model waits for something else now."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from services.common.backoff import Backoff
-from services.common.errors import CorralError
+from services.common.errors import BackendNotFoundError, CorralError
 from services.common.logs import get_logger
 from services.common.tasks import Background
 
@@ -89,6 +89,8 @@ class Supervisor:
         """The model as it was when its load began."""
         self.reservation = Reservation()
         """The room it was granted, or asks for."""
+        self.not_tried: Mapping[str, str] = {}
+        """Backends that are no candidates, and why."""
         self.last_unload: LastUnload | None = None
         self.backoffs = Backoffs(
             name,
@@ -229,15 +231,23 @@ class Supervisor:
             self.instance.outdated = self.instance.entry.revision != revision
             self._stop_if_outdated(self.instance)
 
-    def backend_changed(self, name: str) -> None:
-        """Take note that a backend was replaced: what failed with the old one may work now."""
-        if any(penalty.candidate == name for penalty in self.state.penalties) or (
-            self.state.crashes and self.state.phase in life.RESTING
-        ):
-            self._post(life.Changed())
-        if self.instance is not None and self.instance.backend.name == name:
-            self.instance.outdated = True
-            self._stop_if_outdated(self.instance)
+    def backends_changed(self, names: Collection[str]) -> None:
+        """Take note that these names mean something else now: what failed with them may work."""
+        state, entry = self.state, self.entry
+        if state.phase in life.RESTING and entry is not None:
+            involved = {penalty.candidate for penalty in state.penalties}
+            involved |= {failure.candidate for failure in state.failures}
+            if entry.config.backend in names or involved & set(names):
+                self._post(life.Changed())
+        instance = self.instance
+        if instance is None or instance.backend.name not in names:
+            return
+        try:
+            found = self._services.find_backend(instance.backend.name)
+        except BackendNotFoundError:
+            return  # it is gone, and this instance is all that is left of it
+        instance.superseded = found.revision != instance.backend.revision
+        self._stop_if_outdated(instance)
 
     def occupancy(self) -> Occupant | None:
         """Return the room the model has; None if it has none."""
@@ -416,7 +426,8 @@ class Supervisor:
                     self._services.scheduler.wake()
 
     def _stop_if_outdated(self, instance: Instance) -> None:
-        if instance.outdated and not instance.holds and self.state.phase is Phase.READY:
+        stale = instance.outdated or instance.superseded
+        if stale and not instance.holds and self.state.phase is Phase.READY:
             text = "its configuration, its file or its backend changed"
             self._stop(StopReason(Cause.CHANGED, text), force=False)
 
@@ -451,7 +462,7 @@ class Supervisor:
         left_out = [
             penalty.failure for penalty in self.state.penalties if penalty.candidate not in tried
         ]
-        self._waiters.fail(causes.all_failed(self.name, (*left_out, *failures)))
+        self._waiters.fail(causes.all_failed(self.name, (*left_out, *failures), self.not_tried))
 
     def _usable(self, entry: ModelEntry, candidates: tuple[str, ...]) -> tuple[str, ...]:
         """Return the candidates that need not wait. Raises LoadBackoffError if all must."""

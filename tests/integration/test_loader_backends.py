@@ -199,7 +199,7 @@ int main(int count, char **arguments) {
     char program[4096] = "", folder[4096] = "";
     if (readlink("/proc/self/exe", program, 4095) < 0 || !getcwd(folder, 4096)) return helper();
     fprintf(stderr, "run by %s in %s, helped by %d\n", program, folder, helper());
-    arguments[0] = getenv("FAKE_BACKEND");
+    arguments[0] = getenv("RUN_THEN");
     unsetenv("LD_LIBRARY_PATH");
     execv(arguments[0], arguments);
     return 5;
@@ -220,7 +220,7 @@ async def test_assets_with_libraries_and_a_loader_of_their_own(loader: LoaderUnd
     await compiled("-o", assets / "grpc" / "whisper", loader.home / "main.c", library)
     loader.add_model("m", "whisper")
     arguments = ("--backend-assets-path", str(loader.home / "data"))
-    await start(loader, *arguments, FAKE_BACKEND=str(fake))
+    await start(loader, *arguments, RUN_THEN=str(fake))
     await loader.control.LoadModel(load(), timeout=30)
     program = assets / "grpc" / "whisper"
     assert f"run by {program} in {program.parent}, helped by 42" in await said(loader)
@@ -248,3 +248,34 @@ async def compiled(*arguments: str | Path) -> None:
 async def said(loader: LoaderUnderTest) -> str:
     lines = loader.control.StreamLogs(pb.StreamLogsRequest(name="m"))
     return "\n".join([item.line.text async for item in lines])
+
+
+async def test_a_replaced_backend_is_taken_up_and_forgiven(loader: LoaderUnderTest) -> None:
+    """What runs goes over to the new version when it is idle; what failed with the old one is tried again."""
+    folder = loader.add_backend("fake")
+    loader.add_backend("broken", load="refuse")
+    loader.add_model("m", "fake")
+    loader.add_model("n", "broken")
+    await loader.start("--backends-interval", "50ms", "--load-backoff", "60s")
+    before = (await loader.control.LoadModel(load("m"))).model.instances[0].pid
+    with pytest.raises(grpc.aio.AioRpcError):
+        await loader.control.LoadModel(load("n"))
+    loader.add_backend("other")  # nothing to them
+    for name in ("fake", "broken"):
+        (loader.backends / name / "metadata.json").write_text('{"version": "2"}')
+
+    async def reloaded() -> bool:
+        model = (await loader.control.GetModel(pb.GetModelRequest(name="m"))).model
+        return model.last_unload.cause == pb.Unload.CAUSE_CHANGED
+
+    await eventually(reloaded, what="unload of the old version")
+    loader.behave("broken")
+
+    async def forgiven() -> bool:
+        model = (await loader.control.GetModel(pb.GetModelRequest(name="n"))).model
+        return model.state == pb.Model.STATE_UNLOADED and not model.failures
+
+    await eventually(forgiven, what="end of the back-off")
+    await loader.control.LoadModel(load("n"))
+    assert (await loader.control.LoadModel(load("m"))).model.instances[0].pid != before
+    assert folder.exists()
