@@ -5,11 +5,14 @@ The loader's control plane: which models exist, which run, and what they do.
 
 The data plane is `backend.Backend` on the same port: send any of its calls to the loader with the
 metadata `corral-model: <model id>` (`corral-model-bin`, in UTF-8, for an id that is not ASCII), and
-the loader passes it to the backend that holds the model, loading it first if it must. Beside the backend's own errors and those of LoadModel below, such
-a call may answer INVALID_ARGUMENT (`MODEL_NOT_NAMED`: there is not exactly one model to guess),
-FAILED_PRECONDITION (`CONTROL_PLANE_ONLY`: LoadModel and Free are for this service to call;
-`MODEL_NOT_LOADED`: Health, Status and GetMetrics never load a model) and UNAVAILABLE
-(`BACKEND_CRASHED`, `MODEL_UNLOADED`: the instance ended under the call; call again).
+the loader passes it to the backend that holds the model, loading it first if it must. Beside the
+backend's own errors and those of LoadModel below, such a call may answer INVALID_ARGUMENT
+(`MODEL_NOT_NAMED`: there is not exactly one model to guess), FAILED_PRECONDITION
+(`CONTROL_PLANE_ONLY`: LoadModel and Free are for this service to call; `MODEL_NOT_LOADED`: Health,
+Status and GetMetrics never load a model), RESOURCE_EXHAUSTED (`QUEUE_FULL`, with RetryInfo and the
+queue's length in ErrorInfo's metadata: as many calls as may wait for the model already, or are there
+over all models) and UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`: the instance ended under the
+call; call again).
 
 Errors carry `google.rpc.Status` details: `ErrorInfo` (domain `corral`, a stable reason), and, where
 they help, `RetryInfo`, `BadRequest` and `ResourceInfo`. Any RPC may answer INVALID_ARGUMENT
