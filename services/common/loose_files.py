@@ -13,6 +13,8 @@ _NAMES: Final = frozenset({"model_card", "readme", "readme.md"})
 _SUFFIXES: Final = (
     *(".tmpl", ".keep", ".yaml", ".yml", ".json", ".txt", ".md", ".ds_store", ".", ".safetensors"),
     *(".partial", ".tar.gz", ".pt", ".onnx", ".ckpt", ".zip", ".tag", ".bak"),
+    # What browsers, download tools and editors leave while they work.
+    *(".part", ".crdownload", ".aria2", ".tmp", ".swp", "~"),
 )
 _ANYWHERE: Final = ".bak"
 

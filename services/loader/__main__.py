@@ -23,8 +23,7 @@ from .backend_places import backend_sources
 from .capability import Machine, detect
 from .config import LoaderSettings
 from .connection import GrpcConnection
-from .convert import model_options
-from .devices import LocalDevices
+from .devices import LocalDevices, gpu_totals
 from .environment import backend_environment
 from .events import ChangeLog
 from .footprints import Footprints
@@ -37,7 +36,9 @@ from .loader import Loader
 from .logs import LogBook
 from .measuring import Meter
 from .model_catalog import ModelCatalog
+from .model_options import OptionMaker
 from .model_view import ModelView
+from .option_defaults import OptionSettings
 from .pins import Pins
 from .process import LocalLauncher
 from .progress import activity
@@ -70,7 +71,21 @@ async def build(
         settings.model_fields_set,
         settings.state_path / "loader" / "runtime_settings.json",
     )
-    to_options = model_options(settings.models_path, live)
+
+    def option_settings() -> OptionSettings:
+        return OptionSettings(
+            threads=live.now.threads,
+            context_size=live.now.context_size,
+            f16=live.now.f16,
+            parallel=settings.llamacpp_parallel,
+            guessing=not settings.disable_guessing,
+            hardware=not settings.disable_hardware_defaults,
+            xpu=settings.xpu,
+        )
+
+    gpus = Gpus()
+    devices = LocalDevices(gpus)
+    to_options = OptionMaker(settings.models_path, option_settings, gpu_totals(devices))
 
     def connect(address: str, token: str) -> GrpcConnection:
         return GrpcConnection(
@@ -105,7 +120,7 @@ async def build(
         return Supervisor(name, services=services, logs=logs, changed=changed)
 
     loader = Loader(
-        models=ModelCatalog(settings.models_path),
+        models=ModelCatalog(settings.models_path, settings.models_config_file),
         backends=backends,
         make_supervisor=make_supervisor,
         changes=ChangeLog(settings.watch_history),
@@ -184,7 +199,12 @@ async def build(
             health.set(name, False, "the loader drains")
 
     servicer = LoaderServicer(
-        loader, live, health.stopping, drain_timeout=settings.drain_timeout, drained=drained
+        loader,
+        live,
+        to_options,
+        health.stopping,
+        drain_timeout=settings.drain_timeout,
+        drained=drained,
     )
     return [
         Mount(

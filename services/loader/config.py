@@ -51,7 +51,7 @@ class LoaderSettings(ServiceSettings, Tunables):
     """The folder of model configurations and model files."""
 
     models_interval: Duration = 1.0
-    """How often the models folder is looked at for models that came, went or changed."""
+    """How often the models folder is looked at; most changes are noticed at once, network folders' so."""
 
     backends_path: Annotated[list[Path], localai("LOCALAI_BACKENDS_PATH", "BACKENDS_PATH")] = Field(
         default_factory=_BackendFolders("backends")
@@ -94,6 +94,23 @@ class LoaderSettings(ServiceSettings, Tunables):
 
     external_token: Annotated[SecretStr, localai("LOCALAI_GRPC_AUTH_TOKEN")] = SecretStr("")
     """The bearer token for external backends at an address; empty for none."""
+
+    llamacpp_parallel: Annotated[int, localai("LLAMACPP_PARALLEL")] = Field(default=0, ge=0)
+    """Slots of llama.cpp for models that do not say; 0 goes by the GPUs' memory, and is one without a GPU."""
+
+    disable_guessing: Annotated[bool, localai("LOCALAI_DISABLE_GUESSING")] = False
+    """Ask no GGUF file for what a model's configuration leaves open."""
+
+    disable_hardware_defaults: Annotated[bool, localai("LOCALAI_DISABLE_HARDWARE_DEFAULTS")] = False
+    """Choose nothing by the machine's GPUs."""
+
+    xpu: Annotated[bool, localai("XPU")] = False
+    """The GPUs are Intel's: do not map model files into memory unless a model asks for it."""
+
+    models_config_file: Annotated[
+        Path | None, localai("LOCALAI_MODELS_CONFIG_FILE", "CONFIG_FILE")
+    ] = None
+    """A YAML file with a list of models beside those of the models folder, which win over it."""
 
     start_attempts: int = Field(default=20, ge=1)
     """With start_interval, how long a backend may take to answer; LocalAI's `grpc.attempts` overrides."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +67,9 @@ class GrpcConnection:
 
     async def load(self, entry: ModelEntry, backend: str, timeout: float) -> LoadAnswer:
         """Tell the backend to read the model."""
-        result = await self._call(self._stub.LoadModel, self._to_options(entry, backend), timeout)
+        # It may read the model's file.
+        options = await asyncio.to_thread(self._to_options, entry, backend)
+        result = await self._call(self._stub.LoadModel, options, timeout)
         return LoadAnswer(result.success, result.message)
 
     async def free(self, timeout: float) -> None:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
 from services.common.errors import InvalidRequestError
 from services.common.names import BACKENDS, MODELS, resource_name
 
 from .backend import Backend, Source
-from .backend_names import TYPE_ALIASES
 from .ledger import Basis
 from .loader import ModelFilter
 from .logs import Level, LogLine, LogNews, LogQuery, Stream
-from .model_catalog import ModelEntry
-from .model_config import ModelConfig
 from .model_view import InstanceView, ModelView
 from .supervisor import LastUnload
-from .tunables import LiveSettings
 
 _STREAMS = {
     Stream.STDOUT: pb.LogLine.STREAM_STDOUT,
@@ -40,12 +32,6 @@ _SOURCES = {
     Source.SYSTEM: pb.Backend.SOURCE_SYSTEM,
     Source.BUNDLED: pb.Backend.SOURCE_BUNDLED,
 }
-
-# LocalAI's values for what the configuration leaves open (reference: localai-loader, 5.3).
-_ALL_GPU_LAYERS = 99_999_999
-_BATCH = 512
-_LARGEST_SEED = 2**31 - 1
-_NO_MMAP = ("intel", "sycl")
 
 
 def timestamp(seconds: float | None) -> Timestamp | None:
@@ -223,109 +209,3 @@ def not_negative(field: str, value: int) -> int:
     if value < 0:
         raise InvalidRequestError.of(field, f"{value} is negative; give 0 for no limit")
     return value
-
-
-def model_options(
-    models_path: Path, live: LiveSettings
-) -> Callable[[ModelEntry, str], backend_pb2.ModelOptions]:
-    """Return the function that makes LoadModel's request; the settings fill what a model leaves open."""
-
-    def options(entry: ModelEntry, backend_name: str) -> backend_pb2.ModelOptions:
-        config = entry.config
-        threads, context_size, f16 = live.now.threads, live.now.context_size, live.now.f16
-        diffusers = config.diffusers
-        message = backend_pb2.ModelOptions(
-            Model=config.model,
-            ModelFile=str(models_path / config.model) if config.model else "",
-            ModelPath=str(models_path),
-            ContextSize=config.context_size if config.context_size is not None else context_size,
-            Seed=_seed(config.parameters.seed),
-            NBatch=config.parameters.batch or _BATCH,
-            F16Memory=config.f16 or f16,
-            MLock=config.mmlock,
-            MMap=_mmap(config, backend_name),
-            LowVRAM=config.low_vram,
-            Embeddings=config.embeddings or "embeddings" in config.known_usecases,
-            Reranking=config.reranking or "rerank" in config.known_usecases,
-            EnableScore="score" in config.known_usecases,
-            NUMA=config.numa,
-            NGPULayers=_ALL_GPU_LAYERS if config.gpu_layers is None else config.gpu_layers,
-            MainGPU=config.main_gpu,
-            TensorSplit=config.tensor_split,
-            Threads=config.threads or threads,
-            RopeFreqBase=config.parameters.rope_freq_base,
-            RopeFreqScale=config.parameters.rope_freq_scale,
-            RopeScaling=config.rope_scaling,
-            YarnExtFactor=config.yarn_ext_factor,
-            YarnAttnFactor=config.yarn_attn_factor,
-            YarnBetaFast=config.yarn_beta_fast,
-            YarnBetaSlow=config.yarn_beta_slow,
-            RMSNormEps=config.rms_norm_eps,
-            NGQA=config.ngqa,
-            NoMulMatQ=config.no_mulmatq,
-            Tokenizer=config.parameters.tokenizer,
-            Type=config.type or TYPE_ALIASES.get(config.backend.lower(), ""),
-            LoraAdapter=config.lora_adapter,
-            LoraBase=config.lora_base,
-            LoraScale=config.lora_scale,
-            LoraAdapters=config.lora_adapters,
-            LoraScales=config.lora_scales,
-            DraftModel=_below(models_path, config.draft_model),
-            MMProj=_below(models_path, config.mmproj),
-            FlashAttention=config.flash_attention or "auto",
-            NoKVOffload=config.no_kv_offloading,
-            CacheTypeKey=config.cache_type_k,
-            CacheTypeValue=config.cache_type_v,
-            Quantization=config.quantization,
-            LoadFormat=config.load_format,
-            GPUMemoryUtilization=config.gpu_memory_utilization,
-            TrustRemoteCode=config.trust_remote_code,
-            EnforceEager=config.enforce_eager,
-            SwapSpace=config.swap_space,
-            MaxModelLen=config.max_model_len,
-            TensorParallelSize=config.tensor_parallel_size,
-            DisableLogStatus=config.disable_log_stats,
-            DType=config.dtype,
-            LimitImagePerPrompt=config.limit_mm_per_prompt.get("image", 0),
-            LimitVideoPerPrompt=config.limit_mm_per_prompt.get("video", 0),
-            LimitAudioPerPrompt=config.limit_mm_per_prompt.get("audio", 0),
-            PipelineType=diffusers.pipeline_type,
-            SchedulerType=diffusers.scheduler_type,
-            CUDA=config.cuda or diffusers.cuda,
-            CFGScale=diffusers.cfg_scale,
-            IMG2IMG=diffusers.img2img,
-            CLIPModel=diffusers.clip_model,
-            CLIPSubfolder=diffusers.clip_subfolder,
-            CLIPSkip=diffusers.clip_skip,
-            ControlNet=diffusers.control_net,
-            AudioPath=config.tts.audio_path,
-            Options=config.options,
-            Overrides=config.overrides,
-            EngineArgs=json.dumps(config.engine_args, default=str) if config.engine_args else "",
-            GrammarTriggers=[
-                backend_pb2.GrammarTrigger(word=trigger.word)
-                for trigger in config.function.grammar.triggers
-            ],
-        )
-        if config.proxy is not None:
-            message.Proxy.CopyFrom(backend_pb2.ProxyOptions(**config.proxy.model_dump()))
-        return message
-
-    return options
-
-
-def _seed(wanted: int | None) -> int:
-    if wanted is None or wanted < 0:
-        return random.randint(0, _LARGEST_SEED)
-    # Programs draw seeds of 64 bits; the wire has 31. The same one still gives the same.
-    return wanted & _LARGEST_SEED
-
-
-def _mmap(config: ModelConfig, backend_name: str) -> bool:
-    if any(word in backend_name.lower() for word in _NO_MMAP):
-        return False
-    return True if config.mmap is None else config.mmap
-
-
-def _below(models_path: Path, name: str) -> str:
-    return str(models_path / name) if name else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -67,3 +69,13 @@ class LocalDevices:
                 for gpu in self._gpus.read()
             ),
         )
+
+
+def gpu_totals(devices: Devices) -> Callable[[], Mapping[str, int]]:
+    """Return a function that tells the bytes of each GPU; it looks once, and may block then."""
+
+    @cache
+    def totals() -> Mapping[str, int]:
+        return {device.name: device.total for device in devices.read() if device.name != RAM}
+
+    return totals

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from services.common.errors import (
+    BackendNotFoundError,
     CorralError,
     ModelBusyError,
     ModelNotFoundError,
@@ -21,8 +23,10 @@ from services.common.tasks import Background
 from .admission import CallMeter
 from .backend import Backend
 from .backend_catalog import BackendCatalog
+from .config_lines import Lines
 from .events import ChangeLog
 from .eviction import Plan
+from .following import Follower
 from .instance import Instance, Lease
 from .ledger import Ledger, Reservation, Room
 from .lifecycle import RESTING, Cause, Phase, StopReason
@@ -74,6 +78,17 @@ class Capacity:
     waiting: tuple[Wish, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class NextLoad:
+    """What the next load of a model would be."""
+
+    entry: ModelEntry
+    backend: str
+    """The first one to be tried."""
+    lines: Lines | None
+    """The lines of the model's configuration, if it has any."""
+
+
 class Loader:
     """All models: one supervisor for each that was ever asked for."""
 
@@ -109,11 +124,14 @@ class Loader:
         self._tasks = tasks
         self._supervisors: dict[str, Supervisor] = {}
         self._refusing = ""
-        self._seen: dict[str, ModelEntry] = {}
-        """The models folder when it was looked at last."""
-        self._known_as: dict[str, str] = {}
-        """Aliases and model files then, and the names of their models."""
-        self._revisions: dict[str, str] = {}
+        self._follower = Follower(
+            models,
+            active=lambda: tuple(self._supervisors),
+            changed=self._publish,
+            revision_is=self._revision_is,
+        )
+        self._resting: dict[str, tuple[ModelEntry, ModelView]] = {}
+        """Pictures of models that nobody asked for, which change only with their configuration."""
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
@@ -128,34 +146,15 @@ class Loader:
         A model whose configuration or file changed is unloaded as soon as no call holds it; the next
         call loads it anew. Earlier failures of a changed model no longer count.
         """
-        self._take(*self._look())
-
-    def _look(self) -> tuple[dict[str, ModelEntry], dict[str, str]]:
-        entries = self._models.models()
-        return entries, {name: self._models.revision(entry) for name, entry in entries.items()}
-
-    def _take(self, entries: dict[str, ModelEntry], revisions: dict[str, str]) -> None:
-        self._seen = entries
-        self._known_as = {entry.config.model: name for name, entry in reversed(entries.items())}
-        self._known_as |= {
-            name: entry.config.alias for name, entry in entries.items() if entry.config.alias
-        }
-        for name in revisions.keys() | self._revisions.keys():
-            if revisions.get(name) != self._revisions.get(name):
-                self._publish(name)
-        for name in self._supervisors.keys() & revisions.keys():
-            self._supervisors[name].configuration_is(revisions[name])
-        self._revisions = revisions
+        self._follower.refresh()
 
     async def follow_folder(self, interval: float) -> None:
-        """Refresh every `interval` seconds, for ever."""
-        while True:
-            await asyncio.sleep(interval)
-            try:
-                # A folder of thousands takes long enough for the calls in progress to notice.
-                self._take(*await asyncio.to_thread(self._look))
-            except OSError as error:
-                _log.warning("the models folder cannot be read", why=str(error))
+        """Do so after each change, and every `interval` seconds, for ever."""
+        await self._follower.follow(interval)
+
+    def _revision_is(self, name: str, revision: str) -> None:
+        if supervisor := self._supervisors.get(name):
+            supervisor.configuration_is(revision)
 
     # Loading and unloading
 
@@ -325,14 +324,35 @@ class Loader:
             entry = supervisor.entry or ModelEntry(name)
         return self._view(entry, self._supervisors.get(entry.name))
 
+    def next_load(self, name: str) -> NextLoad:
+        """Return what the next load of the model would be. Blocking: it reads the model's file again.
+
+        Raises what the load would be refused with; a disabled model is looked at all the same.
+        """
+        entry = self._models.find(name)
+        if not entry.config.disabled:
+            entry = self._models.resolve(name)
+        if entry.error:
+            raise entry.error
+        supervisor = self._supervisors.get(entry.name)
+        chosen = supervisor.state.candidate if supervisor else ""
+        backend = entry.config.backend or chosen or self._select(entry).names[0]
+        with suppress(BackendNotFoundError):
+            backend = self._backends.find(backend).name
+        return NextLoad(entry, backend, self._models.lines(entry))
+
     def select(self, condition: ModelFilter) -> list[ModelView]:
         """Return the models that match, sorted by name; those that run though their file is gone too."""
         entries = self._models.models()
-        for name, supervisor in self._supervisors.items():
-            if name not in entries and supervisor.state.phase not in RESTING:
-                entries[name] = supervisor.entry or ModelEntry(name)
         views = [self._view(entry, self._supervisors.get(name)) for name, entry in entries.items()]
-        return sorted(filter(condition.matches, views), key=lambda model: model.name)
+        gone = [
+            self._view(supervisor.entry or ModelEntry(name), supervisor)
+            for name, supervisor in self._supervisors.items()
+            if name not in entries and supervisor.state.phase not in RESTING
+        ]
+        if gone:
+            views = sorted([*views, *gone], key=lambda model: model.name)
+        return views if condition == ModelFilter() else list(filter(condition.matches, views))
 
     def backends(self) -> list[Backend]:
         """Return the installed backends."""
@@ -380,7 +400,7 @@ class Loader:
 
     def _running(self, name: str) -> Supervisor | None:
         """Return the supervisor of a model that was asked for before, without a look at the folder."""
-        return self._supervisors.get(name) or self._supervisors.get(self._known_as.get(name, ""))
+        return self._supervisors.get(name) or self._supervisors.get(self._follower.known_as(name))
 
     def _resolve(self, name: str) -> ModelEntry:
         return self._models.resolve(name)
@@ -397,7 +417,13 @@ class Loader:
         return select_from(self._backends, entry.config, model_file)
 
     def _view(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
-        return view(entry, supervisor, pinned=self.pinned(entry))
+        pinned = self.pinned(entry)
+        if supervisor is not None:
+            return view(entry, supervisor, pinned=pinned)
+        kept = self._resting.get(entry.name)
+        if kept is None or kept[0] is not entry or kept[1].pinned != pinned:
+            kept = self._resting[entry.name] = (entry, view(entry, None, pinned=pinned))
+        return kept[1]
 
     def backends_changed(self, names: Collection[str]) -> None:
         """Take note that these backends came, went or were replaced."""
@@ -432,7 +458,7 @@ class Loader:
     def _publish(self, name: str) -> None:
         supervisor = self._supervisors.get(name)
         # Not the folder again: this comes with every transition, and for every model at the start.
-        entry = self._seen.get(name)
+        entry = self._follower.models.by_name.get(name)
         if entry is None and supervisor is not None:
             running = supervisor.state.phase not in RESTING
             entry = supervisor.entry if running else self._models.models().get(name)

@@ -1,15 +1,21 @@
 """Which models there are: the YAML files of the models folder, and loose model files beside them.
 
-One unreadable file never hides the others: it stands in the catalog with its error. Nothing is
-watched; a look-up compares the folder with what was read last, which costs one scan of the folder.
+One unreadable file never hides the others: it stands in the catalog with its error. `look` compares the
+folder with what was read last and reads only files that changed; between two looks every question is
+answered from memory, but for the one file of the model that a call names, which is looked at each time.
 """
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from services.common.errors import (
     ModelConfigError,
@@ -17,87 +23,139 @@ from services.common.errors import (
     ModelNotFoundError,
     Resource,
 )
-from services.common.go_yaml import as_written
 from services.common.logs import get_logger
 from services.common.loose_files import is_loose_model
 
-from .model_config import ModelConfig, inside_models_folder, parse_config, read_documents
+from .config_errors import UnreadableConfigError
+from .config_file import MAXIMUM_BYTES, MAXIMUM_LIST_BYTES, lines_of, models_in, read_file
+from .config_lines import Lines
+from .model_config import ModelConfig, inside_models_folder
+from .model_entry import ModelEntry
+
+__all__ = ["ModelCatalog", "ModelEntry", "Models"]
 
 _log = get_logger(__name__)
 
+_SETTLED = 0.5
+"""Seconds after its last change in which a file that cannot be read may be half written."""
+_CLOCK_TICK = 0.02
+"""Seconds within which a folder may change twice and have one time of change."""
+_SLICE = 50
+"""Files to read at most for a call that names a model which is not known: some 10 ms."""
+_MANY = 500
+"""Files at once for which it is worth it to pause the garbage collector."""
+_LOOK_SHARE = 20
+"""Looks for names that are not known take no more than this part of the time."""
 
-@dataclass(frozen=True, slots=True)
-class ModelEntry:
-    """A model: its configuration, or why it cannot be used."""
-
-    name: str
-    config: ModelConfig = field(default_factory=ModelConfig)
-    config_file: str = ""
-    """Below the models folder; empty for a loose file."""
-    error: ModelConfigError | None = None
-    revision: str = ""
-    """Changes with the configuration file or the model file."""
-
-    @property
-    def loose(self) -> bool:
-        """A model file without a configuration."""
-        return not self.config_file
+Stamp = tuple[int, int, int]
+"""Time of change, size and inode of a file."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _File:
     """What a YAML file held when it had this stamp."""
 
-    stamp: tuple[int, ...]
+    stamp: Stamp | None
     entries: tuple[ModelEntry, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """When the folder was looked at last."""
+
+    changed_at: int
+    """The folder's time of change then; 0 if there is more to read."""
+    clock: float
+    seconds: float
+    """How long it took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """All models at one moment. Immutable: whoever holds it may read it from any thread."""
+
+    by_name: Mapping[str, ModelEntry] = field(default_factory=dict)
+    """Sorted by name."""
+    by_file: Mapping[str, str] = field(default_factory=dict)
+    """Names of models by their model file or repository; of several the first name."""
+    only: str | None = None
+    """The name of the model if exactly one is configured (or, without any, one loose file)."""
+
+
 class ModelCatalog:
-    """The models folder. Blocking and quick; safe to ask at every call that is not for a loaded model.
+    """The models folder. It may be asked from several threads."""
 
-    It may be asked from several threads: what one of them has read, another need not read again.
-    """
+    def __init__(self, folder: Path, list_file: Path | None = None) -> None:
+        """Look at `folder`, which may come into being later, and at a file outside it that lists models.
 
-    def __init__(self, folder: Path) -> None:
-        """Look at `folder`; it may come into being later."""
+        Where both configure a model of the same name, the folder's counts, as in LocalAI.
+        """
         self.folder = folder
-        self._read: dict[str, _Read] = {}
+        self._list_file = list_file
+        self._files: dict[str, _File] = {}
+        self._loose: dict[str, ModelEntry] = {}
+        self._models = Models()
+        self._looked: _Look | None = None
+        self._doubles: set[tuple[str, str, str]] = set()
+        self._lock = threading.RLock()
 
-    def models(self) -> dict[str, ModelEntry]:
-        """Return all models by name, sorted; of equal names the first file's wins."""
-        found: dict[str, ModelEntry] = {}
-        files = sorted(self._files(), key=lambda file: file.name)
-        seen = set()
-        for file in files:
-            if file.name.lower().endswith((".yaml", ".yml")):
-                seen.add(file.name)
-                for entry in self._entries(file):
-                    first = found.setdefault(entry.name, entry)
-                    if first.config_file != entry.config_file:
-                        _log.debug("model name is taken", name=entry.name, file=entry.config_file)
-        for gone in set(self._read) - seen:
-            self._read.pop(gone, None)
-        used = {path for entry in found.values() for path in _used_files(entry.config)}
-        for file in files:
-            if is_loose_model(file.name) and file.name not in used and file.name not in found:
-                found[file.name] = self._loose(file.name)
-        return dict(sorted(found.items()))
+    def models(self) -> Mapping[str, ModelEntry]:
+        """Return all models by name, sorted; see `current`."""
+        return self.current().by_name
+
+    def current(self) -> Models:
+        """Return the models as they were at the last look, or now if files came or went since.
+
+        Costs one stat, where nothing came or went.
+        """
+        if self._looked is None or self._came_or_went(self._looked):
+            return self.look()
+        return self._models
+
+    def look(self, most: int | None = None, first: str = "") -> Models:
+        """Compare the folder with what was read last, read what changed, and return the models now.
+
+        Costs one stat of each YAML file. With `most`, no more files than that are read, those called
+        `first` before all others; the rest is left for the next look. Raises OSError if the folder is
+        there and cannot be read.
+        """
+        clock, changed_at = time.time(), self._folder_changed()
+        paths = dict(self._scan())
+        stamps = {name: _stamp(path) for name, path in paths.items() if _is_config(name)}
+        known = self._files
+        changed = [
+            name
+            for name, stamp in stamps.items()
+            if name not in known or known[name].stamp != stamp
+        ]
+        left = most is not None and len(changed) > most
+        if left:
+            changed.sort(key=lambda name: name.rpartition(".")[0] != first)
+            del changed[most:]
+        # Without the lock: it takes as long as there is to read, and a call must not wait for that.
+        with _without_collection(len(changed)):
+            read = {name: self._read(name, paths[name], stamps[name]) for name in changed}
+        loose = {name for name in paths if name not in stamps}
+        with self._lock:
+            files = {name: file for name, file in self._files.items() if name in stamps}
+            files.update((name, file) for name, file in read.items() if file is not None)
+            if files != self._files or loose != self._loose.keys() or self._looked is None:
+                self._files = files
+                self._loose = {name: self._loose.get(name) or _loose(name) for name in loose}
+                self._models = self._merge()
+            self._looked = _Look(0 if left else changed_at, clock, time.time() - clock)
+            return self._models
 
     def resolve(self, name: str) -> ModelEntry:
         """Return the model that a call names: by name, by its model file, or a file in a sub-folder.
 
         An alias is followed once. Raises ModelNotFoundError, ModelConfigError or ModelDisabledError.
         """
-        models = self.models()
-        entry = self._pick(models, name)
+        entry = self.find(name)
         if entry.config.alias and not entry.error:
-            target = models.get(entry.config.alias)
-            if target is None or target.config.alias:
-                raise ModelConfigError(
-                    f"model {name!r} is an alias of {entry.config.alias!r},"
-                    " which is not a model of its own"
-                )
-            entry = target
+            entry = self.find(entry.config.alias)
+            if entry.config.alias:  # its own target changed in this moment
+                raise _wrong_alias(entry)
         if entry.error:
             raise entry.error
         if entry.config.disabled:
@@ -108,95 +166,220 @@ class ModelCatalog:
         return replace(entry, revision=self.revision(entry))
 
     def find(self, name: str) -> ModelEntry:
-        """Return the model as it stands there, usable or not. Raises ModelNotFoundError."""
-        return self._pick(self.models(), name)
+        """Return the model as it stands there now, usable or not. Raises ModelNotFoundError.
 
-    def only_model(self) -> str | None:
-        """Return the model's name if exactly one is configured (or, without any, one loose file)."""
-        models = [entry for entry in self.models().values() if not entry.config.alias]
-        configured = [entry.name for entry in models if not entry.loose]
-        names = configured or [entry.name for entry in models]
-        return names[0] if len(names) == 1 else None
-
-    def _pick(self, models: dict[str, ModelEntry], name: str) -> ModelEntry:
-        if entry := models.get(name):
+        The file of a model that is known is looked at once more, and for one that is not known the whole
+        folder, if it can have changed: what was written a moment ago counts.
+        """
+        entry = _pick(self.current(), name)
+        if entry is not None and entry.config_file and self._reread(entry.config_file):
+            entry = _pick(self._models, name)
+        if entry is None and self._may_have_changed():
+            entry = _pick(self.look(_SLICE, name), name)
+        if entry is not None and (entry.config_file or "/" in name):
             return entry
-        for entry in models.values():
-            if entry.config.model == name:
-                return entry
         try:
             inside_models_folder(name)
+            if (entry or "/" in name) and (self.folder / name).is_file():
+                return entry or _loose(name)
         except ValueError:
             raise ModelNotFoundError.of(name) from None
-        if "/" in name and (self.folder / name).is_file():
-            return self._loose(name)
         raise ModelNotFoundError(
             f"model not found: {name!r} is not in {self.folder}; install it, or list what is there"
             " with ListModels",
             resource=Resource("model", name),
         )
 
-    def _loose(self, name: str) -> ModelEntry:
-        config = ModelConfig.model_validate({"name": name, "parameters": {"model": name}})
-        return ModelEntry(name, config)
+    def only_model(self) -> str | None:
+        """Return the model's name if exactly one is configured (or, without any, one loose file)."""
+        return self.current().only
 
-    def _files(self) -> Iterator[os.DirEntry[str]]:
+    def revision(self, entry: ModelEntry) -> str:
+        """Return what changes when the model's configuration or its file does; costs one stat."""
+        stamp = _stamp(self.folder / entry.config.model) if entry.config.model else None
+        return f"{entry.revision}/{'.'.join(map(str, stamp)) if stamp else '-'}"
+
+    def lines(self, entry: ModelEntry) -> Lines | None:
+        """Return the lines of the model's fields in its file; None if that cannot be read any more."""
+        if entry.loose:
+            return None
+        try:
+            content = read_file(str(self.folder / entry.config_file), maximum=MAXIMUM_LIST_BYTES)
+            return lines_of(content, entry.position)
+        except (ModelConfigError, ValueError, RecursionError) as error:
+            _log.debug("no lines of a model's file", file=entry.config_file, why=str(error))
+        except Exception as error:  # noqa: BLE001 - PyYAML's, of a file that changed meanwhile
+            _log.debug("no lines of a model's file", file=entry.config_file, why=str(error))
+        return None
+
+    # The folder
+
+    def _scan(self) -> Iterator[tuple[str, Path | str]]:
+        """Yield the names and paths of all files that may be or configure models; the list file first."""
+        if self._list_file is not None:
+            yield str(self._list_file), self._list_file
         try:
             with os.scandir(self.folder) as files:
                 for file in files:
-                    if not file.name.startswith(".") and file.is_file():
-                        yield file
-        except FileNotFoundError:
+                    if not file.name.startswith((".", "~")) and _is_wanted(file):
+                        yield file.name, file.path
+        except (FileNotFoundError, NotADirectoryError):
             return
 
-    def _entries(self, file: os.DirEntry[str]) -> tuple[ModelEntry, ...]:
+    def _folder_changed(self) -> int:
         try:
-            status = file.stat()
-        except FileNotFoundError:
-            return ()
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        known = self._read.get(file.name)
-        if known is None or known.stamp != stamp:
-            known = _Read(stamp, tuple(_read_entries(Path(file.path), stamp)))
-            self._read[file.name] = known
-        return known.entries
+            return self.folder.stat().st_mtime_ns
+        except OSError:
+            return 0
 
-    def revision(self, entry: ModelEntry) -> str:
-        """Return what changes when the model's configuration or its file does."""
+    def _came_or_went(self, look: _Look) -> bool:
+        """Whether a file can have come or gone since; one that was rewritten in place is not seen."""
+        return (
+            self._folder_changed() != look.changed_at
+            or look.clock - look.changed_at / 1e9 < _CLOCK_TICK
+        )
+
+    def _may_have_changed(self) -> bool:
+        """Whether a look is worth its cost for a name that is not known."""
+        look = self._looked
+        if look is None or self._came_or_went(look):
+            return True
+        return time.time() - look.clock > look.seconds * _LOOK_SHARE
+
+    def _reread(self, name: str) -> bool:
+        """Read the file again if it is another than it was; whether it is."""
+        path = self.folder / name
+        known, stamp = self._files.get(name), _stamp(path)
+        if known is None or known.stamp == stamp:
+            return False
+        read = self._read(name, path, stamp) if os.path.lexists(path) else None
+        if read is None and stamp is not None:
+            return False
+        with self._lock:
+            self._files = {other: file for other, file in self._files.items() if other != name}
+            if read is not None:
+                self._files[name] = read
+            self._models = self._merge()
+            return True
+
+    def _read(self, name: str, path: Path | str, stamp: Stamp | None) -> _File | None:
+        """Return what the file holds now; None to keep what it held before."""
+        listing = self._list_file is not None and name == str(self._list_file)
         try:
-            status = (self.folder / entry.config.model).stat()
-        except (OSError, ValueError):
-            return f"{entry.revision}/-"
-        return f"{entry.revision}/{status.st_mtime_ns}.{status.st_size}.{status.st_ino}"
-
-
-def _read_entries(path: Path, stamp: tuple[int, ...]) -> Iterator[ModelEntry]:
-    revision = ".".join(str(number) for number in stamp)
-    fallback = path.stem
-    try:
-        documents = read_documents(path)
-    except ModelConfigError as error:
-        yield ModelEntry(fallback, config_file=path.name, error=error, revision=revision)
-        return
-    for index, document in enumerate(documents):
-        parameters = document.get("parameters")
-        model = parameters.get("model") if isinstance(parameters, dict) else None
-        name = _as_name(document.get("name")) or _as_name(model) or fallback
-        source = path.name if len(documents) == 1 else f"{path.name}[{index}]"
-        try:
-            config = parse_config({**document, "name": name}, source=source)
+            maximum = MAXIMUM_LIST_BYTES if listing else MAXIMUM_BYTES
+            entries = tuple(models_in(read_file(str(path), maximum=maximum), name))
         except ModelConfigError as error:
-            yield ModelEntry(name, config_file=path.name, error=error, revision=revision)
-        else:
-            yield ModelEntry(name, config, path.name, revision=revision)
+            entries = (ModelEntry(Path(name).stem, config_file=name, error=error),)
+        known = self._files.get(name)
+        half = any(isinstance(entry.error, UnreadableConfigError) for entry in entries)
+        if known and half and not any(entry.error for entry in known.entries) and _young(stamp):
+            return None  # somebody may be writing it; it is read again at the next look
+        return _File(stamp, entries)
+
+    # Putting it together
+
+    def _merge(self) -> Models:
+        configured = self._configured()
+        used = {path for entry in configured.values() for path in _used_files(entry.config)}
+        found = configured | {
+            name: entry
+            for name, entry in self._loose.items()
+            if name not in used and name not in configured
+        }
+        found = dict(sorted(found.items()))
+        by_file: dict[str, str] = {}
+        own = []
+        for name, entry in found.items():
+            if entry.config.model:
+                by_file.setdefault(entry.config.model, name)
+            if not entry.config.alias:
+                own.append(entry)
+        names = [entry.name for entry in own if not entry.loose] or [entry.name for entry in own]
+        only = names[0] if len(names) == 1 else None
+        return Models(MappingProxyType(found), MappingProxyType(by_file), only)
+
+    def _configured(self) -> dict[str, ModelEntry]:
+        found: dict[str, ModelEntry] = {}
+        doubles = set()
+        listing = str(self._list_file)
+        for name in sorted(self._files, key=lambda name: (name != listing, name)):
+            for entry in self._files[name].entries:
+                other = found.get(entry.name)
+                # As in LocalAI the last one counts, but a broken one never hides one that is not.
+                chosen = other if other is not None and entry.error and not other.error else entry
+                found[entry.name] = chosen
+                if other is not None:
+                    left = other if chosen is entry else entry
+                    doubles.add((entry.name, chosen.config_file, left.config_file))
+        for name, file, other_file in doubles - self._doubles:
+            _log.warning("two models have one name", name=name, used=file, ignored=other_file)
+        self._doubles = doubles
+        for name, entry in found.items():
+            if entry.config.alias and not entry.error:
+                target = found.get(entry.config.alias) or self._loose.get(entry.config.alias)
+                if target is None or target.config.alias:
+                    found[name] = replace(entry, error=_wrong_alias(entry))
+        return found
 
 
-def _as_name(value: object) -> str:
-    text = value if isinstance(value, str) else as_written(value)
-    return text or ""
+@contextmanager
+def _without_collection(files: int) -> Iterator[None]:
+    """Keep the garbage collector from going through thousands of new objects, all of which stay.
+
+    It is a quarter of the time for a large folder.
+    """
+    if files < _MANY or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _pick(models: Models, name: str) -> ModelEntry | None:
+    return models.by_name.get(name) or models.by_name.get(models.by_file.get(name, ""))
+
+
+def _is_config(name: str) -> bool:
+    return name.lower().endswith((".yaml", ".yml"))
+
+
+def _is_wanted(file: os.DirEntry[str]) -> bool:
+    if _is_config(file.name):
+        # A link to nothing is shown with its error; a folder of that name means nothing.
+        return not file.is_dir() or file.is_symlink()
+    return is_loose_model(file.name) and file.is_file()
+
+
+def _stamp(path: Path | str) -> Stamp | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def _young(stamp: Stamp | None) -> bool:
+    return stamp is not None and abs(time.time() - stamp[0] / 1e9) < _SETTLED
+
+
+def _loose(name: str) -> ModelEntry:
+    return ModelEntry(
+        name, ModelConfig.model_validate({"name": name, "parameters": {"model": name}})
+    )
 
 
 def _used_files(config: ModelConfig) -> set[str]:
     return {config.model, config.mmproj, config.draft_model, config.lora_adapter} | set(
         config.lora_adapters
+    )
+
+
+def _wrong_alias(entry: ModelEntry) -> ModelConfigError:
+    return ModelConfigError(
+        f"{entry.config_file}: model {entry.name!r} is an alias of {entry.config.alias!r}, which is"
+        " not a model of its own; name one that is",
+        resource=Resource("model", entry.name),
     )

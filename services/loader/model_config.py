@@ -1,26 +1,27 @@
-"""A model's YAML file, as LocalAI writes it: read, checked, never changed.
+"""A model's YAML configuration, as LocalAI writes it: the schema, and how its fields are checked.
 
-Fields are those that the loader or a backend's LoadModel needs; all others (templates, pipelines) are
+Fields are those that the loader or a backend's LoadModel needs; all others (pipelines, sampling) are
 for clients, are kept in the file, and do not make it invalid. The names, and which of them reach the
-backend, are LocalAI's (reference: localai-loader, sections 5.2 to 5.5).
+backend, are LocalAI's (reference: localai-loader, sections 5.2 to 5.5); `memory` is Corral's own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from services.common.errors import FieldViolation, ModelConfigError
-from services.common.go_yaml import as_written, first_document
+from services.common.go_yaml import as_written
+from services.common.quantities import parse_size
 
 _BACKEND_NAME = re.compile(r"[A-Za-z0-9._-]+")
-_MAXIMUM_BYTES = 4 * 1024 * 1024
-"""No real model file comes near; a larger one is not a configuration."""
+_DEVICE = re.compile(r"ram|gpu\d+")
+_PARALLEL = ("parallel", "n_parallel")
+ANY_DEVICE = ""
+"""In `memory`: wherever the weights are."""
 
 
 def _text(value: object) -> object:
@@ -30,9 +31,18 @@ def _text(value: object) -> object:
 
 
 def _texts(value: object) -> object:
-    if value is None:
-        return []
     return [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
+
+
+def _memory(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return {ANY_DEVICE: parse_size(_text(value))}
+    needs = {}
+    for device, size in value.items():
+        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+            raise ValueError(f"{device!r} is not a device; name them ram, gpu0, gpu1 and so on")
+        needs[device] = parse_size(_text(size))
+    return needs
 
 
 Text = Annotated[str, BeforeValidator(_text)]
@@ -44,13 +54,12 @@ Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 class _Section(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _null_is_unset(cls, value: object, info: Any) -> object:
-        if value is not None:
-            return value
-        field = cls.model_fields[info.field_name]
-        return field.get_default(call_default_factory=True)
+    def _null_is_unset(cls, values: object) -> object:
+        if isinstance(values, dict) and None in values.values():
+            return {name: value for name, value in values.items() if value is not None}
+        return values
 
 
 class Parameters(_Section):
@@ -62,6 +71,34 @@ class Parameters(_Section):
     rope_freq_base: float = 0
     rope_freq_scale: float = 0
     tokenizer: Text = ""
+
+    @field_validator("model")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        return inside_models_folder(value)
+
+
+class Template(_Section):
+    """How clients write prompts; here only whether the configuration has its own way."""
+
+    chat: Text = ""
+    chat_message: Text = ""
+    completion: Text = ""
+    function: Text = ""
+    edit: Text = ""
+
+
+class DownloadFile(_Section):
+    """A file that belongs to the model, and where it came from."""
+
+    filename: Text = ""
+    sha256: Text = ""
+    uri: Text = ""
+
+    @field_validator("filename")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        return inside_models_folder(value)
 
 
 class Grpc(_Section):
@@ -106,7 +143,7 @@ class Grammar(_Section):
 class Function(_Section):
     """Function calls."""
 
-    grammar: Grammar = Field(default_factory=Grammar)
+    grammar: Grammar = Grammar()
 
 
 class Limits(_Section):
@@ -137,18 +174,22 @@ class ModelConfig(_Section):
     alias: Text = ""
     disabled: bool = False
     pinned: bool = False
-    parameters: Parameters = Field(default_factory=Parameters)
-    grpc: Grpc = Field(default_factory=Grpc)
+    parameters: Parameters = Parameters()
+    grpc: Grpc = Grpc()
     known_usecases: Texts = Field(default_factory=list)
     concurrency_groups: Texts = Field(default_factory=list)
-    limits: Limits = Field(default_factory=Limits)
+    limits: Limits = Limits()
+    memory: Annotated[dict[str, int], BeforeValidator(_memory)] = Field(default_factory=dict)
+    """What the model needs, in bytes, by device (`ram`, `gpu0`) or wherever it is; wins over estimates."""
+    download_files: list[DownloadFile] = Field(default_factory=list)
+    template: Template = Template()
     options: Texts = Field(default_factory=list)
     overrides: Texts = Field(default_factory=list)
     engine_args: dict[str, Any] = Field(default_factory=dict)
 
     context_size: Int32 | None = None
     threads: Int32 | None = None
-    f16: bool = False
+    f16: bool | None = None
     mmap: bool | None = None
     mmlock: bool = False
     low_vram: bool = False
@@ -190,9 +231,9 @@ class ModelConfig(_Section):
     dtype: Text = ""
     limit_mm_per_prompt: dict[str, Int32] = Field(default_factory=dict)
     cuda: bool = False
-    diffusers: Diffusers = Field(default_factory=Diffusers)
-    tts: Tts = Field(default_factory=Tts)
-    function: Function = Field(default_factory=Function)
+    diffusers: Diffusers = Diffusers()
+    tts: Tts = Tts()
+    function: Function = Function()
     proxy: Proxy | None = None
 
     @field_validator("backend")
@@ -207,27 +248,51 @@ class ModelConfig(_Section):
     def _inside(cls, value: str) -> str:
         return inside_models_folder(value)
 
-    @field_validator("parameters")
+    @field_validator("alias")
     @classmethod
-    def _model_inside(cls, value: Parameters) -> Parameters:
-        inside_models_folder(value.model)
+    def _alias(cls, value: str, info: Any) -> str:
+        if value and value == info.data.get("name"):
+            raise ValueError("the model is an alias of itself; name another model")
+        if value and info.data.get("backend"):
+            raise ValueError("an alias has no backend of its own; remove `backend` or `alias`")
         return value
 
-    @property
-    def concurrency(self) -> int:
-        """How many calls the model takes at once: `limits.max_concurrent`, else `parallel:N`; 0 for no limit."""
-        if self.limits.max_concurrent:
-            return self.limits.max_concurrent
-        for option in self.options:
-            name, _, number = option.partition(":")
-            if name.strip() == "parallel" and number.strip().isdecimal():
-                return int(number)
-        return 0
+    @field_validator("parameters")
+    @classmethod
+    def _no_model_of_an_alias(cls, value: Parameters, info: Any) -> Parameters:
+        if value.model and info.data.get("alias"):
+            raise ValueError("an alias has no model of its own; remove `model` here or `alias`")
+        return value
 
     @property
     def model(self) -> str:
         """The model file below the models folder, or a repository id; the wire's ModelIdentity."""
         return self.parameters.model
+
+    @property
+    def concurrency(self) -> int:
+        """Calls that may run at once: `limits.max_concurrent`, else `parallel:N` in `options`; 0 unknown."""
+        return self.limits.max_concurrent or parallel(self.options)
+
+    def option(self, *names: str) -> str | None:
+        """Return the value of the last line `name:value` in `options` with one of the names, if any."""
+        return option(self.options, *names)
+
+
+def option(options: Iterable[str], *names: str) -> str | None:
+    """Return the value of the last `name:value` with one of the names; a bare name's is empty."""
+    found = None
+    for line in options:
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            found = value.strip()
+    return found
+
+
+def parallel(options: Iterable[str]) -> int:
+    """Return the calls that llama.cpp works on at once by its options (`parallel:N`); 0 if they do not say."""
+    value = option(options, *_PARALLEL) or ""
+    return int(value) if value.isdecimal() else 0
 
 
 def inside_models_folder(value: str) -> str:
@@ -235,42 +300,3 @@ def inside_models_folder(value: str) -> str:
     if value.startswith("/") or ".." in PurePosixPath(value.replace("\\", "/")).parts:
         raise ValueError(f"{value!r} leads out of the models folder; give a path below it")
     return value
-
-
-def parse_config(data: Mapping[str, Any], *, source: str) -> ModelConfig:
-    """Return the configuration, or raise ModelConfigError naming each bad field of `source`."""
-    try:
-        return ModelConfig.model_validate(data)
-    except ValidationError as error:
-        violations = [
-            FieldViolation(
-                ".".join(str(part) for part in problem["loc"]) or source,
-                problem["msg"].removeprefix("Value error, "),
-            )
-            for problem in error.errors()
-        ]
-        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        raise ModelConfigError(f"{source}: {text}", violations=violations) from error
-
-
-def read_documents(path: Path) -> list[Mapping[str, Any]]:
-    """Return the model configurations of a YAML file, which holds one or a list of them.
-
-    Raises ModelConfigError that names the file and, where YAML tells, the line.
-    """
-    try:
-        if path.stat().st_size > _MAXIMUM_BYTES:
-            raise ModelConfigError(f"{path.name}: is larger than {_MAXIMUM_BYTES} bytes")
-        content = first_document(path.read_bytes())
-    except OSError as error:
-        raise ModelConfigError(f"{path.name}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ModelConfigError(f"{path.name}: is not YAML: {_one_line(error)}") from error
-    documents = content if isinstance(content, list) else [content]
-    if not all(isinstance(document, dict) for document in documents):
-        raise ModelConfigError(f"{path.name}: must hold a map of settings, or a list of such maps")
-    return documents
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -8,7 +8,7 @@ from typing import Any
 
 from corral.loader.v1 import loader_pb2 as pb
 from corral.loader.v1 import loader_pb2_grpc
-from services.common.errors import NotImplementedYetError
+from services.common.errors import CorralError, NotImplementedYetError
 from services.common.names import MODELS, resource_id, resource_name
 from services.common.paging import paginate
 from services.common.streams import until
@@ -16,6 +16,7 @@ from services.common.streams import until
 from . import convert
 from . import convert_scheduling as scheduling
 from .loader import Loader
+from .model_options import OptionMaker, effective_options
 from .tunables import LiveSettings
 from .watching import Said, watch
 
@@ -34,6 +35,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         self,
         loader: Loader,
         settings: LiveSettings,
+        options: OptionMaker,
         stopping: asyncio.Event,
         *,
         drain_timeout: float,
@@ -45,6 +47,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         """
         self._loader = loader
         self._settings = settings
+        self._options = options
         self._stopping = stopping
         self._drain_timeout = drain_timeout
         self._drained = drained
@@ -69,8 +72,18 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """Return one model."""
-        view = self._loader.get(resource_id(MODELS, request.name))
-        return pb.GetModelResponse(model=convert.model(view))
+        name = resource_id(MODELS, request.name)
+        view = self._loader.get(name)
+        effective = await asyncio.to_thread(self._effective, name)
+        return pb.GetModelResponse(model=convert.model(view), effective_options=effective)
+
+    def _effective(self, name: str) -> list[pb.EffectiveOption]:
+        try:
+            load = self._loader.next_load(name)
+        except CorralError:
+            return []  # the model itself says why
+        values = self._options.values(load.entry, load.backend)
+        return effective_options(values, load.entry.config_file, load.lines)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Any

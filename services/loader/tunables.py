@@ -147,9 +147,9 @@ class Tunables(BaseModel):
     """Threads for models that do not say; 0 leaves the choice to the backend."""
 
     context_size: Annotated[int, localai("LOCALAI_CONTEXT_SIZE", "CONTEXT_SIZE")] = Field(
-        default=4096, ge=0
+        default=0, ge=0
     )
-    """Context for models that do not say, in tokens."""
+    """Context for models that do not say, in tokens; 0 takes what a GGUF file tells, up to 8192, else 4096."""
 
     f16: Annotated[bool, localai("LOCALAI_F16", "F16")] = False
     """Use half precision for the models' working memory even where their configuration does not ask."""

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from corral.backend import backend_pb2
-from services.loader.convert import model_options
 from services.loader.model_catalog import ModelCatalog, ModelEntry
+from services.loader.model_options import OptionMaker
 
 
 def read(folder: Path, text: str) -> ModelEntry:
@@ -21,7 +21,7 @@ def read(folder: Path, text: str) -> ModelEntry:
 def options(folder: Path, text: str) -> backend_pb2.ModelOptions:
     entry = read(folder, text)
     assert entry.error is None, str(entry.error)
-    return model_options(folder, threads=0, context_size=4096, f16=False)(entry, "any")
+    return OptionMaker(folder)(entry, "any")
 
 
 @pytest.mark.parametrize(
