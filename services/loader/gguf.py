@@ -24,6 +24,8 @@ _MAXIMUM_ELEMENTS: Final = 1 << 22
 _MAXIMUM_HEADER: Final = 1 << 26
 _KEPT: Final = 1024
 """Elements of arrays of numbers to keep: heads are counted for each layer, vocabularies are longer."""
+_LARGEST: Final = 2**31 - 1
+"""No count of anything is larger; the wire has no room for it either."""
 _FIRST_READ: Final = 1 << 20
 
 _FIXED, _LENGTH, _KIND = struct.Struct("<4sIQQ"), struct.Struct("<Q"), struct.Struct("<I")
@@ -124,7 +126,7 @@ class Header:
     def kv_heads(self) -> list[int]:
         """Heads whose keys and values are kept, for each layer."""
         counts = self.numbers("attention.head_count_kv") or self.numbers("attention.head_count")
-        return counts if len(counts) > 1 else counts * self.layers
+        return counts if len(counts) > 1 else counts * min(self.layers, _KEPT)
 
     @property
     def predicts_ahead(self) -> bool:
@@ -150,7 +152,11 @@ class Header:
         """Return the same where there may be one for each layer."""
         value = self.metadata.get(f"{self.architecture}.{key}")
         values = value if isinstance(value, list) else [value]
-        return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+        return [
+            v
+            for v in values
+            if isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= _LARGEST
+        ]
 
 
 def read_header(path: Path) -> Header:
@@ -229,17 +235,11 @@ class _Reader:
         return [self._unpack(layout)[0] for _ in range(count)]
 
     def _skip_strings(self, count: int) -> None:
-        # A vocabulary has 150,000 and more: this loop is the cost of a header.
-        at, left, unpack = self._at, count, _LENGTH.unpack_from
+        at, left = self._at, count
         while left:
-            data = self._data
-            try:
-                for left in range(left, 0, -1):  # noqa: B007, B020 - it is how many were left
-                    at += 8 + unpack(data, at)[0]
-            except struct.error:
-                self._need(at + 8)
-            else:
-                left = 0
+            at, left = _skip(self._data, at, left)
+            if left:
+                self._need(at + _LENGTH.size)
         self._at = at
         self._need(at)
 
@@ -265,3 +265,16 @@ class _Reader:
             if not more:
                 raise GgufError("is truncated: it became shorter while it was read")
             self._data += more
+
+
+def _skip(data: bytes, at: int, left: int) -> tuple[int, int]:
+    """Go over texts as far as the data reaches; return where, and how many are left."""
+    unpack = _LENGTH.unpack_from
+    try:
+        # A vocabulary has 150,000 and more: this loop is the cost of a header.
+        for rest in range(left, 0, -1):
+            left = rest
+            at += 8 + unpack(data, at)[0]
+    except (struct.error, OverflowError):
+        return at, left
+    return at, 0
