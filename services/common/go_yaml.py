@@ -183,7 +183,9 @@ def _build(content: str | bytes) -> Any:
         while True:
             event = next_event()
             if isinstance(event, yaml.DocumentStartEvent):
-                return _value(next_event(), next_event, {})
+                value = _value(next_event(), next_event, {})
+                next_event()  # the document's end: what stands there may be no YAML
+                return value
             if isinstance(event, yaml.StreamEndEvent):
                 return None
     finally:

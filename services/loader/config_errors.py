@@ -29,6 +29,7 @@ _WORDS: Final[Mapping[str, str]] = {
     "model_type": "is not a map; write `name: value` on indented lines of their own",
 }
 _SYNTAX: Final[Mapping[str, str]] = {
+    "tab character": "indent with spaces, not tabs",
     "found character that cannot start any token": (
         "put a text with special characters into quotes, and indent with spaces, not tabs"
     ),
@@ -56,6 +57,8 @@ def unreadable(file: str, why: str) -> ModelConfigError:
 
 def not_yaml(file: str, part: Part, error: Exception) -> ModelConfigError:
     """Return the error for a text that is no YAML, with its line and, if it can be told, the key."""
+    if isinstance(error, yaml.reader.ReaderError):
+        error = _bad_bytes(part.content) or error
     if isinstance(error, UnicodeDecodeError):
         line = part.first_line + part.content.count(b"\n", 0, error.start)
         return UnreadableConfigError(
@@ -78,6 +81,14 @@ def not_yaml(file: str, part: Part, error: Exception) -> ModelConfigError:
         f"{file}, line {part.first_line + line - 1}{near}: {message}",
         violations=[FieldViolation(key or file, message)],
     )
+
+
+def _bad_bytes(content: bytes) -> UnicodeDecodeError | None:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return error
+    return None
 
 
 def not_a_map(file: str, line: int) -> ModelConfigError:
@@ -108,7 +119,7 @@ def wrong_fields(
 
 def _description(problem: Any) -> str:
     kind, value = problem["type"], problem["input"]
-    shown = repr(getattr(value, "written", value))
+    shown = str(getattr(value, "written", "")) or repr(value)
     shown = shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
     if kind in _WORDS:
         return f"{shown} {_WORDS[kind]}"

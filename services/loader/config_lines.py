@@ -15,7 +15,7 @@ import yaml
 from services.common.go_yaml import first_node
 
 _ITEM = re.compile(rb"^- ?", re.MULTILINE)
-_KEY = re.compile(r"^(\s*(?:- +)*)([\w.-]+):(?:\s|$)")
+_KEY = re.compile(r"^( *(?:- +)*)([\w.-]+):(?:\s|$)")
 _MERGE = "<<"
 
 

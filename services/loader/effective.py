@@ -97,7 +97,8 @@ def effective_values(
 
     def needs(context: int) -> int:
         usage = replace(usage_of(values), context_size=context)
-        return footprint.estimate(config, models_path, facts.header, usage, facts.gpus).total
+        devices = footprint.estimate(config, models_path, facts.header, usage, facts.gpus).devices
+        return sum(size for device, size in devices.items() if device != footprint.RAM)
 
     values["ContextSize"] = context_size(config, facts, needs)
     values["NBatch"] = batch(config, facts, values["ContextSize"].value)

@@ -312,7 +312,7 @@ class ModelCatalog:
                     left = other if chosen is entry else entry
                     doubles.add((entry.name, chosen.config_file, left.config_file))
         for name, file, other_file in doubles - self._doubles:
-            _log.warning("two models have one name", name=name, used=file, ignored=other_file)
+            _log.warning("two models have one name", model=name, used=file, ignored=other_file)
         self._doubles = doubles
         for name, entry in found.items():
             if entry.config.alias and not entry.error:
