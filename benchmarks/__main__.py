@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import sys
 
-NAMES = ("gateway", "startup")
+NAMES = ("gateway", "startup", "models")
 
 
 def main() -> int:
