@@ -16,6 +16,8 @@ _log = get_logger(__name__)
 
 _SETTLE = 0.05
 """Seconds from the first sign of a change to the look: what is written together is read together."""
+_SETTLE_MOST = 0.2
+"""The same for a folder that takes long to look at."""
 _SHARE = 100
 """Looks without a sign of change take no more than this part of the time, however large the folder."""
 _AT_ONCE = 100
@@ -76,7 +78,7 @@ class Follower:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(interval, cost * _SHARE)):
                         await events.changed.wait()
-                    await asyncio.sleep(max(_SETTLE, cost))
+                    await asyncio.sleep(min(max(_SETTLE, cost), _SETTLE_MOST))
 
     async def _refresh(self) -> None:
         # A folder of thousands takes long enough for the calls in progress to notice.

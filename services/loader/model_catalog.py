@@ -11,11 +11,10 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from services.common.errors import (
     ModelConfigError,
@@ -31,6 +30,7 @@ from .config_file import MAXIMUM_BYTES, MAXIMUM_LIST_BYTES, lines_of, models_in,
 from .config_lines import Lines
 from .model_config import ModelConfig, inside_models_folder
 from .model_entry import ModelEntry
+from .model_set import Models, merge, wrong_alias
 
 __all__ = ["ModelCatalog", "ModelEntry", "Models"]
 
@@ -70,18 +70,6 @@ class _Look:
     """How long it took."""
 
 
-@dataclass(frozen=True, slots=True)
-class Models:
-    """All models at one moment. Immutable: whoever holds it may read it from any thread."""
-
-    by_name: Mapping[str, ModelEntry] = field(default_factory=dict)
-    """Sorted by name."""
-    by_file: Mapping[str, str] = field(default_factory=dict)
-    """Names of models by their model file or repository; of several the first name."""
-    only: str | None = None
-    """The name of the model if exactly one is configured (or, without any, one loose file)."""
-
-
 class ModelCatalog:
     """The models folder. It may be asked from several threads."""
 
@@ -108,9 +96,9 @@ class ModelCatalog:
 
         Costs one stat, where nothing came or went.
         """
-        if self._looked is None or self._came_or_went(self._looked):
+        if self._looked is None:
             return self.look()
-        return self._models
+        return self.look(_SLICE) if self._came_or_went(self._looked) else self._models
 
     def look(self, most: int | None = None, first: str = "") -> Models:
         """Compare the folder with what was read last, read what changed, and return the models now.
@@ -137,14 +125,35 @@ class ModelCatalog:
             read = {name: self._read(name, paths[name], stamps[name]) for name in changed}
         loose = {name for name in paths if name not in stamps}
         with self._lock:
+            if self._looked is not None and self._looked.clock > clock:
+                # Another look began later and ended first; what came to its notice stays.
+                read = {n: file for n, file in read.items() if self._files.get(n) is known.get(n)}
+                stamps |= dict.fromkeys(self._files)
+                loose |= self._loose.keys()
+            else:
+                self._looked = _Look(0 if left else changed_at, clock, time.time() - clock)
             files = {name: file for name, file in self._files.items() if name in stamps}
             files.update((name, file) for name, file in read.items() if file is not None)
-            if files != self._files or loose != self._loose.keys() or self._looked is None:
-                self._files = files
-                self._loose = {name: self._loose.get(name) or _loose(name) for name in loose}
-                self._models = self._merge()
-            self._looked = _Look(0 if left else changed_at, clock, time.time() - clock)
+            self._put(files, loose, read)
             return self._models
+
+    def _put(self, files: dict[str, _File], loose: Collection[str], read: Iterable[str]) -> None:
+        """Take what the folder holds now; `read` names the files that may be others than before."""
+        before, self._files = self._files, files
+        alike = self._loose.keys() == loose and before.keys() == files.keys()
+        if alike and all(before[name] is files[name] for name in read):
+            return
+        self._loose = {name: self._loose.get(name) or _loose(name) for name in loose}
+        pairs = [(before[n].entries, files[n].entries) for n in read] if alike else None
+        changed = self._models.exchange(pairs) if pairs is not None else None
+        if changed is None:
+            order = sorted(files, key=lambda name: (name != str(self._list_file), name))
+            entries = (entry for name in order for entry in files[name].entries)
+            changed, doubles = merge(entries, self._loose)
+            for name, used, ignored in doubles - self._doubles:
+                _log.warning("two models have one name", model=name, used=used, ignored=ignored)
+            self._doubles = doubles
+        self._models = changed
 
     def resolve(self, name: str) -> ModelEntry:
         """Return the model that a call names: by name, by its model file, or a file in a sub-folder.
@@ -155,7 +164,7 @@ class ModelCatalog:
         if entry.config.alias and not entry.error:
             entry = self.find(entry.config.alias)
             if entry.config.alias:  # its own target changed in this moment
-                raise _wrong_alias(entry)
+                raise wrong_alias(entry)
         if entry.error:
             raise entry.error
         if entry.config.disabled:
@@ -171,11 +180,11 @@ class ModelCatalog:
         The file of a model that is known is looked at once more, and for one that is not known the whole
         folder, if it can have changed: what was written a moment ago counts.
         """
-        entry = _pick(self.current(), name)
+        entry = self.current().pick(name)
         if entry is not None and entry.config_file and self._reread(entry.config_file):
-            entry = _pick(self._models, name)
+            entry = self._models.pick(name)
         if entry is None and self._may_have_changed():
-            entry = _pick(self.look(_SLICE, name), name)
+            entry = self.look(_SLICE, name).pick(name)
         if entry is not None and (entry.config_file or "/" in name):
             return entry
         try:
@@ -236,7 +245,7 @@ class ModelCatalog:
         """Whether a file can have come or gone since; one that was rewritten in place is not seen."""
         return (
             self._folder_changed() != look.changed_at
-            or look.clock - look.changed_at / 1e9 < _CLOCK_TICK
+            or abs(look.clock - look.changed_at / 1e9) < _CLOCK_TICK
         )
 
     def _may_have_changed(self) -> bool:
@@ -256,10 +265,10 @@ class ModelCatalog:
         if read is None and stamp is not None:
             return False
         with self._lock:
-            self._files = {other: file for other, file in self._files.items() if other != name}
+            files = {other: file for other, file in self._files.items() if other != name}
             if read is not None:
-                self._files[name] = read
-            self._models = self._merge()
+                files[name] = read
+            self._put(files, self._loose.keys(), [name])
             return True
 
     def _read(self, name: str, path: Path | str, stamp: Stamp | None) -> _File | None:
@@ -276,51 +285,6 @@ class ModelCatalog:
             return None  # somebody may be writing it; it is read again at the next look
         return _File(stamp, entries)
 
-    # Putting it together
-
-    def _merge(self) -> Models:
-        configured = self._configured()
-        used = {path for entry in configured.values() for path in _used_files(entry.config)}
-        found = configured | {
-            name: entry
-            for name, entry in self._loose.items()
-            if name not in used and name not in configured
-        }
-        found = dict(sorted(found.items()))
-        by_file: dict[str, str] = {}
-        own = []
-        for name, entry in found.items():
-            if entry.config.model:
-                by_file.setdefault(entry.config.model, name)
-            if not entry.config.alias:
-                own.append(entry)
-        names = [entry.name for entry in own if not entry.loose] or [entry.name for entry in own]
-        only = names[0] if len(names) == 1 else None
-        return Models(MappingProxyType(found), MappingProxyType(by_file), only)
-
-    def _configured(self) -> dict[str, ModelEntry]:
-        found: dict[str, ModelEntry] = {}
-        doubles = set()
-        listing = str(self._list_file)
-        for name in sorted(self._files, key=lambda name: (name != listing, name)):
-            for entry in self._files[name].entries:
-                other = found.get(entry.name)
-                # As in LocalAI the last one counts, but a broken one never hides one that is not.
-                chosen = other if other is not None and entry.error and not other.error else entry
-                found[entry.name] = chosen
-                if other is not None:
-                    left = other if chosen is entry else entry
-                    doubles.add((entry.name, chosen.config_file, left.config_file))
-        for name, file, other_file in doubles - self._doubles:
-            _log.warning("two models have one name", model=name, used=file, ignored=other_file)
-        self._doubles = doubles
-        for name, entry in found.items():
-            if entry.config.alias and not entry.error:
-                target = found.get(entry.config.alias) or self._loose.get(entry.config.alias)
-                if target is None or target.config.alias:
-                    found[name] = replace(entry, error=_wrong_alias(entry))
-        return found
-
 
 @contextmanager
 def _without_collection(files: int) -> Iterator[None]:
@@ -336,10 +300,6 @@ def _without_collection(files: int) -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _pick(models: Models, name: str) -> ModelEntry | None:
-    return models.by_name.get(name) or models.by_name.get(models.by_file.get(name, ""))
 
 
 def _is_config(name: str) -> bool:
@@ -368,18 +328,4 @@ def _young(stamp: Stamp | None) -> bool:
 def _loose(name: str) -> ModelEntry:
     return ModelEntry(
         name, ModelConfig.model_validate({"name": name, "parameters": {"model": name}})
-    )
-
-
-def _used_files(config: ModelConfig) -> set[str]:
-    return {config.model, config.mmproj, config.draft_model, config.lora_adapter} | set(
-        config.lora_adapters
-    )
-
-
-def _wrong_alias(entry: ModelEntry) -> ModelConfigError:
-    return ModelConfigError(
-        f"{entry.config_file}: model {entry.name!r} is an alias of {entry.config.alias!r}, which is"
-        " not a model of its own; name one that is",
-        resource=Resource("model", entry.name),
     )

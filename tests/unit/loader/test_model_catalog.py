@@ -78,7 +78,7 @@ def test_a_call_reads_no_more_than_a_slice(tmp_path: Path, reads: list[str]) -> 
     catalog._looked = model_catalog._Look(0, time.time(), 0)  # as if it had been looked at just now
     assert catalog.look(50, "m137").by_name["m137"]
     assert len(reads) == 50
-    assert len(catalog.models()) == 200
+    assert len(catalog.look().by_name) == 200
 
 
 def test_half_a_file_keeps_what_was_there(tmp_path: Path) -> None:
