@@ -31,7 +31,7 @@ from .gateway import SERVICE as DATA_SERVICE
 from .gateway import Gateway
 from .gpus import Gpus
 from .guarding import Guard
-from .ledger import Ledger, file_sizes
+from .ledger import Ledger
 from .loader import Loader
 from .logs import LogBook
 from .measuring import Meter
@@ -108,7 +108,7 @@ async def build(
     stack.callback(footprints.close)
     ledger = Ledger(
         devices=devices,
-        predict=file_sizes(settings.models_path),
+        predict=to_options.predict,
         measure=Meter(gpus),
         footprints=footprints,
         release_timeout=settings.release_timeout,

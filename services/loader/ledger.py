@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Protocol
 
 from services.common.errors import DeadlineError
@@ -187,15 +186,3 @@ def budget_of(device: Device, settings: Tunables) -> int:
 
 def _key(entry: ModelEntry, backend: Backend) -> FootprintKey:
     return FootprintKey(entry.name, entry.revision, backend.name)
-
-
-def file_sizes(models_path: Path) -> Predict:
-    """Return the estimate that takes a model's file for its need, where nothing better is known."""
-
-    def predict(entry: ModelEntry, backend: Backend, devices: tuple[Device, ...]) -> Reservation:
-        try:
-            return Reservation({RAM: (models_path / entry.config.model).stat().st_size})
-        except (OSError, ValueError):
-            return Reservation()
-
-    return predict

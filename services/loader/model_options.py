@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ from corral.loader.v1 import loader_pb2 as pb
 from services.common.logs import get_logger
 
 from . import footprint
+from .backend_catalog import Backend
 from .config_lines import Lines
+from .devices import Device
 from .effective import effective_values, usage_of
 from .footprint import Footprint
 from .gguf import GgufError, Header, read_header
+from .ledger import Basis, Reservation
 from .model_catalog import ModelEntry
 from .option_defaults import Facts, OptionSettings, Source, Value, is_llama
 
@@ -70,6 +73,13 @@ class OptionMaker:
         usage = usage_of(self.values(entry, backend))
         header, gpus = self.header(entry), self._gpus()
         return footprint.estimate(entry.config, self._models_path, header, usage, gpus)
+
+    def predict(
+        self, entry: ModelEntry, backend: Backend, devices: Sequence[Device]
+    ) -> Reservation:
+        """Return what to reserve for the model; see `footprint`."""
+        found = self.footprint(entry, backend.name)
+        return Reservation(found.devices, Basis(found.basis.value))
 
     def header(self, entry: ModelEntry) -> Header | None:
         """Return the header of the model's file; None if it has none. Read again when the file changes."""

@@ -193,3 +193,20 @@ async def test_thousands_of_models_are_served_at_once(loader: LoaderUnderTest) -
     (loader.models / "zz.yaml").write_text("name: zz\nthreads: x\n")
     assert (await model(loader, "zz")).config_error
     assert (await refused(loader.control.LoadModel(load("nobody")))).reason == "MODEL_NOT_FOUND"
+
+
+async def test_what_a_model_is_expected_to_need(loader: LoaderUnderTest) -> None:
+    loader.add_backend("llama-cpp")
+    loader.add_model("said", "llama-cpp", memory={"ram": "300MiB"})
+    write_tiny("count", loader.models / "tiny.gguf")
+    await loader.start()
+
+    async def memory(name: str) -> Any:
+        request = pb.PlanEvictionRequest(name=name)
+        return (await loader.control.PlanEviction(request)).memory[0]
+
+    said, guessed = await memory("said"), await memory("tiny.gguf")
+    assert (said.device, said.bytes) == ("ram", 300 * 1024**2)
+    assert said.basis == pb.MemoryReservation.BASIS_CONFIGURED
+    assert guessed.basis == pb.MemoryReservation.BASIS_ESTIMATED
+    assert guessed.bytes > (loader.models / "tiny.gguf").stat().st_size
