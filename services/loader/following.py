@@ -18,7 +18,7 @@ _SETTLE = 0.05
 """Seconds from the first sign of a change to the look: what is written together is read together."""
 _SETTLE_MOST = 0.2
 """The same for a folder that takes long to look at."""
-_SHARE = 100
+_SHARE = 200
 """Looks without a sign of change take no more than this part of the time, however large the folder."""
 _AT_ONCE = 100
 """Changes to tell of before the calls in progress get their turn."""

@@ -131,7 +131,7 @@ class Loader:
             revision_is=self._revision_is,
         )
         self._resting: dict[str, tuple[ModelEntry, ModelView]] = {}
-        """Pictures of models that nobody asked for, which change only with their configuration."""
+        """Pictures of models that nobody asked for, which change only with their configuration or a pin."""
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
@@ -267,6 +267,7 @@ class Loader:
         """Pin or unpin the model; kept over restarts."""
         entry = self._models.find(name)
         self._pins.set(entry.name, pinned)
+        self._resting.pop(entry.name, None)
         self._publish(entry.name)
         self.scheduler.wake()
         return self.get(entry.name)
@@ -417,12 +418,12 @@ class Loader:
         return select_from(self._backends, entry.config, model_file)
 
     def _view(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
-        pinned = self.pinned(entry)
         if supervisor is not None:
-            return view(entry, supervisor, pinned=pinned)
+            return view(entry, supervisor, pinned=self.pinned(entry))
         kept = self._resting.get(entry.name)
-        if kept is None or kept[0] is not entry or kept[1].pinned != pinned:
-            kept = self._resting[entry.name] = (entry, view(entry, None, pinned=pinned))
+        if kept is None or kept[0] is not entry:
+            kept = (entry, view(entry, None, pinned=self.pinned(entry)))
+            self._resting[entry.name] = kept
         return kept[1]
 
     def backends_changed(self, names: Collection[str]) -> None:
