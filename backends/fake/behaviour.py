@@ -171,6 +171,9 @@ class Behaviour:
         "python",
     )
     notes: str = _of("Output", "", "File in which it notes loads, cancellations and a slow end")
+    load_request: str = _of(
+        "Output", "", "File in which it keeps LoadModel's request, as on the wire"
+    )
 
     children: int = _of("Processes", 0, "Helper processes in its own group")
     escapee: int = _of("Processes", 0, "Helper processes in sessions of their own")

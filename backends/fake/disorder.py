@@ -33,6 +33,12 @@ def note(how: Behaviour, text: str) -> None:
             file.write(text + "\n")
 
 
+def keep_request(how: Behaviour, request: bytes) -> None:
+    """Put the last request to load a model into the file for it, if there is one."""
+    if how.load_request:
+        Path(how.load_request).write_bytes(request)
+
+
 def begin(how: Behaviour) -> None:
     """Do what comes before the program listens; may not return."""
     if how.ignore_sigterm:

@@ -61,6 +61,7 @@ class Model:
         """Take the model that the request names."""
         how = call.how
         disorder.note(how, f"load {request.Model}")
+        disorder.keep_request(how, request.SerializeToString())
         if how.load_memory_mib:
             self._kept.append(disorder.memory(how.load_memory_mib))
         if how.load_progress:

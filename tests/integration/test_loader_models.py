@@ -14,12 +14,12 @@ from google.protobuf import json_format
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
 from services.common.status import from_rpc_error
-from tests.fakes import backend_fake
 from tests.tools.loader_calls import MODEL, load, prompt
 from tests.tools.running import LoaderUnderTest, eventually
 from tests.tools.tiny_gguf import write_tiny
 
 Option = pb.EffectiveOption
+REQUEST = "request.bin"
 
 
 async def listed(loader: LoaderUnderTest) -> dict[str, pb.Model]:
@@ -38,7 +38,7 @@ async def told(loader: LoaderUnderTest, name: str = "m") -> dict[str, Any]:
 
 
 def received(loader: LoaderUnderTest, backend: str) -> backend_pb2.ModelOptions:
-    content = (loader.backends / backend / backend_fake.OPTIONS).read_bytes()
+    content = (loader.backends / backend / REQUEST).read_bytes()
     return backend_pb2.ModelOptions.FromString(content)
 
 
@@ -104,7 +104,7 @@ async def _has_error(loader: LoaderUnderTest, name: str) -> bool:
 
 
 async def test_what_getmodel_tells_is_what_the_backend_gets(loader: LoaderUnderTest) -> None:
-    loader.add_backend("llama-cpp")
+    loader.add_backend("llama-cpp", load_request=REQUEST)
     write_tiny("count", loader.models / "tiny.gguf", ctx=1234)
     (loader.models / "m.yaml").write_text(
         "# a model\nname: m\nbackend: llama-cpp\nparameters:\n  model: tiny.gguf\n"
@@ -138,7 +138,7 @@ async def test_what_getmodel_tells_is_what_the_backend_gets(loader: LoaderUnderT
 
 
 async def test_guessing_can_be_switched_off(loader: LoaderUnderTest) -> None:
-    loader.add_backend("llama-cpp")
+    loader.add_backend("llama-cpp", load_request=REQUEST)
     write_tiny("count", loader.models / "tiny.gguf", ctx=1234)
     await loader.start(env={"LOCALAI_DISABLE_GUESSING": "true", "XPU": "1"})
     options = await told(loader, "tiny.gguf")
@@ -149,7 +149,7 @@ async def test_guessing_can_be_switched_off(loader: LoaderUnderTest) -> None:
 
 async def test_a_change_is_applied_at_once(loader: LoaderUnderTest) -> None:
     """Not after the interval, which is for folders that tell of nothing."""
-    loader.add_backend("fake")
+    loader.add_backend("fake", load_request=REQUEST)
     loader.add_model("m", "fake")
     await loader.start("--models-interval", "1h")
     await loader.control.LoadModel(load())
@@ -196,7 +196,7 @@ async def test_thousands_of_models_are_served_at_once(loader: LoaderUnderTest) -
 
 
 async def test_what_a_model_is_expected_to_need(loader: LoaderUnderTest) -> None:
-    loader.add_backend("llama-cpp")
+    loader.add_backend("llama-cpp", load_request=REQUEST)
     loader.add_model("said", "llama-cpp", memory={"ram": "300MiB"})
     write_tiny("count", loader.models / "tiny.gguf")
     await loader.start()
