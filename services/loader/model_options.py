@@ -15,7 +15,7 @@ from corral.loader.v1 import loader_pb2 as pb
 from services.common.logs import get_logger
 
 from . import footprint
-from .backend_catalog import Backend
+from .backend import Backend
 from .config_lines import Lines
 from .devices import Device
 from .effective import effective_values, usage_of
