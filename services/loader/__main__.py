@@ -83,8 +83,6 @@ async def build(
             xpu=settings.xpu,
         )
 
-    gpus = Gpus()
-    devices = LocalDevices(gpus)
     to_options = OptionMaker(settings.models_path, option_settings, gpu_totals(devices))
 
     def connect(address: str, token: str) -> GrpcConnection:
