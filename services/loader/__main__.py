@@ -17,6 +17,7 @@ from services.common.server import run_service
 from services.common.tasks import Background
 
 from .admission import CallMeter
+from .adoption import Adoption
 from .backend_addresses import BackendAddresses, socket_folder
 from .backend_catalog import BackendCatalog
 from .backend_places import backend_sources
@@ -32,7 +33,9 @@ from .gateway import Gateway
 from .gpus import Gpus
 from .guarding import Guard
 from .ledger import Ledger
+from .leftovers import LOADER_MARKER, Leftovers
 from .loader import Loader
+from .local_process import LocalLauncher
 from .logs import LogBook
 from .measuring import Meter
 from .model_catalog import ModelCatalog
@@ -40,12 +43,15 @@ from .model_options import OptionMaker
 from .model_view import ModelView
 from .option_defaults import OptionSettings
 from .pins import Pins
-from .process import LocalLauncher
+from .pipes import NamedPipes
+from .process_group import Surroundings
+from .process_registry import ProcessRegistry
 from .progress import activity
 from .runner import Timeouts
 from .scheduler import Scheduler
 from .servicer import LoaderServicer
 from .starter import BackendStarter, StartLimits
+from .state_lock import state_lock
 from .supervisor import Services, Supervisor
 from .tunables import LiveSettings, Tunables
 from .watchdog import Watchdog
@@ -57,9 +63,19 @@ async def build(
     settings: LoaderSettings, stack: AsyncExitStack, health: HealthServicer
 ) -> Sequence[AnyMount]:
     """Put the loader together; what is entered on the stack ends in reverse order."""
-    marker = f"CORRAL_LOADER_ID={uuid.uuid4().hex}"
-    guard = await stack.enter_async_context(Guard(marker))
-    sockets = stack.enter_context(socket_folder(settings.state_path / "loader"))
+    loader_id = uuid.uuid4().hex
+    marker = f"{LOADER_MARKER}={loader_id}"
+    state = settings.state_path / "loader"
+    await stack.enter_async_context(state_lock(state))
+    registry = ProcessRegistry(state, loader_id)
+    pipes, adopting = NamedPipes(state / "pipes"), settings.adoption != "off"
+    leftovers = Leftovers(*registry.open(), registry, pipes, settings.kill_timeout)
+    stack.callback(registry.close)
+    guard = await stack.enter_async_context(
+        Guard(marker, patience=settings.adoption_timeout, earlier=leftovers.markers)
+    )
+    left = await leftovers.claim(guard, adopt=adopting)
+    sockets = stack.enter_context(socket_folder(state))
     tasks = await stack.enter_async_context(Background())
     gpus = Gpus()
     devices = LocalDevices(gpus)
@@ -91,14 +107,22 @@ async def build(
         )
 
     starter = BackendStarter(
-        launcher=LocalLauncher(guard, settings.terminate_timeout, settings.kill_timeout),
+        launcher=LocalLauncher(
+            Surroundings(
+                guard,
+                settings.terminate_timeout,
+                settings.kill_timeout,
+                pipes if adopting else None,
+            )
+        ),
         connect=connect,
         limits=StartLimits(
             settings.start_attempts, settings.start_interval, settings.health_timeout
         ),
-        environment=backend_environment(os.environ, marker, sys.executable),
+        environment=backend_environment(os.environ, marker, sys.executable, outlives=adopting),
         models_path=settings.models_path,
         addresses=BackendAddresses(sockets),
+        registry=registry,
         external_token=settings.external_token.get_secret_value(),
     )
 
@@ -117,8 +141,9 @@ async def build(
         logs = LogBook(settings.log_lines, settings.log_bytes)
         return Supervisor(name, services=services, logs=logs, changed=changed)
 
+    models = ModelCatalog(settings.models_path, settings.models_config_file)
     loader = Loader(
-        models=ModelCatalog(settings.models_path, settings.models_config_file),
+        models=models,
         backends=backends,
         make_supervisor=make_supervisor,
         changes=ChangeLog(settings.watch_history),
@@ -128,6 +153,7 @@ async def build(
         settings=live,
         tasks=tasks,
         force_in_the_end=settings.force_backend_shutdown,
+        leave_ready=settings.adoption == "restart",
     )
     scheduler = loader.scheduler = Scheduler(
         tenants=lambda: loader.supervisors,
@@ -182,6 +208,16 @@ async def build(
 
     loader.listen(tell_health)
     loader.refresh()
+    adoption = Adoption(
+        models=models,
+        backends=backends,
+        supervisor=loader.supervisor,
+        starter=starter,
+        reserve=lambda entry, backend: ledger.reserve(entry, backend, more=False),
+        leftovers=leftovers,
+        watch=guard,
+    )
+    await adoption.adopt(left)
     tasks.spawn(
         backends.follow(settings.backends_interval, loader.backends_changed),
         name="follow the backends",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from services.common.bundled import bundled_backends
 from services.common.config import (
@@ -153,6 +153,15 @@ class LoaderSettings(ServiceSettings, Tunables):
     release_timeout: Duration = 5.0
     """How long a GPU's driver may take to give back the memory of an ended backend."""
 
+    adoption: Literal["off", "crash", "restart"] = "off"
+    """Whether ready backends outlive the loader, for its next start to take them over without loading a
+    model anew: never, when it is killed, or also when it is stopped. Backends that watch over their parent
+    are told not to."""
+
+    adoption_timeout: Duration = 60.0
+    """How long they wait for a loader with the same state folder before they are ended. One that is taken
+    over must answer Health within health_timeout."""
+
     exit_cause_timeout: Duration = 0.5
     """How long a call that was cut waits to learn how the backend ended."""
 
@@ -176,3 +185,8 @@ class LoaderSettings(ServiceSettings, Tunables):
 
     watch_history: int = Field(default=4096, ge=1)
     """Changes of models to keep for clients that resume a watch."""
+
+    @field_validator("adoption", mode="before")
+    @classmethod
+    def _adoption(cls, value: Any) -> Any:
+        return "off" if value is False else value  # so YAML reads `adoption: off`

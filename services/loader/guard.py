@@ -7,8 +7,11 @@ every process that carries the loader's marker in its environment. That reaches 
 group, and a backend that was started in the instant before the loader died. It needs nothing of the
 backends, whatever language they are written in.
 
-Run as a program (`python -I -S guard.py <marker>`), this file imports the standard library only, so
-that it is up in about 15 ms and small.
+Backends that it was told to keep are left for the next loader to take over. That one ends this guard
+when its own watches over them; if none comes in time, they are killed like the others.
+
+Run as a program (`python -I -S guard.py <patience> <marker>...`), this file imports the standard library
+only, so that it is up in about 15 ms and small. The first marker is that of its own loader.
 """
 
 from __future__ import annotations
@@ -23,59 +26,110 @@ SCAN_SECONDS = 1.5
 _PAUSE = 0.02
 _QUIET_ROUNDS = 5
 """Looks that find nothing before it is believed: a process shows no environment while it execs."""
+_LOOK = 0.25
+"""Seconds between two looks at whether those that were kept are still there."""
+_START_FIELD = 19
+"""Of /proc/<pid>/stat, counted behind the command's name: when the process was started."""
 
 
-def watch(marker: bytes) -> None:
+class Group:
+    """A process group that is watched over."""
+
+    def __init__(self, number: int, uid: bytes) -> None:
+        """Remember which process leads it now."""
+        self.number = number
+        self.marker = b"CORRAL_INSTANCE=" + uid
+        self.kept = False
+        self._leader = _start(number)
+
+    def kill(self, number: int = signal.SIGKILL) -> bool:
+        """Signal the group; False if it is gone, and its number free for others."""
+        if _start(self.number) not in (self._leader, b""):
+            return False
+        try:
+            os.killpg(self.number, number)
+        except (ProcessLookupError, PermissionError):
+            return False  # the latter if the number was taken over by someone else's group
+        return True
+
+
+def watch(patience: float, markers: set[bytes]) -> None:
     """Follow the loader's orders on stdin until it closes; then end what is left, unless told not to."""
-    groups: set[int] = set()
+    groups: dict[int, Group] = {}
     for line in sys.stdin.buffer:
-        order, _, number = line.strip().partition(b" ")
-        if order == b"add":
-            groups.add(int(number))
+        order, *words = line.split()
+        if order in (b"add", b"keep"):
+            number, group = int(words[0]), Group(int(words[0]), words[1])
+            known = groups.get(number)
+            if known is not None and known.marker == group.marker:
+                group = known
+            group.kept = order == b"keep"
+            groups[number] = group
         elif order == b"remove":
-            groups.discard(int(number))
+            groups.pop(int(words[0]), None)
         elif order == b"leave":
             return
+    markers = markers | {group.marker for group in groups.values()}
+    kept = {number: group for number, group in groups.items() if group.kept}
+    end({n: group for n, group in groups.items() if n not in kept}, markers, kept)
+    if kept:
+        wait(kept, patience)
+        end(kept, markers, {})
+
+
+def end(groups: dict[int, Group], markers: set[bytes], spared: dict[int, Group]) -> None:
+    """Kill the groups, and whoever is marked and not spared, until nothing of them is found."""
+    left = {group.marker for group in spared.values()}
     deadline = time.monotonic() + SCAN_SECONDS
     quiet = 0
     while quiet < _QUIET_ROUNDS and time.monotonic() < deadline:
-        found = kill_groups(groups) + kill_marked(marker)
+        groups = {number: group for number, group in groups.items() if group.kill()}
+        found = len(groups) + kill_marked(markers, left)
         quiet = 0 if found else quiet + 1
         time.sleep(_PAUSE)  # nothing to wait for but the kernel; this process does nothing else
 
 
-def kill_groups(groups: set[int]) -> int:
-    """SIGKILL each group; return how many still existed."""
-    alive = 0
-    for group in list(groups):
-        try:
-            os.killpg(group, signal.SIGKILL)
-            alive += 1
-        except ProcessLookupError:
-            groups.discard(group)
-        except PermissionError:
-            groups.discard(group)  # the id was taken over by someone else's group
-    return alive
+def wait(groups: dict[int, Group], patience: float) -> None:
+    """Leave the groups alone for so many seconds; forget those that end, whose numbers others get."""
+    # Whoever reads the loader's log until it closes must not wait for us.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    deadline = time.monotonic() + patience
+    while groups and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(_LOOK, left))
+        for number, group in list(groups.items()):
+            if not group.kill(0):
+                del groups[number]
 
 
-def kill_marked(marker: bytes) -> int:
-    """SIGKILL every process, other than this one, with the marker in its environment; count them."""
+def kill_marked(markers: set[bytes], spared: set[bytes]) -> int:
+    """SIGKILL every process, other than this one, with a marker in its environment; count them."""
     killed = 0
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
             with open(f"/proc/{name}/environ", "rb") as file:
-                if marker in file.read().split(b"\0"):
-                    os.kill(int(name), signal.SIGKILL)
-                    killed += 1
+                found = file.read().split(b"\0")
+            if not markers.isdisjoint(found) and spared.isdisjoint(found):
+                os.kill(int(name), signal.SIGKILL)
+                killed += 1
         except OSError:
             continue  # it ended, or belongs to someone else
     return killed
+
+
+def _start(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[_START_FIELD]
+    except (OSError, IndexError):
+        return b""
 
 
 if __name__ == "__main__":
     # The terminal's ctrl-C and a service manager's SIGTERM are meant for the loader.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    watch(sys.argv[1].encode())
+    watch(float(sys.argv[1]), {argument.encode() for argument in sys.argv[2:]})

@@ -6,10 +6,13 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psutil
 
 from services.common.logs import get_logger
 
@@ -25,10 +28,15 @@ _SHORT_LIVES = 3
 class Guard:
     """Ends process groups should this process die (see guard.py). An async context manager."""
 
-    def __init__(self, marker: str) -> None:
-        """`marker` is the `NAME=value` that every backend of this loader has in its environment."""
-        self._marker = marker
-        self._groups: set[int] = set()
+    def __init__(self, marker: str, *, patience: float = 0.0, earlier: Iterable[str] = ()) -> None:
+        """`marker` is the `NAME=value` that every backend of this loader has in its environment.
+
+        `patience` is how many seconds those that are kept wait for the next loader; `earlier` are the
+        markers of loaders whose remains this one has to see to.
+        """
+        self._arguments = [f"{patience:g}", marker, *earlier]
+        self._groups: dict[int, tuple[str, bool]] = {}
+        """The instance of each group, and whether it is kept."""
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._short_lives = 0
@@ -45,7 +53,7 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tell the guard to leave; backends that are still there after an error are its to end."""
+        """Tell the guard to leave; backends that are still there are its to end, or to keep."""
         if self._again is not None:
             self._again.cancel()
         process, self._process = self._process, None
@@ -57,24 +65,32 @@ class Guard:
                 process.stdin.write(b"leave\n")
         with suppress(BrokenPipeError):
             process.stdin.close()
+        if any(kept for _, kept in self._groups.values()):
+            return  # it stays with them
         with suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(process.wait, _LEAVE_TIMEOUT)
 
-    def add(self, pgid: int) -> None:
-        """Watch over a group."""
-        self._groups.add(pgid)
-        self._tell(f"add {pgid}\n")
+    def add(self, pgid: int, uid: str) -> None:
+        """Watch over the group of an instance: it ends with this process."""
+        self._groups[pgid] = uid, False
+        self._tell(_order(pgid, uid, keep=False))
 
-    def remove(self, pgid: int) -> None:
-        """Forget a group that has ended."""
-        self._groups.discard(pgid)
-        self._tell(f"remove {pgid}\n")
+    def keep(self, pgid: int, uid: str) -> None:
+        """Watch over a group that may outlive this process until the next loader takes it over."""
+        self._groups[pgid] = uid, True
+        self._tell(_order(pgid, uid, keep=True))
+
+    def remove(self, pgid: int, uid: str) -> None:
+        """Forget the group of an instance that has ended; not that of another, which has its number now."""
+        if self._groups.get(pgid, ("", False))[0] == uid:
+            del self._groups[pgid]
+            self._tell(f"remove {pgid}\n")
 
     def _start(self) -> None:
         self._again = None
         self._started = time.monotonic()
         process = self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_PROGRAM), self._marker],
+            [sys.executable, "-I", "-S", str(_PROGRAM), *self._arguments],
             stdin=subprocess.PIPE,
             # Nothing is ever written to it: that it closes is how the guard's end is seen.
             stdout=subprocess.PIPE,
@@ -83,8 +99,8 @@ class Guard:
         )
         assert process.stdout is not None
         asyncio.get_running_loop().add_reader(process.stdout.fileno(), self._died, process)
-        for pgid in sorted(self._groups):
-            self._write(f"add {pgid}\n")
+        for pgid, (uid, keep) in sorted(self._groups.items()):
+            self._write(_order(pgid, uid, keep=keep))
 
     def _died(self, process: subprocess.Popen[bytes]) -> None:
         """Replace the guard at once: without one, the loader's own death would leave backends behind."""
@@ -121,3 +137,28 @@ class Guard:
         if process.stdout is not None and not process.stdout.closed:
             asyncio.get_running_loop().remove_reader(process.stdout.fileno())
             process.stdout.close()
+
+
+def dismiss_guards(markers: Collection[str], timeout: float) -> None:
+    """End the guards that earlier loaders left; to be called when another watches. Blocking.
+
+    A guard is known by its command line, which holds its loader's marker: that is found however often
+    the guard was started anew, and on nobody else's.
+    """
+    guards = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            program = next(
+                (i for i, word in enumerate(words) if Path(word).name == _PROGRAM.name), -1
+            )
+            if program > 0 and words[program + 2 : program + 3] and words[program + 2] in markers:
+                process.kill()  # refuses if the pid has become somebody else's
+                guards.append(process)
+    _, alive = psutil.wait_procs(guards, timeout=timeout)
+    for process in alive:
+        _log.error("an earlier loader's guard does not end", pid=process.pid)
+
+
+def _order(pgid: int, uid: str, *, keep: bool) -> str:
+    return f"{'keep' if keep else 'add'} {pgid} {uid}\n"

@@ -105,11 +105,14 @@ class Loader:
         settings: LiveSettings,
         tasks: Background,
         force_in_the_end: bool = False,
+        leave_ready: bool = False,
     ) -> None:
         """Take the catalogs; nothing is started before the first call that needs it.
 
         `force_in_the_end`: an unload cuts the calls that are still running when the drain time ends.
+        `leave_ready`: at the end, ready instances that are idle stay for the next loader.
         """
+        self._leave_ready = leave_ready
         self._force_in_the_end = force_in_the_end
         self.scheduler: Scheduler
         """Set by the wiring: the scheduler asks the models, and they ask it."""
@@ -303,9 +306,17 @@ class Loader:
         self._supervisors[instance.model].report_lost(instance, error)
 
     async def close(self) -> None:
-        """Refuse new work and end every backend, whatever it is doing."""
+        """Refuse new work and end every backend, whatever it is doing, unless it may stay."""
         self._refusing = "the loader stops and loads no more models"
+        if self._leave_ready:
+            for supervisor in list(self._supervisors.values()):
+                if await supervisor.leave():
+                    del self._supervisors[supervisor.name]
         await self._stop_all(StopReason(Cause.SHUTDOWN, "the loader stops"))
+
+    def supervisor(self, name: str) -> Supervisor:
+        """Return who drives a model, for an instance to be handed over that runs already."""
+        return self._supervisor(name)
 
     @property
     def supervisors(self) -> Iterable[Supervisor]:

@@ -61,6 +61,14 @@ class Starter(Protocol):
         """Fill in the instance's process and address; return the connection. Raises CorralError."""
         ...
 
+    def loaded(self, instance: Instance) -> None:
+        """Take note that the instance holds its model: the next loader could use it."""
+        ...
+
+    async def leave(self, instance: Instance) -> bool:
+        """Let go of the instance for the next loader; False if it cannot do without this one."""
+        ...
+
     async def stop(self, instance: Instance, *, graceful: bool) -> bool:
         """End what `start` began, also after a failure; True when nothing is left."""
         ...
@@ -166,6 +174,7 @@ class Runner:
             return
         instance.load_message = answer.message
         instance.is_ready()
+        self._starter.loaded(instance)
         self._post(life.Loaded(generation))
 
     async def _read_model(self, instance: Instance) -> LoadAnswer:

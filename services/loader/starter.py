@@ -16,6 +16,7 @@ from .instance import Connection, Instance
 from .logs import Level, LineSplitter, LogBook, Stream
 from .model_catalog import ModelEntry
 from .process import Exit, Launcher, LineSink, ProcessSpec
+from .process_registry import ProcessRecord, ProcessRegistry
 from .readiness import PortTakenError, Readiness, start_error
 from .runner import STDERR_LINES
 
@@ -58,15 +59,17 @@ class BackendStarter:
         environment: Mapping[str, str],
         models_path: Path,
         addresses: BackendAddresses,
+        registry: ProcessRegistry,
         external_token: str = "",
     ) -> None:
-        """`environment` is what every backend gets."""
+        """`environment` is what every backend gets; `registry` learns of each process."""
         self._launcher = launcher
         self._connect = connect
         self._limits = limits
         self._environment = dict(environment)
         self._models_path = models_path
         self._addresses = addresses
+        self._registry = registry
         self._external_token = external_token
 
     async def start(self, instance: Instance, logs: LogBook) -> Connection:
@@ -86,9 +89,46 @@ class BackendStarter:
             " was told; is it a program that ignores --addr?"
         )
 
+    async def adopt(self, instance: Instance, record: ProcessRecord, logs: LogBook) -> Connection:
+        """Return the connection to a backend that an earlier loader started, if it answers Health.
+
+        Raises CorralError; `stop` then ends what is there.
+        """
+        readiness = self._readiness(instance, logs, self._limits.health)
+        sink = _sink(logs, instance.generation, readiness.announced)
+        instance.process = self._launcher.adopt(record.uid, record.pid, record.birth, sink)
+        logs.append(
+            Stream.LOADER,
+            f"taking over {instance.backend.name} (process {record.pid}) on {instance.address}",
+            instance.generation,
+            Level.INFO,
+        )
+        try:
+            return await readiness.wait(instance.process)
+        except (BackendNotReadyError, PortTakenError) as error:
+            raise BackendNotReadyError(
+                f"backend {instance.backend.name}, which an earlier loader left, does not answer Health"
+                f" within {self._limits.health:g} s (health_timeout)"
+            ) from error
+
+    def loaded(self, instance: Instance) -> None:
+        """Take note that the instance holds its model: the next loader could use it."""
+        if instance.process is not None:
+            self._registry.note(instance, adoptable=instance.process.keep())
+
+    async def leave(self, instance: Instance) -> bool:
+        """Let go of the instance for the next loader; False if it cannot do without this one."""
+        if instance.process is None or not instance.process.leave():
+            return False
+        if instance.connection is not None:
+            await instance.connection.close()
+        return True
+
     async def stop(self, instance: Instance, *, graceful: bool) -> bool:
         """End the process group, if there is one; True when nothing is left."""
         gone = instance.process is None or await instance.process.stop(graceful=graceful)
+        if gone:
+            self._registry.remove(instance.uid)
         self._addresses.give_back(instance.address)
         return gone
 
@@ -125,9 +165,12 @@ class BackendStarter:
             Level.INFO,
         )
         instance.process = await self._launcher.launch(spec, sink)
+        self._registry.note(instance, adoptable=False)
         return await readiness.wait(instance.process)
 
-    def _readiness(self, instance: Instance, logs: LogBook) -> Readiness:
+    def _readiness(
+        self, instance: Instance, logs: LogBook, timeout: float | None = None
+    ) -> Readiness:
         def connect() -> Connection:
             return self._connect(instance.address, instance.token)
 
@@ -139,7 +182,7 @@ class BackendStarter:
 
         return Readiness(
             instance.address,
-            timeout=self._limits.total(instance.entry),
+            timeout=self._limits.total(instance.entry) if timeout is None else timeout,
             health_timeout=self._limits.health,
             connect=connect,
             describe_exit=describe_exit,

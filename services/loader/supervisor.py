@@ -199,6 +199,18 @@ class Supervisor:
         self._post(life.Adopted(instance.backend.name))
         self._runner.watch(instance)
 
+    async def leave(self) -> bool:
+        """Let go of an idle instance without ending it, for the next loader; False if it must be ended.
+
+        It is the last that this supervisor does.
+        """
+        instance = self.instance
+        if self.state.phase is not Phase.READY or instance is None:
+            return False
+        if instance.holds or instance.outdated:
+            return False
+        return await self._services.starter.leave(instance)
+
     async def stop(self, reason: StopReason, *, force: bool) -> None:
         """Unload and wait until the process group is gone. Raises ModelBusyError. Idempotent."""
         if self.state.phase in life.RESTING:
