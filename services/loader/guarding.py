@@ -14,7 +14,9 @@ from typing import Self
 
 import psutil
 
+from services.common.errors import DeadlineError
 from services.common.logs import get_logger
+from services.common.tasks import wait_until
 
 _log = get_logger(__name__)
 _PROGRAM = Path(__file__).with_name("guard.py")
@@ -139,12 +141,25 @@ class Guard:
             process.stdout.close()
 
 
-def dismiss_guards(markers: Collection[str], timeout: float) -> None:
-    """End the guards that earlier loaders left; to be called when another watches. Blocking.
+async def dismiss_guards(markers: Collection[str], timeout: float) -> None:
+    """End the guards that earlier loaders left; to be called when another watches.
 
     A guard is known by its command line, which holds its loader's marker: that is found however often
     the guard was started anew, and on nobody else's.
     """
+    guards = await asyncio.to_thread(_kill_guards, markers)
+    try:
+        await wait_until(
+            # A zombie has ended; the system's first process may take its time to notice.
+            lambda: not any(map(_lives, guards)),
+            timeout=timeout,
+            what="the end of earlier guards",
+        )
+    except DeadlineError:
+        _log.error("an earlier loader's guard does not end", pids=[guard.pid for guard in guards])
+
+
+def _kill_guards(markers: Collection[str]) -> list[psutil.Process]:
     guards = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -155,9 +170,13 @@ def dismiss_guards(markers: Collection[str], timeout: float) -> None:
             if program > 0 and words[program + 2 : program + 3] and words[program + 2] in markers:
                 process.kill()  # refuses if the pid has become somebody else's
                 guards.append(process)
-    _, alive = psutil.wait_procs(guards, timeout=timeout)
-    for process in alive:
-        _log.error("an earlier loader's guard does not end", pid=process.pid)
+    return guards
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _order(pgid: int, uid: str, *, keep: bool) -> str:

@@ -64,7 +64,7 @@ class Leftovers:
             else:
                 watch.add(record.pid, record.uid)
         if self._loaders:
-            await asyncio.to_thread(dismiss_guards, self.markers, self._kill_timeout)
+            await dismiss_guards(self.markers, self._kill_timeout)
         uids = {record.uid for record in kept}
         doomed = [record for record in self._records if record.uid not in uids]
         left = {_marker(record) for record in kept}
