@@ -15,9 +15,8 @@ import pytest
 
 from services.loader.process_registry import ProcessRecord, ProcessRegistry
 from services.loader.processes import birth
-from tests.fakes.backend_fake import SLEEPER
 from tests.tools.loader_calls import backends_running, load
-from tests.tools.processes import children, descendants
+from tests.tools.processes import SLEEPER, children, descendants
 from tests.tools.running import LoaderUnderTest, alive, eventually, processes_in
 
 

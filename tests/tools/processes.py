@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+SLEEPER = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
+"""A program that does nothing until it is killed."""
 
 
 def alive(process: int | psutil.Process) -> bool:

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from services.loader.guard import Group
-from services.loader.processes import birth, is_process, marked_processes, own_group, processes_of
-from tests.fakes.backend_fake import SLEEPER
-from tests.tools.processes import children
+from services.loader.processes import birth, find_marked, is_process, own_group, processes_of
+from tests.tools.processes import SLEEPER, children
 from tests.tools.waiting import eventually_sync
 
 MARKER = f"CORRAL_INSTANCE={uuid.uuid4().hex}"
@@ -24,7 +23,7 @@ def marked() -> Iterator[subprocess.Popen[bytes]]:
     name, _, value = MARKER.partition("=")
     process = subprocess.Popen(SLEEPER, start_new_session=True, env={**os.environ, name: value})
     # It shows none while it execs.
-    eventually_sync(lambda: marked_processes({MARKER}), what="its environment")
+    eventually_sync(lambda: find_marked({MARKER}), what="its environment")
     yield process
     process.kill()
     process.wait()
@@ -70,8 +69,8 @@ def test_a_group_is_ours_by_its_leader_or_by_a_marked_member(
 
 
 def test_some_of_the_marked_are_spared(marked: subprocess.Popen[bytes]) -> None:
-    assert [p.pid for p in marked_processes({MARKER, "X=y"})] == [marked.pid]
-    assert marked_processes({MARKER}, spared={MARKER}) == []
+    assert [p.pid for p in find_marked({MARKER, "X=y"})] == [marked.pid]
+    assert find_marked({MARKER}, spared={MARKER}) == []
 
 
 def test_the_guard_leaves_a_number_alone_that_was_given_out_again(
