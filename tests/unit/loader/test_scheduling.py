@@ -70,6 +70,12 @@ class Process:
     async def drain_output(self, timeout: float) -> None:
         return
 
+    def keep(self) -> bool:
+        return False
+
+    def leave(self) -> bool:
+        return False
+
     async def stop(self, *, graceful: bool) -> bool:
         return True
 
@@ -153,6 +159,13 @@ class World:
             self.wrong.append("too many loads")
         await process.started
         return process
+
+    def loaded(self, instance: Instance) -> None:
+        if instance is not self.processes[instance.model].instance:
+            self.wrong.append(f"{instance.model} was loaded by another process than it has")
+
+    async def leave(self, instance: Instance) -> bool:
+        return False
 
     async def stop(self, instance: Instance, *, graceful: bool) -> bool:
         process = self.processes[instance.model]
