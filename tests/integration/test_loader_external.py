@@ -74,7 +74,7 @@ def served() -> Iterator[Served]:
 @pytest.fixture
 async def running(loader: LoaderUnderTest, served: Served) -> LoaderUnderTest:
     loader.add_model("m", "afar")
-    loader.add_model("other-name", alias="m")
+    (loader.models / "other-name.yaml").write_text("name: other-name\nalias: m\n")
     await loader.start("--external-backend", f"afar=127.0.0.1:{served.port}")
     await loader.data.Predict(pb.PredictOptions(), metadata=MODEL, timeout=10)
     return loader
