@@ -19,7 +19,7 @@ from .leftovers import Leftovers
 from .logs import Level, LogBook, Stream
 from .model_catalog import ModelCatalog, ModelEntry
 from .process import GroupWatch
-from .process_registry import ProcessRecord, backend_revision
+from .process_registry import ProcessRecord
 from .supervisor import Supervisor
 
 _log = get_logger(__name__)
@@ -126,7 +126,7 @@ class Adoption:
             found = self._backends.find(record.backend)
         except CorralError:
             return Backend(record.backend, run_file=Path(record.run_file)), False
-        return found, backend_revision(found) == record.backend_revision
+        return found, found.revision == record.backend_revision
 
 
 def _as_loaded(entry: ModelEntry, record: ProcessRecord, *, same: bool) -> ModelEntry:

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.common.logs import get_logger
 
-from .backend_catalog import Backend
 from .instance import Instance
 from .processes import birth
 
@@ -43,7 +42,7 @@ class ProcessRecord(BaseModel):
     model_revision: str
     backend: str = Field(min_length=1)
     backend_revision: str
-    """See `backend_revision`."""
+    """Its program and metadata, as in `Backend.revision`."""
     run_file: str
     address: str = Field(min_length=1)
     token: str = Field(repr=False)
@@ -107,7 +106,7 @@ class ProcessRegistry:
                 model=instance.model,
                 model_revision=instance.entry.revision,
                 backend=instance.backend.name,
-                backend_revision=backend_revision(instance.backend),
+                backend_revision=instance.backend.revision,
                 run_file=str(instance.backend.run_file or ""),
                 address=instance.address,
                 token=instance.token,
@@ -155,16 +154,6 @@ class ProcessRegistry:
         with suppress(OSError):
             path.unlink()
         return None
-
-
-def backend_revision(backend: Backend) -> str:
-    """Return what changes when a backend is installed anew."""
-    try:
-        status = (backend.run_file or Path()).stat()
-    except OSError:
-        return ""
-    found = (status.st_mtime_ns, status.st_size, status.st_ino)
-    return f"{backend.run_file}/{'.'.join(map(str, found))}/{backend.version}"
 
 
 def _private(path: str, flags: int) -> int:
