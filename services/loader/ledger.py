@@ -155,8 +155,12 @@ class Ledger:
         )
         if not measured or instance.stopping:
             return False
+        key = _key(instance.entry, instance.backend)
+        known = {} if not instance.memory else self._footprints.get(key) or {}
         instance.memory = measured
-        self._footprints.learn(_key(instance.entry, instance.backend), measured)
+        # What it has between calls is not all that it ever needed: a figure comes down once a load at most.
+        more = {device: size for device, size in measured.items() if size > known.get(device, -1)}
+        self._footprints.learn(key, more)
         return True
 
     async def released(self, instance: Instance) -> None:
