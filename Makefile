@@ -39,8 +39,8 @@ check: $(READY) ## Everything that holds without running the program: format, li
 	$(BIN)/python scripts/gen_protos.py --check
 	$(BIN)/python scripts/gen_readme.py --check
 
-test: $(READY) ## All tests
-	$(BIN)/pytest
+test: $(READY) ## All tests, side by side: most of their time is waiting for processes to start
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 e2e: $(READY) ## The tests of the whole, with real models
 	$(BIN)/pytest tests/e2e
