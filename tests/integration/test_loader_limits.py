@@ -6,54 +6,24 @@ import asyncio
 from typing import Any
 
 import grpc
-import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.field_mask_pb2 import FieldMask
 
 from corral.loader.v1 import loader_pb2 as pb
-from services.common.errors import CorralError
-from services.common.status import from_rpc_error
-from tests.tools.loader_calls import FOREVER, load, prompt
-from tests.tools.running import LoaderUnderTest, eventually
-
-UNLOADED, READY, WAITING = (
-    pb.Model.STATE_UNLOADED,
-    pb.Model.STATE_READY,
-    pb.Model.STATE_WAITING,
+from tests.tools.loader_calls import (
+    FOREVER,
+    READY,
+    UNLOADED,
+    WAITING,
+    begin,
+    change,
+    load,
+    model,
+    named,
+    prompt,
+    refused,
+    states,
 )
-
-
-def named(name: str) -> tuple[tuple[str, str], ...]:
-    return (("corral-model", name),)
-
-
-async def begin(loader: LoaderUnderTest, *names: str, **settings: Any) -> None:
-    """Lay out models that share one backend, before the loader is started."""
-    loader.add_backend("fake")
-    for name in names:
-        loader.add_model(name, "fake", **settings)
-
-
-async def model(loader: LoaderUnderTest, name: str) -> pb.Model:
-    return (await loader.control.GetModel(pb.GetModelRequest(name=name))).model
-
-
-async def states(loader: LoaderUnderTest) -> dict[str, int]:
-    models = (await loader.control.ListModels(pb.ListModelsRequest())).models
-    return {each.name.removeprefix("models/"): each.state for each in models}
-
-
-async def refused(call: Any) -> CorralError:
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call
-    return from_rpc_error(failed.value)
-
-
-async def change(loader: LoaderUnderTest, **values: Any) -> pb.UpdateSettingsResponse:
-    request = pb.UpdateSettingsRequest(
-        settings=pb.Settings(**values), update_mask=FieldMask(paths=list(values))
-    )
-    return await loader.control.UpdateSettings(request)
+from tests.tools.running import LoaderUnderTest, eventually
 
 
 async def test_the_least_recently_used_makes_way(loader: LoaderUnderTest) -> None:
