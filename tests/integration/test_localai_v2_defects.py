@@ -265,6 +265,28 @@ async def test_v2_13_failed_loads_are_told_and_leave_nothing_behind(
     await eventually(no_more, what="as few descriptors, threads and files as before")
 
 
+async def test_v2_13_what_cannot_be_loaded_at_the_start_is_told(loader: LoaderUnderTest) -> None:
+    await begin(loader, "m")
+    loader.add_backend("bad", load="refuse")
+    loader.add_model("broken", "bad")
+    await loader.start(*(f"--load-to-memory={name}" for name in ("broken", "missing", "m")))
+
+    async def loaded() -> bool:
+        return (await states(loader))["m"] == READY
+
+    await eventually(loaded, what="the model that can be loaded")
+
+    def told() -> bool:
+        errors = [
+            line for line in loader.service.log.read_text().splitlines() if "at the start" in line
+        ]
+        return all(
+            any(said in line for line in errors) for said in ("no such architecture", "missing")
+        )
+
+    await eventually(told, what="both errors in the log")
+
+
 async def test_v2_14_the_log_names_both_the_alias_and_what_it_means(
     loader: LoaderUnderTest,
 ) -> None:

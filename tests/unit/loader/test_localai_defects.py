@@ -64,7 +64,7 @@ HEAD = {
 
 CANNOT = {
     "V2 8": "no lock is needed: every change of a model runs to its end on the event loop",
-    "V2 13": "no models are loaded at the start: LoadModel answers whoever asked; no process has a folder",
+    "V2 13": "no process has a folder or a watcher of its output that could be left",
     "HEAD 7": "errors are passed on as objects, and become texts at the edge only",
     "HEAD 12": "there is one watchdog from the start to the end; it reads the settings at each look",
     "HEAD 16": "nobody waits for any child, as the test checks",

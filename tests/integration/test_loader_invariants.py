@@ -1,0 +1,192 @@
+"""What architecture.md promises of every model (its invariants), where no other test needs a process for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from corral.backend import backend_pb2
+from corral.loader.v1 import loader_pb2 as pb
+from tests.tools.loader_calls import (
+    FOREVER,
+    MODEL,
+    READY,
+    UNLOADED,
+    begin,
+    load,
+    model,
+    named,
+    prompt,
+    refused,
+    states,
+    unload,
+)
+from tests.tools.running import LoaderUnderTest, eventually, processes_in
+
+AT_ONCE = 1.0
+"""Seconds in which an event is seen also on a busy machine, and a poll every other second is not."""
+
+
+async def test_3_a_model_is_used_before_it_makes_way_for_the_next(loader: LoaderUnderTest) -> None:
+    names = ("a", "b", "c")
+    for name in names:
+        loader.add_backend(name)
+        loader.add_model(name, name)
+    await loader.start("--max-active-backends", "1")
+    calls = (
+        loader.data.Predict(prompt("x"), metadata=named(name), timeout=20)
+        for name in names
+        for _ in range(3)
+    )
+    assert len(await asyncio.gather(*calls)) == 9
+    for name in names:
+        assert loader.notes(name).count(f"load {name}.bin") == 1, name
+
+
+async def test_5_no_probe_counts_or_keeps_a_model(loader: LoaderUnderTest) -> None:
+    await begin(loader, "m")
+    await loader.start("--watchdog-interval", "20ms", "--watchdog-idle-timeout", "600ms")
+
+    async def look() -> None:
+        for probe in (loader.data.Health, loader.data.Status):
+            with suppress(grpc.aio.AioRpcError):  # the model is not loaded, or not any more
+                await probe(backend_pb2.HealthMessage(), metadata=MODEL)
+        with suppress(grpc.aio.AioRpcError):
+            await loader.data.GetMetrics(backend_pb2.MetricsRequest(), metadata=MODEL)
+        await states(loader)
+        await loader.control.PlanEviction(pb.PlanEvictionRequest(name="m"))
+        await loader.control.GetCapacity(pb.GetCapacityRequest())
+        async for _ in loader.control.StreamLogs(pb.StreamLogsRequest(name="m")):
+            pass
+
+    await look()
+    assert (await states(loader))["m"] == UNLOADED and not loader.notes("fake")
+    await loader.control.LoadModel(load())
+    await look()
+    instance = (await model(loader)).instances[0]
+    assert instance.total_calls == 0 and not instance.HasField("last_used_time")
+    await loader.control.UpdateSettings(_idle_watchdog())
+
+    async def gone() -> bool:
+        await look()
+        return (await states(loader))["m"] == UNLOADED
+
+    await eventually(gone, what="the unload of a model that is only looked at")
+
+
+def _idle_watchdog() -> pb.UpdateSettingsRequest:
+    request = pb.UpdateSettingsRequest(settings=pb.Settings(watchdog_idle=True))
+    request.update_mask.paths.append("watchdog_idle")
+    return request
+
+
+async def test_6_a_death_is_seen_at_once(running: LoaderUnderTest) -> None:
+    """By who watches the model's health, and by who watches the model; benchmarks/death.py measures it."""
+    health = health_pb2_grpc.HealthStub(running.channel)
+    pid = (await running.control.LoadModel(load())).model.instances[0].pid
+    watch = health.Watch(health_pb2.HealthCheckRequest(service="models/m"))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    models = running.control.WatchModels(pb.WatchModelsRequest())
+    while (await models.read()).change_type != pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT_END:
+        pass
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (await models.read()).model.state != READY
+    assert time.monotonic() - killed < AT_ONCE
+
+
+@pytest.mark.parametrize("what", ["configuration", "file"])
+async def test_7_what_changed_is_tried_again_at_once(loader: LoaderUnderTest, what: str) -> None:
+    await begin(loader, "m")
+    loader.behave("fake", load="refuse")
+    (loader.models / "m.bin").write_bytes(b"broken")
+    await loader.start("--load-backoff", "60s", "--models-interval", "60s")
+    await refused(loader.control.LoadModel(load()))
+    assert (await refused(loader.control.LoadModel(load()))).reason == "LOAD_BACKOFF"
+    loader.behave("fake")
+    if what == "file":
+        (loader.models / "m.bin").write_bytes(b"whole now")
+    else:
+        loader.add_model("m", "fake", context_size=99)
+    await loader.control.LoadModel(load())
+
+
+async def test_9_a_backend_that_drops_its_environment_ends_with_the_loader(
+    loader: LoaderUnderTest,
+) -> None:
+    """The guard finds it by its group, as it finds those that left the group by their environment."""
+    folder = loader.add_backend("fake", ignore_sigterm=True)
+    run = (folder / "run.sh").read_text()
+    clean = 'exec env -i PYTHONPATH="$PYTHONPATH" '
+    (folder / "run.sh").write_text(run.replace("exec ", clean))
+    loader.add_model("m", "fake")
+    await loader.start()
+    await loader.control.LoadModel(load())
+    loader.service.kill()
+    await loader.service.process.wait()
+    await eventually(lambda: not processes_in(loader.backends), timeout=2, what="its end")
+
+
+async def test_10_a_changed_configuration_disturbs_nobody_else(loader: LoaderUnderTest) -> None:
+    await begin(loader, "changed", "other")
+    await loader.start("--models-interval", "50ms")
+    for name in ("changed", "other"):
+        await loader.control.LoadModel(load(name))
+    first = (await model(loader, "other")).instances[0]
+    stream = loader.data.PredictStream(FOREVER, metadata=named("other"))
+    await stream.read()
+    loader.add_model("changed", "fake", context_size=99)
+
+    async def unloaded() -> bool:
+        return (await states(loader))["changed"] == UNLOADED
+
+    await eventually(unloaded, what="the unload of what changed")
+    assert (await model(loader, "changed")).last_unload.cause == pb.Unload.CAUSE_CHANGED
+    assert await stream.read()
+    stream.cancel()
+    await loader.control.LoadModel(load("changed"))
+    assert (await model(loader, "other")).instances[0].uid == first.uid
+
+
+async def test_11_nothing_that_happens_to_one_model_delays_anothers_calls(
+    loader: LoaderUnderTest,
+) -> None:
+    """Loads, hangs, refusals, crashes and slow ends; the figures are the benchmarks'."""
+    loader.add_backend("quick")
+    loader.add_backend("slow", load_seconds=0.5, sigterm_seconds=1.5)
+    loader.add_backend("hangs", load="hang")
+    loader.add_backend("mute", start="hang")
+    loader.add_backend("refuses", load="refuse")
+    for name in ("quick", "slow", "hangs", "mute", "refuses"):
+        loader.add_model(name, name)
+    await loader.start()
+    await loader.data.Predict(prompt("x"), metadata=named("quick"))
+    stuck = [asyncio.ensure_future(loader.control.LoadModel(load(n))) for n in ("hangs", "mute")]
+
+    async def trouble() -> None:
+        await refused(loader.control.LoadModel(load("refuses")))
+        await loader.control.LoadModel(load("slow"))
+        await refused(loader.data.Predict(prompt("crash"), metadata=named("slow")))
+        await loader.control.LoadModel(load("slow"))
+        await loader.control.UnloadModel(unload("slow"))
+
+    work: asyncio.Task[Any] = asyncio.create_task(trouble())
+    longest = 0.0
+    while not work.done():
+        began = time.monotonic()
+        await loader.data.Predict(prompt("x"), metadata=named("quick"))
+        longest = max(longest, time.monotonic() - began)
+    await work
+    assert longest < AT_ONCE
+    assert not any(each.done() for each in stuck)
+    for each in stuck:
+        each.cancel()
