@@ -1,0 +1,96 @@
+"""The last part of an unload: the memory of what has ended is seen to be free before anybody hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from services.loader.backend_catalog import Backend
+from services.loader.devices import Device
+from services.loader.footprints import Footprints
+from services.loader.instance import Instance
+from services.loader.ledger import Ledger, Reservation
+from services.loader.lifecycle import Cause, Phase, StopReason
+from services.loader.model_catalog import ModelEntry
+from tests.tools.waiting import eventually
+from tests.unit.loader.test_scheduling import World
+
+ASKED = StopReason(Cause.REQUESTED, "asked")
+
+
+class Driver:
+    """A GPU's driver that gives memory back some looks after the processes are gone."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = deque([{"gpu0": 1}] * looks)
+
+    def measure(self, group: int, uid: str) -> dict[str, int]:
+        return self.left.popleft() if self.left else {}
+
+
+class NoDevices:
+    def read(self) -> tuple[Device, ...]:
+        return ()
+
+
+def ledger(driver: Driver, tmp_path: Path, timeout: float) -> Ledger:
+    return Ledger(
+        devices=NoDevices(),
+        predict=lambda entry, backend, devices: Reservation(),
+        measure=driver,
+        footprints=Footprints(tmp_path / "footprints.json"),
+        release_timeout=timeout,
+    )
+
+
+def instance(memory: dict[str, int]) -> Instance:
+    found = Instance("uid", 1, "m", Backend("b"), ModelEntry("m"), 0.0)
+    found.process = cast(Any, SimpleNamespace(pid=1))
+    found.memory = memory
+    return found
+
+
+async def test_the_memory_of_a_gpu_is_waited_for(tmp_path: Path) -> None:
+    driver = Driver(looks=3)
+    await ledger(driver, tmp_path, timeout=10).released(instance({"ram": 1, "gpu0": 1}))
+    assert not driver.left
+
+
+async def test_main_memory_needs_no_look_and_a_driver_no_patience_for_ever(tmp_path: Path) -> None:
+    driver = Driver(looks=10_000)
+    await ledger(driver, tmp_path, timeout=10).released(instance({"ram": 1}))
+    assert len(driver.left) == 10_000
+    await ledger(driver, tmp_path, timeout=0.05).released(instance({"gpu0": 1}))
+    assert driver.left
+
+
+async def test_an_unload_ends_after_the_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = asyncio.Event()
+
+    async def released(self: World, instance: Instance) -> None:
+        await free.wait()
+
+    monkeypatch.setattr(World, "released", released)
+    world = World()
+    supervisor = world.supervisors["c"]
+    entry = ModelEntry("c")
+    lease = asyncio.ensure_future(supervisor.acquire(entry, ("x",), calls=False))
+    process = await eventually(lambda: world.processes.get("c"), what="the process")
+    process.started.set_result(None)
+    process.loaded.set_result(cast(Any, SimpleNamespace(success=True, message="")))
+    (await lease).release()
+    unload = asyncio.ensure_future(supervisor.stop(ASKED, force=False))
+    process.gone.set_result(None)
+    await eventually(lambda: "c" not in world.processes, what="the end of the process")
+    await asyncio.wait([unload], timeout=0.05)
+    assert not unload.done() and supervisor.state.phase is Phase.STOPPING
+    assert supervisor.occupancy() is not None, "its room is not given to others yet"
+    free.set()
+    await asyncio.wait_for(unload, 5)
+    assert supervisor.occupancy() is None
+    await world.tasks.close()
