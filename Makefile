@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install gen baseline fmt check test e2e bench demo wheel clean
+.PHONY: help install gen baseline fmt check test e2e bench demo prove wheel clean
 
 help: ## List the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ e2e: $(READY) ## The tests of the whole, with real models
 
 bench: $(READY) ## The benchmarks: ratios, measured side by side
 	$(BIN)/python -m benchmarks
+
+prove: $(READY) ## Break each invariant in a copy, and see that a test notices (ONLY=3: those of one)
+	$(BIN)/python -m scripts.break_rules $(if $(ONLY),--only $(ONLY))
 
 demo: $(READY) ## Install a real language model, load it, and see it answer
 	@$(BIN)/python scripts/demo.py

@@ -35,6 +35,21 @@ AT_ONCE = 1.0
 """Seconds in which an event is seen also on a busy machine, and a poll every other second is not."""
 
 
+async def test_2_a_waiter_that_leaves_when_it_is_served_leaves_no_lease(
+    running: LoaderUnderTest,
+) -> None:
+    """Each leaves a little later than the one before, so that some leave in the moment itself."""
+    running.behave("fake", load_seconds=0.3)
+    calls = [
+        asyncio.ensure_future(
+            running.data.Predict(prompt("x"), metadata=MODEL, timeout=0.2 + number * 0.005)
+        )
+        for number in range(200)
+    ]
+    await asyncio.gather(*calls, return_exceptions=True)
+    await running.control.UnloadModel(unload(), timeout=10)
+
+
 async def test_3_a_model_is_used_before_it_makes_way_for_the_next(loader: LoaderUnderTest) -> None:
     names = ("a", "b", "c")
     for name in names:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -60,11 +61,16 @@ async def test_v2_01_one_slow_load_does_not_stall_other_models(loader: LoaderUnd
 
 
 async def test_v2_02_two_first_calls_start_one_process(running: LoaderUnderTest) -> None:
-    running.behave("fake", load_seconds=0.2)
-    replies = await asyncio.gather(
-        *(running.data.Predict(prompt("x"), metadata=MODEL) for _ in range(2))
-    )
-    assert len(replies) == 2
+    running.behave("fake", load_seconds=0.3)
+
+    def calls() -> list[asyncio.Future[Any]]:
+        predicts = [running.data.Predict(prompt("x"), metadata=MODEL) for _ in range(2)]
+        loads = [running.control.LoadModel(load()) for _ in range(2)]
+        return [asyncio.ensure_future(call) for call in (*predicts, *loads)]
+
+    first = calls()
+    await eventually(lambda: running.notes("fake"), what="the load")
+    await asyncio.gather(*first, *calls())
     assert running.notes("fake") == ["load m.bin"]
     assert backends_running(running) == 1
     await running.control.UnloadModel(unload())

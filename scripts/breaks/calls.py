@@ -1,0 +1,230 @@
+"""Invariants 1 to 7: loads, those who wait and call, failures and what follows them."""
+
+from __future__ import annotations
+
+from .change import FAILURES, HEAD, LIFE, LIMITS, LIVES, LOADER, PLANS, PROMISES, RANDOM, V2, Break
+
+BREAKS = (
+    Break(
+        1,
+        "each call to a model that is not ready starts a process",
+        f"{LOADER}/lifecycle.py",
+        "    if state.phase in RESTING and candidates:\n        return _ask(state, candidates)",
+        "    if state.phase is not Phase.READY and candidates:\n        return _ask(state, candidates)",
+        f"{LIFE}::test_a_process_is_started_only_when_none_is_there",
+    ),
+    Break(
+        1,
+        "the same, with real processes",
+        f"{LOADER}/lifecycle.py",
+        "    if state.phase in RESTING and candidates:\n        return _ask(state, candidates)",
+        "    if state.phase is not Phase.READY and candidates:\n        return _ask(state, candidates)",
+        f"{V2}::test_v2_02_two_first_calls_start_one_process",
+    ),
+    Break(
+        1,
+        "one load after the other",
+        f"{LOADER}/scheduler.py",
+        "if loads >= self._settings.now.parallel_loads:",
+        "if loads:",
+        f"{LIVES}::test_models_load_side_by_side",
+    ),
+    Break(
+        2,
+        "the caller who leaves ends the load",
+        f"{LOADER}/supervisor.py",
+        "        self._post(life.LoadRequested(usable))\n        return await joining\n",
+        "        self._post(life.LoadRequested(usable))\n"
+        "        try:\n"
+        "            return await joining\n"
+        "        except asyncio.CancelledError:\n"
+        '            self._stop(StopReason(Cause.REQUESTED, "nobody waits"), force=True)\n'
+        "            raise\n",
+        f"{LIVES}::test_a_caller_that_leaves_does_not_end_the_load",
+    ),
+    Break(
+        2,
+        "a load is called off when nobody waits for it any more",
+        f"{LOADER}/waiters.py",
+        "                self._waiters.remove(waiter)\n",
+        "                self._waiters.remove(waiter)\n"
+        "                for other in self._waiters:\n"
+        "                    other.lease.cancel()\n",
+        f"{HEAD}::test_head_05_the_first_caller_may_leave",
+    ),
+    Break(
+        2,
+        "who leaves in the moment in which it is served keeps its lease",
+        f"{LOADER}/waiters.py",
+        "waiter.lease.result().release()",
+        "waiter.lease.result()",
+        f"{PROMISES}::test_2_a_waiter_that_leaves_when_it_is_served_leaves_no_lease",
+    ),
+    Break(
+        3,
+        "a model that is starting or loading may be evicted",
+        f"{LOADER}/eviction.py",
+        "        if occupant.leaving or not occupant.settled or occupant.pinned:",
+        "        if occupant.leaving or occupant.pinned:",
+        f"{PLANS}::test_plans_keep_the_rules",
+    ),
+    Break(
+        3,
+        "a model that is loading counts as settled",
+        f"{LOADER}/supervisor.py",
+        "settled=phase is Phase.READY,",
+        "settled=phase in (Phase.LOADING, Phase.READY),",
+        RANDOM,
+    ),
+    Break(
+        3,
+        "who waited gets its lease a moment after the model is loaded",
+        f"{LOADER}/waiters.py",
+        "                waiter.lease.set_result(lease(waiter.calls))",
+        "                asyncio.get_running_loop().call_soon(\n"
+        "                    lambda w=waiter: w.lease.set_result(lease(w.calls))\n"
+        "                )",
+        f"{PROMISES}::test_3_a_model_is_used_before_it_makes_way_for_the_next",
+    ),
+    Break(
+        4,
+        "the idle watchdog does not ask who is in use",
+        f"{LOADER}/watchdog.py",
+        "        and not occupant.busy\n",
+        "",
+        f"{V2}::test_v2_06_the_end_of_one_call_does_not_make_the_others_idle",
+    ),
+    Break(
+        4,
+        "the end of the drain time cuts the calls",
+        f"{LOADER}/lifecycle.py",
+        '            kept = replace(state, phase=Phase.READY, message="", stop=None, reload=())\n'
+        "            return kept, (RefuseStop(state.generation), AdmitWaiters(state.generation))",
+        "            return replace(state, phase=Phase.STOPPING), (StopGroup(state.generation, True),)",
+        f"{LIFE}::test_a_ready_model_goes_only_when_idle_forced_or_dead",
+    ),
+    Break(
+        4,
+        "a stream holds its lease to its first message only",
+        f"{LOADER}/gateway.py",
+        "                        lease.awaits_client()\n                        yield response\n",
+        "                        lease.release()\n                        yield response\n",
+        f"{LIVES}::test_unload_waits_for_calls_and_refuses_when_they_stay",
+    ),
+    Break(
+        4,
+        "a model in use is evicted like an idle one",
+        f"{LOADER}/supervisor.py",
+        "busy=bool(instance and instance.holds) or len(self._waiters) > 0,",
+        "busy=False,",
+        f"{LIMITS}::test_no_room_in_time_is_refused_with_a_time_to_retry",
+    ),
+    Break(
+        5,
+        "GetMetrics is a call like any other",
+        f"{LOADER}/gateway.py",
+        'PROBES = frozenset({"Health", "Status", "GetMetrics"})',
+        'PROBES = frozenset({"Health", "Status"})',
+        f"{PROMISES}::test_5_no_probe_counts_or_keeps_a_model",
+    ),
+    Break(
+        5,
+        "a probe counts as a call",
+        f"{LOADER}/supervisor.py",
+        "        return Lease(self.instance, self._released, holds=False)",
+        "        lease = Lease(self.instance, self._released, holds=False)\n"
+        "        lease.use()\n"
+        "        return lease",
+        f"{PROMISES}::test_5_no_probe_counts_or_keeps_a_model",
+    ),
+    Break(
+        5,
+        "a look at a model begins its idle time anew",
+        f"{LOADER}/supervisor.py",
+        "        return Lease(self.instance, self._released, holds=False)",
+        "        self.instance.idle_since = time.monotonic()\n"
+        "        return Lease(self.instance, self._released, holds=False)",
+        f"{PROMISES}::test_5_no_probe_counts_or_keeps_a_model",
+    ),
+    Break(
+        6,
+        "the end of a process is found out by looking every other second",
+        f"{LOADER}/runner.py",
+        "        how = await instance.process.wait()\n",
+        "        how = await instance.process.wait()\n        await asyncio.sleep(2)\n",
+        f"{PROMISES}::test_6_a_death_is_seen_at_once",
+    ),
+    Break(
+        6,
+        "health changes with the next look only",
+        f"{LOADER}/__main__.py",
+        "    loader.listen(tell_health)\n",
+        "    async def poll() -> None:\n"
+        "        import asyncio\n"
+        "        from .loader import ModelFilter\n"
+        "        while True:\n"
+        "            for model in loader.select(ModelFilter()):\n"
+        "                tell_health(model.name, model)\n"
+        "            await asyncio.sleep(2)\n"
+        '    tasks.spawn(poll(), name="poll")\n',
+        f"{PROMISES}::test_6_a_death_is_seen_at_once",
+    ),
+    Break(
+        6,
+        "calls in flight get gRPC's own words, not the cause",
+        f"{LOADER}/gateway.py",
+        "        if gone and (cause := await instance.cause(self._cause_timeout)):\n",
+        "        if instance.outdated and (cause := await instance.cause(self._cause_timeout)):\n",
+        f"{FAILURES}::test_killed_while_streaming",
+    ),
+    Break(
+        6,
+        "however often it crashes, it is loaded again at once",
+        f"{LOADER}/lifecycle.py",
+        "    if crashes == 1:\n",
+        "    if crashes:\n",
+        f"{FAILURES}::test_repeated_crashes_back_off",
+    ),
+    Break(
+        7,
+        "the failure of one backend blocks the others",
+        f"{LOADER}/backoffs.py",
+        "        if waiting and (not usable or state.quarantined):\n",
+        "        if waiting:\n",
+        f"{FAILURES}::test_a_candidate_in_backoff_is_passed_over",
+    ),
+    Break(
+        7,
+        "after a failure no other backend is tried",
+        f"{LOADER}/lifecycle.py",
+        "    rest = state.candidates[1:]\n",
+        "    rest = ()\n",
+        f"{HEAD}::test_head_01_a_failure_does_not_keep_the_next_candidates_from_their_try",
+    ),
+    Break(
+        7,
+        "who comes too early is not told when to come back",
+        f"{LOADER}/causes.py",
+        '        retry_after=left,\n        metadata={"cause": cause.reason},\n',
+        '        metadata={"cause": cause.reason},\n',
+        f"{FAILURES}::test_repeated_crashes_back_off",
+    ),
+    Break(
+        7,
+        "the wait after a failure stays though the configuration has changed",
+        f"{LOADER}/supervisor.py",
+        "        if self.entry is not None and self.entry.revision != entry.revision:\n"
+        "            self._post(life.Changed())\n"
+        "        return",
+        "        return",
+        f"{PROMISES}::test_7_what_changed_is_tried_again_at_once",
+    ),
+    Break(
+        7,
+        "a change ends the wait, but the failures count on",
+        f"{LOADER}/lifecycle.py",
+        "    cleared = replace(state, crashes=0, penalties=())\n",
+        "    cleared = replace(state, crashes=0)\n",
+        f"{LIFE}::test_only_what_failed_has_to_wait",
+    ),
+)

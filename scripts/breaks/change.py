@@ -1,0 +1,32 @@
+"""What a break is, and where the code and the tests are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LOADER = "services/loader"
+LIFE = "tests/unit/loader/test_lifecycle.py"
+PLANS = "tests/unit/loader/test_eviction.py"
+RANDOM = "tests/unit/loader/test_scheduling.py::test_the_invariants_hold_in_any_order"
+RELEASE = "tests/unit/loader/test_release.py"
+LIVES = "tests/integration/test_loader_lifecycle.py"
+FAILURES = "tests/integration/test_loader_failures.py"
+LIMITS = "tests/integration/test_loader_limits.py"
+PROCESS = "tests/integration/test_loader_process.py"
+PROMISES = "tests/integration/test_loader_invariants.py"
+V2 = "tests/integration/test_localai_v2_defects.py"
+HEAD = "tests/integration/test_localai_head_defects.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """One change that breaks a rule."""
+
+    invariant: int
+    what: str
+    file: str
+    old: str
+    """Occurs once in the file."""
+    new: str
+    test: str
+    """Must fail with the change."""
