@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import sys
 
-NAMES = ("gateway", "startup", "models")
+NAMES = ("gateway", "startup", "models", "death")
 
 
 def main() -> int:
