@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .change import FAILURES, HEAD, LIFE, LIMITS, LIVES, LOADER, PLANS, PROMISES, RANDOM, V2, Break
+from .change import FAILURES, HEAD, LIFE, LIMITS, LIVES, LOADER, PLANS, PROMISES, V2, WAITERS, Break
 
 BREAKS = (
     Break(
@@ -58,7 +58,7 @@ BREAKS = (
         f"{LOADER}/waiters.py",
         "waiter.lease.result().release()",
         "waiter.lease.result()",
-        f"{PROMISES}::test_2_a_waiter_that_leaves_when_it_is_served_leaves_no_lease",
+        f"{WAITERS}::test_who_leaves_in_the_moment_in_which_it_is_served_leaves_no_lease",
     ),
     Break(
         3,
@@ -74,7 +74,7 @@ BREAKS = (
         f"{LOADER}/supervisor.py",
         "settled=phase is Phase.READY,",
         "settled=phase in (Phase.LOADING, Phase.READY),",
-        RANDOM,
+        f"{PROMISES}::test_3_a_load_that_nobody_waits_for_is_not_evicted",
     ),
     Break(
         3,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 LOADER = "services/loader"
 LIFE = "tests/unit/loader/test_lifecycle.py"
 PLANS = "tests/unit/loader/test_eviction.py"
-RANDOM = "tests/unit/loader/test_scheduling.py::test_the_invariants_hold_in_any_order"
+WAITERS = "tests/unit/loader/test_waiters.py"
 RELEASE = "tests/unit/loader/test_release.py"
 LIVES = "tests/integration/test_loader_lifecycle.py"
 FAILURES = "tests/integration/test_loader_failures.py"

@@ -31,23 +31,25 @@ from tests.tools.loader_calls import (
 )
 from tests.tools.running import LoaderUnderTest, eventually, processes_in
 
+CHANGED = pb.WatchModelsResponse.CHANGE_TYPE_CHANGED
 AT_ONCE = 1.0
 """Seconds in which an event is seen also on a busy machine, and a poll every other second is not."""
 
 
-async def test_2_a_waiter_that_leaves_when_it_is_served_leaves_no_lease(
-    running: LoaderUnderTest,
-) -> None:
-    """Each leaves a little later than the one before, so that some leave in the moment itself."""
-    running.behave("fake", load_seconds=0.3)
-    calls = [
-        asyncio.ensure_future(
-            running.data.Predict(prompt("x"), metadata=MODEL, timeout=0.2 + number * 0.005)
-        )
-        for number in range(200)
-    ]
-    await asyncio.gather(*calls, return_exceptions=True)
-    await running.control.UnloadModel(unload(), timeout=10)
+async def test_3_a_load_that_nobody_waits_for_is_not_evicted(loader: LoaderUnderTest) -> None:
+    loader.add_backend("fake", load_seconds=0.3)
+    for name in "ab":
+        loader.add_model(name, "fake")
+    await loader.start("--max-active-backends", "1")
+    watch = loader.control.WatchModels(pb.WatchModelsRequest())
+    await loader.control.LoadModel(load("a", return_immediately=True))
+    await loader.control.LoadModel(load("b"))
+    seen = []
+    while UNLOADED not in seen:
+        news = await watch.read()
+        if news.model.name == "models/a" and news.change_type == CHANGED:
+            seen.append(news.model.state)
+    assert READY in seen, "it came to be before it made way"
 
 
 async def test_3_a_model_is_used_before_it_makes_way_for_the_next(loader: LoaderUnderTest) -> None:
@@ -94,7 +96,7 @@ async def test_5_no_probe_counts_or_keeps_a_model(loader: LoaderUnderTest) -> No
         await look()
         return (await states(loader))["m"] == UNLOADED
 
-    await eventually(gone, what="the unload of a model that is only looked at")
+    await eventually(gone, timeout=5, what="the unload of a model that is only looked at")
 
 
 def _idle_watchdog() -> pb.UpdateSettingsRequest:

@@ -74,7 +74,7 @@ async def test_no_room_in_time_is_refused_with_a_time_to_retry(loader: LoaderUnd
     )  # fmt: skip
     stream = loader.data.PredictStream(FOREVER, metadata=named("a"))
     await stream.read()
-    error = await refused(loader.control.LoadModel(load("b")))
+    error = await refused(loader.control.LoadModel(load("b"), timeout=10))
     assert error.reason == "NO_ROOM" and error.retry_after and "a (it is in use)" in error.message
     assert await stream.read()  # nobody was disturbed
     stream.cancel()

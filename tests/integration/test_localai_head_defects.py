@@ -100,10 +100,15 @@ async def test_head_04_an_exit_at_start_is_seen_at_once(running: LoaderUnderTest
 
 
 async def test_head_05_the_first_caller_may_leave(running: LoaderUnderTest) -> None:
-    running.behave("fake", load_seconds=0.5)
+    running.behave("fake", load_seconds=1)
     first = running.data.Predict(prompt("first"), metadata=MODEL)
     await eventually(lambda: running.notes("fake"), what="the load")
     others = [asyncio.ensure_future(_predict(running, "m")) for _ in range(5)]
+
+    async def all_wait() -> bool:
+        return (await model(running)).queued_calls == 6
+
+    await eventually(all_wait, what="six calls that wait for the load")
     first.cancel()
     await asyncio.gather(*others)
     assert running.notes("fake") == ["load m.bin"]

@@ -154,6 +154,7 @@ async def test_v2_06_the_end_of_one_call_does_not_make_the_others_idle(
     await loader.data.Predict(prompt("x"), metadata=MODEL)
     for _ in range(79):
         assert await stream.read()
+        assert (await states(loader))["m"] == READY
     assert await stream.read() is grpc.aio.EOF
 
 

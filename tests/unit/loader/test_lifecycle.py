@@ -30,8 +30,36 @@ EVENTS = st.one_of(
     st.builds(life.BackoffEnded, CANDIDATES),
     st.just(life.Changed()),
 )
-HISTORIES = st.lists(EVENTS, max_size=50)
 PROCESSES = {Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING, Phase.STOPPING}
+
+
+def likely(state: Lifecycle) -> list[life.Event]:
+    """What mostly happens next; what is drawn blindly hardly ever gets a model to be ready."""
+    at, failure = state.generation, Failure(state.candidate, ERROR)
+    failed = life.AttemptFailed(at, failure)
+    return {
+        Phase.STOPPED: [life.LoadRequested(("a",)), life.LoadRequested(("a", "b"))],
+        Phase.WAITING: [life.Granted(at), life.Refused(at, failure)],
+        Phase.STARTING: [life.Answered(at), failed, life.LoadRequested(("a",))],
+        Phase.LOADING: [life.Loaded(at), failed, life.LoadRequested(("a",))],
+        Phase.READY: [life.StopRequested(ASKED), life.Exited(at, failure), life.Stable(at)],
+        Phase.DRAINING: [life.Drained(at), life.DrainTimedOut(at), life.LoadRequested(("b",))],
+        Phase.STOPPING: [life.GroupGone(at), life.StopRequested(ASKED)],
+        Phase.BACKOFF: [life.BackoffEnded("a"), life.LoadRequested(("b",)), life.Changed()],
+        Phase.FAILED: [life.Changed(), life.LoadRequested(("b",))],
+    }[state.phase]
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[life.Event]:
+    state, events = Lifecycle(), []
+    for blind in draw(st.lists(st.integers(0, 3).map(lambda n: n == 3), max_size=50)):
+        events.append(draw(EVENTS if blind else st.sampled_from(likely(state))))
+        state, _ = life.next(state, events[-1])
+    return events
+
+
+HISTORIES = histories()
 
 
 def run(events: list[life.Event]) -> list[tuple[Lifecycle, life.Event, life.Step]]:
