@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from .change import HEAD, LIMITS, LIVES, LOADER, PROCESS, PROMISES, RELEASE, V2, Break
+from .change import (
+    ADOPTION,
+    HEAD,
+    LIMITS,
+    LIVES,
+    LOADER,
+    ORPHANS,
+    PROCESS,
+    PROMISES,
+    RELEASE,
+    V2,
+    Break,
+)
 
 BREAKS = (
     Break(
@@ -17,7 +29,7 @@ BREAKS = (
     Break(
         8,
         "only the first process is ended, not its group and those that left it",
-        f"{LOADER}/process.py",
+        f"{LOADER}/process_group.py",
         "            members = self._members()\n",
         "            members = []\n",
         f"{LIVES}::test_unload_ends_helpers_and_those_that_escaped",
@@ -41,8 +53,8 @@ BREAKS = (
     Break(
         9,
         "the guard is not told of a group",
-        f"{LOADER}/process.py",
-        "        self.watch.add(child.pid)\n",
+        f"{LOADER}/local_process.py",
+        "        self._around.watch.add(child.pid, spec.uid)\n",
         "",
         f"{PROMISES}::test_9_a_backend_that_drops_its_environment_ends_with_the_loader",
     ),
@@ -61,6 +73,30 @@ BREAKS = (
         "        if self._short_lives < _SHORT_LIVES:\n            self._start()\n",
         "        if self._short_lives < _SHORT_LIVES:\n            pass\n",
         f"{PROCESS}::test_a_dead_guard_is_replaced_though_nothing_happens",
+    ),
+    Break(
+        9,
+        "what an earlier loader left is taken over, and then loaded anew",
+        f"{LOADER}/adoption.py",
+        'revision=record.model_revision if same else "")',
+        'revision="")',
+        f"{ADOPTION}::test_a_killed_loaders_backend_is_taken_over",
+    ),
+    Break(
+        9,
+        "adoption is on, and the guard is not told to keep what is ready",
+        f"{LOADER}/process_group.py",
+        "        self._around.watch.keep(self._pid, self._uid)\n",
+        "",
+        f"{ADOPTION}::test_a_killed_loaders_backend_is_taken_over",
+    ),
+    Break(
+        9,
+        "what an earlier loader left is neither taken over nor ended",
+        f"{LOADER}/leftovers.py",
+        "            found = find_marked(markers, spared=left)\n",
+        "            found = find_marked(set(), spared=left)\n",
+        f"{ORPHANS}::test_an_orphan_that_nobody_recorded_is_found_by_its_marker",
     ),
     Break(
         10,
@@ -84,17 +120,20 @@ BREAKS = (
         10,
         "any change in the folder is one of all models",
         f"{LOADER}/loader.py",
-        "            self._supervisors[name].configuration_is(revisions[name])\n",
-        "            self._supervisors[name].configuration_is(str(sorted(revisions.items())))\n",
+        "        if supervisor := self._supervisors.get(name):\n"
+        "            supervisor.configuration_is(revision)\n",
+        "        for supervisor in self._supervisors.values():\n"
+        "            supervisor.configuration_is(revision)\n",
         f"{PROMISES}::test_10_a_changed_configuration_disturbs_nobody_else",
     ),
     Break(
         11,
         "the loop itself waits for the end of a process",
-        f"{LOADER}/process.py",
+        f"{LOADER}/process_group.py",
         "        await asyncio.wait([self._exit], timeout=timeout)\n",
-        "        with suppress(subprocess.TimeoutExpired):\n"
-        "            self._child.wait(timeout)\n",
+        "        while self._group() and time.monotonic() - began < timeout:\n"
+        "            time.sleep(0.01)\n"
+        "        await asyncio.wait([self._exit], timeout=timeout)\n",
         f"{PROMISES}::test_11_nothing_that_happens_to_one_model_delays_anothers_calls",
     ),
     Break(

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from services.loader.devices import Device
+from services.loader.processes import birth, is_process, own_group
 from services.loader.watchdog import short_of_memory
+from tests.tools.waiting import eventually_sync
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ROOT / "services"
@@ -118,9 +122,24 @@ def test_head_14_looking_at_memory_starts_no_process() -> None:
 
 def test_head_16_nobody_waits_for_any_child() -> None:
     """Each process is waited for by its own pid, through the object that started it."""
-    forbidden = {"os.wait", "os.wait3", "os.wait4", "os.waitpid", "os.waitid"}
-    found = {(file, name) for file, name in calls(SERVICES) if name in forbidden}
-    assert not {each for each in found if "waitid" not in each[1]}, found
+    forbidden = {"os.wait", "os.wait3", "os.wait4", "os.waitpid"}
+    assert not {(file, name) for file, name in calls(SERVICES) if name in forbidden}
     for file in SERVICES.rglob("*.py"):
-        assert "SIGCHLD" not in file.read_text(), file
-        assert "P_ALL" not in file.read_text(), file
+        text = file.read_text()
+        assert "signal.SIGCHLD" not in text and "P_ALL" not in text, file
+
+
+def test_head_23_a_pid_that_somebody_else_has_by_now_is_not_ours() -> None:
+    command = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
+    marker = "CORRAL_INSTANCE=theirs"
+    env = dict([marker.split("=")])
+    with subprocess.Popen(command, env=env, start_new_session=True) as other:
+        try:
+            assert eventually_sync(
+                lambda: is_process(other.pid, birth(other.pid), marker), what="its environment"
+            )
+            assert not is_process(other.pid, "another boot/1", marker)
+            assert not is_process(other.pid, birth(other.pid), "CORRAL_INSTANCE=ours")
+            assert own_group(other.pid, "CORRAL_INSTANCE=ours", leads=False) == []
+        finally:
+            other.kill()
