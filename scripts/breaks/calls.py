@@ -40,7 +40,7 @@ BREAKS = (
         "        except asyncio.CancelledError:\n"
         '            self._stop(StopReason(Cause.REQUESTED, "nobody waits"), force=True)\n'
         "            raise\n",
-        f"{LIVES}::test_a_caller_that_leaves_does_not_end_the_load",
+        f"{HEAD}::test_head_05_the_first_caller_may_leave",
     ),
     Break(
         2,

@@ -64,6 +64,14 @@ BREAKS = (
         f"{LOADER}/environment.py",
         "    environment[name] = value\n",
         "",
+        f"{ORPHANS}::test_an_orphan_that_nobody_recorded_is_found_by_its_marker",
+    ),
+    Break(
+        9,
+        "the guard forgets those that left their group",
+        f"{LOADER}/guard.py",
+        "        found = len(groups) + kill_marked(markers, left)\n",
+        "        found = len(groups)\n",
         f"{LIVES}::test_sigkill_of_the_loader_leaves_no_backend",
     ),
     Break(

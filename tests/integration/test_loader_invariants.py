@@ -154,12 +154,16 @@ async def test_9_a_backend_that_drops_its_environment_ends_with_the_loader(
 
 
 async def test_10_a_changed_configuration_disturbs_nobody_else(loader: LoaderUnderTest) -> None:
-    await begin(loader, "changed", "other")
+    await begin(loader, "changed", "busy", "idle")
     await loader.start("--models-interval", "50ms")
-    for name in ("changed", "other"):
+    for name in ("changed", "busy", "idle"):
         await loader.control.LoadModel(load(name))
-    first = (await model(loader, "other")).instances[0]
-    stream = loader.data.PredictStream(FOREVER, metadata=named("other"))
+
+    async def others() -> list[str]:
+        return [(await model(loader, name)).instances[0].uid for name in ("busy", "idle")]
+
+    before = await others()
+    stream = loader.data.PredictStream(FOREVER, metadata=named("busy"))
     await stream.read()
     loader.add_model("changed", "fake", context_size=99)
 
@@ -171,7 +175,7 @@ async def test_10_a_changed_configuration_disturbs_nobody_else(loader: LoaderUnd
     assert await stream.read()
     stream.cancel()
     await loader.control.LoadModel(load("changed"))
-    assert (await model(loader, "other")).instances[0].uid == first.uid
+    assert await others() == before
 
 
 async def test_11_nothing_that_happens_to_one_model_delays_anothers_calls(

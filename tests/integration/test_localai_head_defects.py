@@ -298,4 +298,4 @@ def _ms(milliseconds: int) -> Duration:
 
 
 async def _predict(loader: LoaderUnderTest, name: str, text: str = "x") -> Any:
-    return await loader.data.Predict(prompt(text), metadata=named(name), timeout=20)
+    return await loader.data.Predict(prompt(text), metadata=named(name), timeout=SOON)
