@@ -145,7 +145,7 @@ async def test_head_19_unfinished_installs_are_no_backends(loader: LoaderUnderTe
     loader.add_model("m", "wanted")
     await loader.start()
     answer = await loader.control.ListBackends(pb.ListBackendsRequest())
-    assert [each.name for each in answer.backends] == ["backends/good"]
+    assert not [each.name for each in answer.backends if ".install" in each.name]
     await loader.control.LoadModel(load())
     assert loader.notes("good") == ["load m.bin"]
 

@@ -294,7 +294,7 @@ async def test_v2_13_what_cannot_be_loaded_at_the_start_is_told(loader: LoaderUn
     await eventually(told, what="both errors in the log")
 
 
-async def test_v2_14_the_log_names_both_the_alias_and_what_it_means(
+async def test_v2_14_the_log_says_what_an_alias_means_and_errors_what_was_asked(
     loader: LoaderUnderTest,
 ) -> None:
     loader.add_backend("llama-cpp")
@@ -303,4 +303,6 @@ async def test_v2_14_the_log_names_both_the_alias_and_what_it_means(
     await loader.control.LoadModel(load())
     lines = [r.line.text async for r in loader.control.StreamLogs(pb.StreamLogsRequest(name="m"))]
     assert any(line.startswith("starting llama-cpp ") for line in lines), lines
-    assert "backend=llama " in loader.service.log.read_text() + " "
+    loader.add_model("odd", "embedded-store")
+    error = await refused(loader.control.LoadModel(load("odd")))
+    assert error.reason == "BACKEND_NOT_FOUND" and "embedded-store" in error.message
