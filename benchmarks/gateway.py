@@ -42,7 +42,7 @@ class Result:
     cpu: float
 
 
-async def run() -> None:
+async def run(*, full: bool) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         loader = LoaderUnderTest(Path(folder) / "home")

@@ -63,7 +63,7 @@ class Result:
     idle: float = 0.0
 
 
-async def run() -> None:
+async def run(*, full: bool) -> None:
     """Measure and print."""
     results = {count: Result() for count in (1, MODELS)}
     with tempfile.TemporaryDirectory() as folder:
