@@ -13,6 +13,7 @@ NAMES = (
     "gateway",
     "startup",
     "models",
+    "cold",
     "death",
 )
 
