@@ -14,6 +14,7 @@ NAMES = (
     "startup",
     "models",
     "cold",
+    "neighbours",
     "death",
 )
 
