@@ -15,6 +15,7 @@ NAMES = (
     "models",
     "cold",
     "neighbours",
+    "cycles",
     "death",
 )
 
