@@ -17,6 +17,7 @@ NAMES = (
     "neighbours",
     "cycles",
     "death",
+    "eviction",
 )
 
 

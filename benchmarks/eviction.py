@@ -1,0 +1,183 @@
+"""One place for two models: what deciding who goes costs, and what two groups of clients get that want both.
+
+The decision: a call of the model that is not there, against unloading one and loading the other by hand.
+The contest: each group always wants its own model. With `starvation_bound` at nothing whoever comes is
+let in at once, which is what the rule against thrashing prevents; beside it the rule.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from corral.backend import backend_pb2
+from corral.loader.v1 import loader_pb2 as pb
+from tests.tools.running import LoaderUnderTest
+
+from .figures import count_starts, ms, named, predict, show, starts, timed, unload
+
+REPETITIONS = 15
+MODELS = ("a", "b")
+CLIENTS = 4
+SECONDS, FULL_SECONDS = 20.0, 60.0
+START_SECONDS = 1.0
+"""What the start of a Python backend and the end of another may take, generously."""
+CALL_SECONDS = 0.02
+LOADING = {pb.Model.STATE_STARTING, pb.Model.STATE_LOADING}
+BOUND = 3.0
+RULES = {"no rule (starvation_bound 0 s)": 0.0, f"the rule (starvation_bound {BOUND:g} s)": BOUND}
+LOADING_GOAL = 0.6
+"""The most of the time that goes into loading: half, as docs/scheduling.md says, and the first loads, before
+which nobody was evicted."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How two groups of clients call, and how long a load takes; in seconds."""
+
+    name: str
+    pause: float = 0.0
+    load: float = 1.0
+
+
+PATTERNS = (
+    Pattern("call without a pause"),
+    Pattern("pause between calls", pause=0.2),
+    Pattern("call without a pause, loads longer than starvation_bound", load=4.0),
+)
+
+
+@dataclass
+class Contest:
+    """What came of it."""
+
+    seconds: float
+    loads: int
+    serving: float
+    """Seconds in which a model was ready."""
+    loading: float
+    """Seconds in which one was starting or loading, and none ready."""
+    waits: list[float]
+    """How long each call took, in seconds."""
+
+
+async def run(*, full: bool) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder:
+        loader = await _started(Path(folder), {}, "--max-active-backends", "1")
+        try:
+            evictions, by_hand = await _decisions(loader)
+        finally:
+            await loader.close()
+    print(f"eviction: one place, two models; {REPETITIONS} interleaved repetitions, medians")
+    show("unload one, load the other, call it", ms(statistics.median(by_hand)))
+    show("call it, which evicts one", ms(statistics.median(evictions)))
+    pairs = zip(evictions, by_hand, strict=True)
+    show("  added by the decision", ms(statistics.median(x - y for x, y in pairs)))
+    seconds = FULL_SECONDS if full else SECONDS
+    for pattern in PATTERNS:
+        print(
+            f"  two groups of {CLIENTS} clients that {pattern.name}, {seconds:g} s;"
+            f" a load takes {pattern.load:g} s and the start of a Python backend"
+        )
+        for rule, bound in RULES.items():
+            _report(rule, pattern, bound, await _contest(pattern, bound, seconds))
+
+
+async def _started(home: Path, behaviour: dict[str, Any], *arguments: str) -> LoaderUnderTest:
+    loader = LoaderUnderTest(home / "home")
+    for name in MODELS:
+        count_starts(loader.add_backend(name, **behaviour))
+        loader.add_model(name, name)
+    await loader.start("--log-level", "error", *arguments)
+    return loader
+
+
+async def _decisions(loader: LoaderUnderTest) -> tuple[list[float], list[float]]:
+    evictions, by_hand = [], []
+    for _ in range(REPETITIONS):
+        await predict(loader, "a")
+        began = time.perf_counter()
+        await unload(loader, "a")
+        await predict(loader, "b")
+        by_hand.append(time.perf_counter() - began)
+        await unload(loader, "b")
+        await predict(loader, "a")
+        evictions.append(await timed(predict(loader, "b")))
+        await unload(loader, "b")
+    return evictions, by_hand
+
+
+async def _contest(pattern: Pattern, bound: float, seconds: float) -> Contest:
+    behaviour = {"load_seconds": pattern.load, "call_seconds": CALL_SECONDS}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ("--max-active-backends", "1", "--starvation-bound", f"{bound:g}s")
+        loader = await _started(Path(folder), behaviour, *arguments)
+        waits: list[float] = []
+        try:
+            end = time.perf_counter() + seconds
+            states = asyncio.create_task(_states(loader, seconds))
+            clients = [
+                _client(loader, model, pattern.pause, end, waits)
+                for model in MODELS
+                for _ in range(CLIENTS)
+            ]
+            await asyncio.gather(*clients)
+            loads = sum(starts(loader.backends / name) for name in MODELS)
+            serving, loading = await states
+            return Contest(seconds, loads, serving, loading, waits)
+        finally:
+            await loader.close()
+
+
+async def _client(
+    loader: LoaderUnderTest, model: str, pause: float, end: float, waits: list[float]
+) -> None:
+    while time.perf_counter() < end:
+        request = backend_pb2.PredictOptions(Prompt=model)
+        waits.append(await timed(loader.data.Predict(request, metadata=named(model))))
+        await asyncio.sleep(pause)
+
+
+async def _states(loader: LoaderUnderTest, seconds: float) -> tuple[float, float]:
+    """Return for how long a model was ready, and for how long none was but one was being loaded."""
+    watch = loader.control.WatchModels(pb.WatchModelsRequest())
+    began = since = time.perf_counter()
+    serving = loading = 0.0
+    states: dict[str, int] = {}
+    while since < began + seconds:
+        model = None
+        with suppress(TimeoutError):
+            model = (await asyncio.wait_for(watch.read(), began + seconds - since)).model
+        now = time.perf_counter()
+        if pb.Model.STATE_READY in states.values():
+            serving += now - since
+        elif LOADING & set(states.values()):
+            loading += now - since
+        since = now
+        if model is not None:
+            states[model.name] = model.state
+    watch.cancel()
+    return serving, loading
+
+
+def _report(rule: str, pattern: Pattern, bound: float, contest: Contest) -> None:
+    serving, loading = contest.serving / contest.seconds, contest.loading / contest.seconds
+    # A call may come just when the other model was let in: its load, its turn, and then one's own load.
+    goal = bound + 2 * (pattern.load + START_SECONDS)
+    longest = max(contest.waits)
+    print(f"  {rule}")
+    show("  loads a second", f"{contest.loads / contest.seconds:.2f}")
+    show("  share of the time in which a model serves", f"{serving * 100:.0f} %")
+    met = loading <= LOADING_GOAL if bound else None
+    text = f"at most {LOADING_GOAL * 100:.0f} %"
+    show("  share of the time that goes into loading", f"{loading * 100:.0f} %", text, met=met)
+    show("  answers a second", f"{len(contest.waits) / contest.seconds:.1f}")
+    met = longest <= goal if bound else None
+    show("  longest wait of any call", f"{longest:.1f} s", f"{goal:g} s", met=met)
