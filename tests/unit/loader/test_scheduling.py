@@ -7,7 +7,6 @@ the rules do not say is what the invariants of the architecture forbid.
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 from hypothesis import settings
@@ -21,169 +20,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from services.common.backoff import Backoff
-from services.common.errors import (
-    CorralError,
-    LoadBackoffError,
-)
-from services.common.tasks import Background
+from services.common.errors import CorralError, LoadBackoffError
 from services.loader import lifecycle as life
-from services.loader.admission import CallMeter
-from services.loader.backend_catalog import Backend
-from services.loader.instance import Instance, Lease, LoadAnswer
-from services.loader.ledger import Reservation
+from services.loader.instance import Lease, LoadAnswer
 from services.loader.lifecycle import Cause, Phase, StopReason
-from services.loader.logs import LogBook
 from services.loader.model_catalog import ModelEntry
 from services.loader.model_config import ModelConfig
 from services.loader.process import Exit
-from services.loader.runner import Timeouts
-from services.loader.scheduler import Scheduler
-from services.loader.supervisor import Services, Supervisor
-from services.loader.tunables import LiveSettings
+from tests.tools.scripted_world import GROUPS, NAMES, Process, World
 
-NAMES = ("a", "b", "c", "p")
-GROUPS = {"a": ["g"], "b": ["g"]}
-MEMORY = {"a": 30, "b": 40, "c": 50, "p": 10}
-TOTAL = 100
 MODELS = st.sampled_from(NAMES)
-
-
-class Process:
-    """A process that does what it is told, and a connection to it."""
-
-    def __init__(self, world: World, instance: Instance) -> None:
-        self.world, self.instance = world, instance
-        self.pid, self.address = 1, "fake"
-        loop = asyncio.get_running_loop()
-        self.started: asyncio.Future[None] = loop.create_future()
-        self.loaded: asyncio.Future[LoadAnswer] = loop.create_future()
-        self.exit: asyncio.Future[Exit] = loop.create_future()
-        self.gone: asyncio.Future[None] = loop.create_future()
-
-    async def wait(self) -> Exit:
-        return await asyncio.shield(self.exit)
-
-    async def owns_port(self, port: int) -> bool:
-        return True
-
-    async def drain_output(self, timeout: float) -> None:
-        return
-
-    def keep(self) -> bool:
-        return False
-
-    def leave(self) -> bool:
-        return False
-
-    async def stop(self, *, graceful: bool) -> bool:
-        return True
-
-    async def health(self, timeout: float) -> bool:
-        return True
-
-    async def load(self, entry: ModelEntry, backend: str, timeout: float) -> LoadAnswer:
-        return await self.loaded
-
-    async def free(self, timeout: float) -> None:
-        return
-
-    async def close(self) -> None:
-        return
-
-
-class World:
-    """Models, limits, processes, and what went wrong."""
-
-    def __init__(self) -> None:
-        self.live = LiveSettings(
-            {"lru_eviction_max_retries": 1000, "starvation_bound": 1000, "queue_size": 6}, ()
-        )
-        self.meter = CallMeter(lambda: 10)
-        self.tasks = Background()
-        self.processes: dict[str, Process] = {}
-        self.wrong: list[str] = []
-        self.allowed: set[str] = set()
-        """Models that may be stopped although calls hold them, or on their way up."""
-        self.supervisors: dict[str, Supervisor] = {}
-        self.scheduler = Scheduler(
-            tenants=lambda: self.supervisors.values(), settings=self.live, free=self.free
-        )
-        services = Services(
-            starter=self,
-            find_backend=lambda name: Backend(name, Path("/fake")),
-            models_path=Path("/none"),
-            timeouts=Timeouts(1e6, 0, 1e6, 1e6, 1, 1e6, 0.0, 1e6),
-            backoff=lambda: Backoff(initial=1e6, maximum=1e6),
-            scheduler=self.scheduler,
-            estimate=lambda entry, candidate, more: Reservation(
-                {"ram": int(MEMORY[entry.name] * (1.5 if more else 1))}
-            ),
-            pinned=lambda entry: entry.name == "p",
-            activity=self.activity,
-            released=self.released,
-            queue_size=lambda: self.live.now.queue_size,
-            calls=self.meter,
-            tasks=self.tasks,
-        )
-        for name in NAMES:
-            self.supervisors[name] = Supervisor(
-                name, services=services, logs=LogBook(10), changed=self.changed
-            )
-
-    def changed(self, supervisor: Supervisor) -> None:
-        return
-
-    def free(self, occupants: Any, settings: Any) -> dict[str, int]:
-        return {"ram": TOTAL - sum(each.memory.get("ram", 0) for each in occupants)}
-
-    async def activity(self, instance: Instance) -> object:
-        return object()
-
-    async def released(self, instance: Instance) -> None:
-        return
-
-    async def start(self, instance: Instance, logs: LogBook) -> Any:
-        name = instance.model
-        if name in self.processes:
-            self.wrong.append(f"two processes of {name}")
-        process = self.processes[name] = Process(self, instance)
-        instance.process = process
-        others = [n for n in self.processes if n != name]
-        limit = self.live.now.active_limit
-        if limit and len(others) >= limit:
-            self.wrong.append(f"{name} starts beside {others}, the limit is {limit}")
-        if any(set(GROUPS.get(name, [])) & set(GROUPS.get(other, [])) for other in others):
-            self.wrong.append(f"{name} starts beside {others} of its group")
-        if sum(s.loading for s in self.supervisors.values()) > self.live.now.parallel_loads:
-            self.wrong.append("too many loads")
-        await process.started
-        return process
-
-    def loaded(self, instance: Instance) -> None:
-        if instance is not self.processes[instance.model].instance:
-            self.wrong.append(f"{instance.model} was loaded by another process than it has")
-
-    async def leave(self, instance: Instance) -> bool:
-        return False
-
-    async def stop(self, instance: Instance, *, graceful: bool) -> bool:
-        process = self.processes[instance.model]
-        if not process.exit.done() and instance.model not in self.allowed:
-            if instance.active:
-                self.wrong.append(f"{instance.model} was stopped under a call")
-            if not instance.ready_since and not _failed(process):
-                self.wrong.append(f"{instance.model} was stopped on its way up")
-        await process.gone
-        del self.processes[instance.model]
-        return True
-
-
-def _failed(process: Process) -> bool:
-    return any(
-        future.done() and not future.cancelled() and future.exception() is not None
-        for future in (process.started, process.loaded)
-    ) or (process.loaded.done() and not process.loaded.cancelled())
 
 
 class Scheduling(RuleBasedStateMachine):
