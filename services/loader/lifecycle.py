@@ -294,6 +294,9 @@ def _stop_requested(state: Lifecycle, reason: StopReason, force: bool) -> Step:
         draining = replace(
             state, phase=Phase.DRAINING, message=reason.text, stop=reason, after=After.REST
         )
+        if reason.cause is Cause.SHUTDOWN:
+            # There is no next instance for the calls that wait for a place.
+            return draining, (FailWaiters((failure,)), Drain(generation))
         return draining, (Drain(generation),)
     if state.phase is Phase.DRAINING and not force:
         # It is on its way already, and its calls may still end; only what was to follow is called off.

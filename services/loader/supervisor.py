@@ -323,6 +323,9 @@ class Supervisor:
             self._entered(before)
         for effect in effects:
             self._perform(effect)
+        if before.phase is Phase.READY and self.state.phase is not Phase.READY and self._waiters:
+            # Calls that waited for a place are not part of what ends: they wait for the next instance.
+            self._post(life.LoadRequested(before.candidates))
         if self.state.phase is Phase.BACKOFF and before.phase is not Phase.BACKOFF:
             self.backoffs.watch(self.state)
         if isinstance(event, life.GroupGone) and before.phase is Phase.STOPPING:
@@ -388,6 +391,9 @@ class Supervisor:
             counts = not self._services.find_backend(candidate).external
         except CorralError:
             needs, counts = Reservation(), True  # the start will say what is wrong
+        except Exception:  # noqa: BLE001 - whatever it was, nobody must wait for it
+            _log.exception("what a model needs is not known", model=self.name, backend=candidate)
+            needs, counts = Reservation(), True
         if generation != self.state.generation or self.state.phase is not Phase.WAITING:
             return
         self.reservation = needs

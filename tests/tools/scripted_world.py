@@ -22,7 +22,7 @@ from services.loader.tunables import LiveSettings
 
 NAMES = ("a", "b", "c", "p")
 GROUPS = {"a": ["g"], "b": ["g"]}
-MEMORY = {"a": 30, "b": 40, "c": 50, "p": 10}
+MEMORY = {"a": 30, "b": 40, "c": 50, "p": 10, "big": 90}
 TOTAL = 100
 
 
@@ -82,20 +82,23 @@ class World:
         self.wrong: list[str] = []
         self.allowed: set[str] = set()
         """Models that may be stopped although calls hold them, or on their way up."""
+        self.external: set[str] = set()
+        """Backends that run elsewhere."""
+        self.estimate_fails: Exception | None = None
+        self.taken = 0
+        """Memory that others have."""
         self.supervisors: dict[str, Supervisor] = {}
         self.scheduler = Scheduler(
             tenants=lambda: self.supervisors.values(), settings=self.live, free=self.free
         )
         services = Services(
             starter=self,
-            find_backend=lambda name: Backend(name, Path("/fake")),
+            find_backend=self.find_backend,
             models_path=Path("/none"),
             timeouts=Timeouts(1e6, 0, 1e6, 1e6, 1, 1e6, 0.0, 1e6),
             backoff=lambda: Backoff(initial=1e6, maximum=1e6),
             scheduler=self.scheduler,
-            estimate=lambda entry, candidate, more: Reservation(
-                {"ram": int(MEMORY[entry.name] * (1.5 if more else 1))}
-            ),
+            estimate=self.estimate,
             pinned=lambda entry: entry.name == "p",
             activity=self.activity,
             released=self.released,
@@ -103,7 +106,7 @@ class World:
             calls=self.meter,
             tasks=self.tasks,
         )
-        for name in NAMES:
+        for name in MEMORY:
             self.supervisors[name] = Supervisor(
                 name, services=services, logs=LogBook(10), changed=self.changed
             )
@@ -111,8 +114,18 @@ class World:
     def changed(self, supervisor: Supervisor) -> None:
         return
 
+    def find_backend(self, name: str) -> Backend:
+        return Backend(name, Path("/fake"), address="far:1" if name in self.external else "")
+
+    def estimate(self, entry: ModelEntry, candidate: str, more: bool) -> Reservation:
+        if self.estimate_fails:
+            raise self.estimate_fails
+        if candidate in self.external:
+            return Reservation()
+        return Reservation({"ram": int(MEMORY[entry.name] * (1.5 if more else 1))})
+
     def free(self, occupants: Any, settings: Any) -> dict[str, int]:
-        return {"ram": TOTAL - sum(each.memory.get("ram", 0) for each in occupants)}
+        return {"ram": TOTAL - self.taken - sum(each.memory.get("ram", 0) for each in occupants)}
 
     async def activity(self, instance: Instance) -> object:
         return object()
