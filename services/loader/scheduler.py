@@ -8,6 +8,7 @@ was granted counts with its whole reservation from that moment on, so two loads 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ _log = get_logger(__name__)
 
 STEP = 0.1
 """Seconds between two looks while somebody waits: what changes by time alone sends no event."""
+
+TELL = 1.0
+"""Seconds between two changes that others are told of: the figures in the text never stand still."""
 
 
 class Tenant(Protocol):
@@ -63,10 +67,19 @@ class Wish:
     """Seconds since the epoch, for people."""
     waits_for: str = ""
     """What it waits for, for people."""
+    told: str = ""
+    """What others were told of that last, and when."""
+    told_at: float = -math.inf
 
     def newcomer(self, now: float) -> Newcomer:
         """Return it as the plan sees it."""
         return Newcomer(self.name, self.counts, self.groups, self.memory, now - self.asked)
+
+    def claim(self) -> Occupant:
+        """Return it as those see it that may not overtake it: as if it had its room."""
+        return Occupant(
+            self.name, settled=False, counts=self.counts, groups=self.groups, memory=self.memory
+        )
 
 
 class Scheduler:
@@ -166,7 +179,8 @@ class Scheduler:
                 return True
             self._tell(wish, _waits_for(decided))
             if now - wish.asked >= self._settings.now.starvation_bound:
-                break  # those behind it must not take away what it waits for
+                # Those behind it must not take away what it waits for.
+                occupants.append(wish.claim())
         return self._again
 
     def _plan(self, wish: Wish, occupants: list[Occupant], now: float) -> Plan:
@@ -188,8 +202,8 @@ class Scheduler:
 
     def _give_up(self, wish: Wish, decided: Plan, now: float) -> bool:
         """Refuse a wish that cannot be met, or not in time."""
-        if decided.pending and not decided.victims:
-            return False  # somebody is leaving, which has deadlines of its own
+        if decided.pending and not decided.victims and not decided.blockers:
+            return False  # it fits when those are gone that are leaving, which has deadlines of its own
         settings = self._settings.now
         if decided.possible and now - wish.asked < settings.room_timeout:
             return False
@@ -225,8 +239,10 @@ class Scheduler:
         self._queue.remove(wish)
 
     def _tell(self, wish: Wish, text: str) -> None:
-        if wish.waits_for != text:
-            wish.waits_for = text
+        wish.waits_for = text
+        now = self._clock()
+        if wish.told != text and now - wish.told_at >= TELL:
+            wish.told, wish.told_at = text, now
             self._changed(wish.name)
 
 
