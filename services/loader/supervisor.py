@@ -89,6 +89,8 @@ class Supervisor:
         """The model as it was when its load began."""
         self.reservation = Reservation()
         """The room it was granted, or asks for."""
+        self._counts = True
+        """Whether it takes one of the places for active models."""
         self.not_tried: Mapping[str, str] = {}
         """Backends that are no candidates, and why."""
         self.last_unload: LastUnload | None = None
@@ -195,6 +197,7 @@ class Supervisor:
     def adopt(self, instance: Instance, reservation: Reservation) -> None:
         """Take over a backend that holds the model already."""
         self.entry, self.instance, self.reservation = instance.entry, instance, reservation
+        self._counts = not instance.backend.external
         instance.generation = self.state.generation + 1
         self._post(life.Adopted(instance.backend.name))
         self._runner.watch(instance)
@@ -268,7 +271,6 @@ class Supervisor:
             return None
         assert self.entry is not None
         now = time.monotonic()
-        backend = instance.backend if instance else None
         ready = instance is not None and instance.ready_since > 0
         idle = now - instance.idle_since if instance and ready else 0.0
         return Occupant(
@@ -277,7 +279,7 @@ class Supervisor:
             leaving=phase in (Phase.DRAINING, Phase.STOPPING),
             busy=bool(instance and instance.holds) or len(self._waiters) > 0,
             pinned=self._services.pinned(self.entry),
-            counts=not (backend and backend.external),
+            counts=self._counts,
             groups=frozenset(self.entry.config.concurrency_groups),
             memory=self.memory,
             idle=idle,
@@ -366,6 +368,7 @@ class Supervisor:
                 self.backoffs.disarm(self.state.candidate)
                 self._later(self._services.timeouts.stable, life.Stable(generation))
                 self._admit()
+                self._stop_if_outdated(self._current())
             case life.FailWaiters(failures):
                 self._fail_waiters(failures)
             case life.Drain():
@@ -396,7 +399,7 @@ class Supervisor:
             needs, counts = Reservation(), True
         if generation != self.state.generation or self.state.phase is not Phase.WAITING:
             return
-        self.reservation = needs
+        self.reservation, self._counts = needs, counts
         if not self.state.failures:
             self._asked = time.monotonic()
 
@@ -478,7 +481,10 @@ class Supervisor:
             return
         tried = {failure.candidate for failure in failures}
         left_out = [
-            penalty.failure for penalty in self.state.penalties if penalty.candidate not in tried
+            penalty.failure
+            for penalty in self.state.penalties
+            # That others failed earlier says nothing to whom an unload or a lack of room ends the wait.
+            if penalty.candidate not in tried and failures == self.state.failures
         ]
         self._waiters.fail(causes.all_failed(self.name, (*left_out, *failures), self.not_tried))
 

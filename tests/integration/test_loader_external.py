@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ import pytest
 
 from corral.backend import backend_pb2 as pb
 from corral.backend import backend_pb2_grpc
+from corral.loader.v1 import loader_pb2
 from services.common.status import from_rpc_error
 from tests.tools.running import LoaderUnderTest, eventually
 
@@ -59,6 +61,13 @@ class Served:
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
 
+    def listen(self, address: str) -> None:
+        self.stop()
+        self._server = grpc.server(ThreadPoolExecutor(16))
+        backend_pb2_grpc.add_BackendServicer_to_server(self.backend, self._server)
+        self._server.add_insecure_port(address)
+        self._server.start()
+
     def stop(self) -> None:
         stopped: threading.Event = self._server.stop(0)
         stopped.wait(5)
@@ -78,6 +87,17 @@ async def running(loader: LoaderUnderTest, served: Served) -> LoaderUnderTest:
     await loader.start("--external-backend", f"afar=127.0.0.1:{served.port}")
     await loader.data.Predict(pb.PredictOptions(), metadata=MODEL, timeout=10)
     return loader
+
+
+async def test_its_socket_outlives_the_model(
+    loader: LoaderUnderTest, served: Served, tmp_path: Path
+) -> None:
+    served.listen(f"unix:{tmp_path}/afar.sock")
+    loader.add_model("m", "afar")
+    await loader.start("--external-backend", f"afar=unix:{tmp_path}/afar.sock")
+    for _ in range(2):
+        await loader.data.Predict(pb.PredictOptions(), metadata=MODEL, timeout=10)
+        await loader.control.UnloadModel(loader_pb2.UnloadModelRequest(name="m"))
 
 
 async def test_its_own_unavailable_is_no_end_of_it(

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
 from services.common.status import from_rpc_error
 from tests.tools.loader_calls import (
@@ -155,6 +156,42 @@ async def test_a_pinned_model_that_crashed_comes_back_by_itself(loader: LoaderUn
         return (await states(loader))["a"] == READY
 
     await eventually(back, what="the pinned model's return")
+
+
+async def test_a_pinned_model_that_crashed_can_be_unloaded(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", pinned=True)
+    await loader.start()
+    await refused(loader.data.Predict(prompt("crash"), metadata=named("a")))
+    await loader.control.LoadModel(load("a"))
+    await loader.control.UnloadModel(pb.UnloadModelRequest(name="a"))
+    generation = (await model(loader, "a")).instance.generation
+    await stays(loader, "a", UNLOADED)
+    assert (await model(loader, "a")).instance.generation == generation
+
+
+async def stays(loader: LoaderUnderTest, name: str, state: int) -> None:
+    """Watch the model for a moment in which it must not change."""
+    changes = loader.control.WatchModels(pb.WatchModelsRequest(), timeout=1.0)
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        async for news in changes:
+            if news.model.name == f"models/{name}":
+                assert news.model.state == state
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_pins_unloads_and_probes_by_an_alias_mean_its_model(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a")
+    loader.add_model("also-a", alias="a")
+    await loader.start()
+    pinned = await loader.control.PinModel(pb.PinModelRequest(name="also-a", pinned=True))
+    assert pinned.model.name == "models/a" and pinned.model.pinned
+    await loader.control.LoadModel(load("also-a"))
+    logs = loader.control.StreamLogs(pb.StreamLogsRequest(name="also-a", follow=True))
+    await asyncio.wait_for(logs.read(), 5)
+    await loader.data.Health(backend_pb2.HealthMessage(), metadata=named("also-a"))
+    await loader.control.UnloadModel(pb.UnloadModelRequest(name="also-a"))
+    assert (await states(loader))["a"] == UNLOADED
+    logs.cancel()
 
 
 async def test_limits_change_live_and_are_kept(loader: LoaderUnderTest) -> None:
