@@ -129,7 +129,8 @@ class BackendStarter:
         gone = instance.process is None or await instance.process.stop(graceful=graceful)
         if gone:
             self._registry.remove(instance.uid)
-        self._addresses.give_back(instance.address)
+        if not instance.backend.external:
+            self._addresses.give_back(instance.address)
         return gone
 
     async def _launch(self, instance: Instance, logs: LogBook) -> Connection:
