@@ -205,6 +205,7 @@ def _adopted(state: Lifecycle, candidate: str) -> Step:
         failures=(),
         message="",
         stop=None,
+        crashed=False,
     )
     return ready, (AdmitWaiters(generation),)
 
@@ -212,7 +213,13 @@ def _adopted(state: Lifecycle, candidate: str) -> Step:
 def _loaded(state: Lifecycle, message: str) -> Step:
     penalties = tuple(p for p in state.penalties if p.candidate != state.candidate)
     ready = replace(
-        state, phase=Phase.READY, message=message, failures=(), roomier=(), penalties=penalties
+        state,
+        phase=Phase.READY,
+        message=message,
+        failures=(),
+        roomier=(),
+        penalties=penalties,
+        crashed=False,
     )
     return ready, (AdmitWaiters(state.generation),)
 
@@ -269,6 +276,7 @@ def _exited(state: Lifecycle, failure: Failure) -> Step:
         stopping = replace(
             state,
             phase=Phase.STOPPING,
+            crashed=crashed,
             after=After.CRASHED if crashed else After.REST,
             failures=(failure,),
             message=str(failure.error),
@@ -283,6 +291,7 @@ def _exited(state: Lifecycle, failure: Failure) -> Step:
 
 
 def _stop_requested(state: Lifecycle, reason: StopReason, force: bool) -> Step:
+    state = replace(state, crashed=False)
     generation = state.generation
     failure = Failure(state.candidate, StoppedError(reason.text))
     if state.phase is Phase.WAITING:

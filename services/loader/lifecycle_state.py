@@ -68,6 +68,8 @@ class Lifecycle:
     """Candidates that failed, until they hold the model or something changes."""
     crashes: int = 0
     """Crashes in a row without a stable time between."""
+    crashed: bool = False
+    """It ended by itself, and has neither come back nor been stopped on request since."""
     roomier: tuple[str, ...] = ()
     """Candidates that were given more room in this round: once is enough."""
     after: After = After.REST

@@ -41,6 +41,9 @@ from .tunables import LiveSettings
 
 _log = get_logger(__name__)
 
+_RESTART_PAUSE = 1.0
+"""Seconds between two loads of a pinned model that crashed, at least."""
+
 Listener = Callable[[str, ModelView | None], None]
 MakeSupervisor = Callable[[str, Callable[[Supervisor], None]], Supervisor]
 
@@ -127,6 +130,9 @@ class Loader:
         self._tasks = tasks
         self._supervisors: dict[str, Supervisor] = {}
         self._refusing = ""
+        self._closing = asyncio.Event()
+        self._restarts: set[str] = set()
+        """Pinned models that crashed and were loaded again a moment ago."""
         self._follower = Follower(
             models,
             active=lambda: tuple(self._supervisors),
@@ -214,11 +220,8 @@ class Loader:
         self, name: str, *, force: bool, reason: StopReason | None = None
     ) -> ModelView:
         """Unload the model; returns when its process group is gone."""
-        supervisor = self._supervisors.get(name)
-        if supervisor is None:
-            # One whose configuration cannot be used any more may still run, and can be unloaded.
-            entry = self._models.find(name)
-            supervisor = self._supervisors.get(entry.config.alias or entry.name)
+        # One whose configuration cannot be used any more may still run, and can be unloaded.
+        supervisor = self._running(name) or self._supervisors.get(self._meant(name))
         if supervisor is None:
             return self.get(name)
         reason = reason or StopReason(Cause.REQUESTED, "unloaded on request")
@@ -268,12 +271,12 @@ class Loader:
 
     def pin(self, name: str, pinned: bool) -> ModelView:
         """Pin or unpin the model; kept over restarts."""
-        entry = self._models.find(name)
-        self._pins.set(entry.name, pinned)
-        self._resting.pop(entry.name, None)
-        self._publish(entry.name)
+        name = self._meant(name)
+        self._pins.set(name, pinned)
+        self._resting.pop(name, None)
+        self._publish(name)
         self.scheduler.wake()
-        return self.get(entry.name)
+        return self.get(name)
 
     def pinned(self, entry: ModelEntry) -> bool:
         """Whether the model is pinned."""
@@ -308,6 +311,7 @@ class Loader:
     async def close(self) -> None:
         """Refuse new work and end every backend, whatever it is doing, unless it may stay."""
         self._refusing = "the loader stops and loads no more models"
+        self._closing.set()
         if self._leave_ready:
             for supervisor in list(self._supervisors.values()):
                 if await supervisor.leave():
@@ -372,9 +376,7 @@ class Loader:
 
     def logs(self, name: str, query: LogQuery) -> AsyncGenerator[LogNews, None]:
         """Return what the model's backends wrote. Raises ModelNotFoundError."""
-        supervisor = self._supervisors.get(name)
-        if supervisor is None:
-            supervisor = self._supervisor(self._models.find(name).name)
+        supervisor = self._running(name) or self._supervisor(self._meant(name))
         return supervisor.logs.read(query)
 
     # Routing
@@ -412,7 +414,12 @@ class Loader:
 
     def _running(self, name: str) -> Supervisor | None:
         """Return the supervisor of a model that was asked for before, without a look at the folder."""
-        return self._supervisors.get(name) or self._supervisors.get(self._follower.known_as(name))
+        return self._supervisors.get(self._follower.known_as(name) or name)
+
+    def _meant(self, name: str) -> str:
+        """Return the name of the model that a name, an alias or a file means, usable or not."""
+        entry = self._models.find(name)
+        return entry.config.alias or entry.name
 
     def _resolve(self, name: str) -> ModelEntry:
         return self._models.resolve(name)
@@ -455,17 +462,28 @@ class Loader:
 
     def _restart_if_pinned(self, supervisor: Supervisor) -> None:
         """Load a pinned model again that crashed: whoever pins one wants it to be there."""
-        state, entry = supervisor.state, supervisor.entry
-        if state.phase is not Phase.STOPPED or not state.crashes or self._refusing or entry is None:
+        name, state, entry = supervisor.name, supervisor.state, supervisor.entry
+        if state.phase is not Phase.STOPPED or not state.crashed or self._refusing or entry is None:
             return
-        if self.pinned(entry):
-            self._tasks.spawn(self._restart(supervisor.name), name=f"restart {supervisor.name}")
+        if self.pinned(entry) and name not in self._restarts:
+            self._restarts.add(name)
+            self._tasks.spawn(self._restart(supervisor), name=f"restart {name}")
 
-    async def _restart(self, name: str) -> None:
+    async def _restart(self, supervisor: Supervisor) -> None:
+        """Load once; what is refused, because there is no room for instance, is tried again later."""
         try:
-            self.begin_load(name)
+            self.begin_load(supervisor.name)
         except CorralError as error:
-            _log.warning("a pinned model is not loaded again", model=name, why=str(error))
+            _log.warning(
+                "a pinned model is not loaded again", model=supervisor.name, why=str(error)
+            )
+        pause = max(self._settings.now.model_load_failure_cooldown, _RESTART_PAUSE)
+        try:
+            async with asyncio.timeout(pause):
+                await self._closing.wait()
+        except TimeoutError:
+            self._restarts.discard(supervisor.name)
+            self._restart_if_pinned(supervisor)
 
     def _publish(self, name: str) -> None:
         supervisor = self._supervisors.get(name)

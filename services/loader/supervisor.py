@@ -216,9 +216,7 @@ class Supervisor:
 
     async def stop(self, reason: StopReason, *, force: bool) -> None:
         """Unload and wait until the process group is gone. Raises ModelBusyError. Idempotent."""
-        if self.state.phase in life.RESTING:
-            return
-        if self.state.phase is Phase.WAITING:
+        if self.state.phase in life.RESTING or self.state.phase is Phase.WAITING:
             self._post(life.StopRequested(reason, force))
             return
         stopped = self._stops.join()

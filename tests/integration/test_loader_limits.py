@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from corral.backend import backend_pb2
@@ -164,9 +165,29 @@ async def test_a_pinned_model_that_crashed_can_be_unloaded(loader: LoaderUnderTe
     await refused(loader.data.Predict(prompt("crash"), metadata=named("a")))
     await loader.control.LoadModel(load("a"))
     await loader.control.UnloadModel(pb.UnloadModelRequest(name="a"))
-    generation = (await model(loader, "a")).instance.generation
     await stays(loader, "a", UNLOADED)
-    assert (await model(loader, "a")).instance.generation == generation
+
+
+async def test_a_pinned_model_without_room_is_tried_again_now_and_then(
+    loader: LoaderUnderTest,
+) -> None:
+    await begin(loader, "a", pinned=True, memory="100MiB")
+    await loader.start("--model-load-failure-cooldown", "300ms")
+    await loader.control.LoadModel(load("a"))
+    await change(loader, ram_budget="50MiB")
+    await refused(loader.data.Predict(prompt("crash"), metadata=named("a")))
+    changes = loader.control.WatchModels(pb.WatchModelsRequest(), timeout=1.5)
+    news = []
+    with pytest.raises(grpc.aio.AioRpcError):
+        async for each in changes:
+            news.append(each)  # noqa: PERF401 - it ends with an error
+    assert 2 < len(news) < 12
+    await change(loader, ram_budget="")
+
+    async def back() -> bool:
+        return (await states(loader))["a"] == READY
+
+    await eventually(back, what="the pinned model's return")
 
 
 async def stays(loader: LoaderUnderTest, name: str, state: int) -> None:
@@ -181,7 +202,7 @@ async def stays(loader: LoaderUnderTest, name: str, state: int) -> None:
 
 async def test_pins_unloads_and_probes_by_an_alias_mean_its_model(loader: LoaderUnderTest) -> None:
     await begin(loader, "a")
-    loader.add_model("also-a", alias="a")
+    (loader.models / "also-a.yaml").write_text("name: also-a\nalias: a\n")
     await loader.start()
     pinned = await loader.control.PinModel(pb.PinModelRequest(name="also-a", pinned=True))
     assert pinned.model.name == "models/a" and pinned.model.pinned

@@ -18,7 +18,7 @@ from services.loader.ledger import Ledger, Reservation
 from services.loader.lifecycle import Cause, Phase, StopReason
 from services.loader.model_catalog import ModelEntry
 from tests.tools.waiting import eventually
-from tests.unit.loader.test_scheduling import World
+from tests.tools.scripted_world import World
 
 ASKED = StopReason(Cause.REQUESTED, "asked")
 
