@@ -27,6 +27,9 @@ _log = get_logger(__name__)
 MORE = 1.5
 """By what an estimate grows after a load that ended for lack of memory: enough not to need a third try often."""
 
+MOST = 0.9
+"""The part of what a device has for all models beyond which no such estimate grows."""
+
 _LOOK = 0.2
 """Seconds for which a reading of the devices is good while several decisions are made at once."""
 
@@ -89,6 +92,8 @@ class Ledger:
         self._footprints = footprints
         self._release_timeout = release_timeout
         self._reading: tuple[float, tuple[Device, ...]] = (0.0, ())
+        self._most: dict[str, float] = {}
+        """What a guess may come to, in bytes by device."""
 
     def devices(self) -> tuple[Device, ...]:
         """Return the devices as they are now, or were a moment ago."""
@@ -109,7 +114,11 @@ class Ledger:
             predicted = Reservation({**predicted.memory, **learned}, Basis.LEARNED)
         if not more:
             return predicted
-        raised = {device: int(size * MORE) for device, size in predicted.memory.items()}
+        raised = {}
+        for device, size in predicted.memory.items():
+            # A guess that could never be met would keep the model out for ever.
+            most = self._most.get(device, size * MORE)
+            raised[device] = max(size, int(min(size * MORE, most)))
         self._footprints.learn(key, raised)
         return Reservation(raised, Basis.LEARNED)
 
@@ -120,13 +129,15 @@ class Ledger:
         for device in self.devices():
             reserved = sum(each.memory.get(device.name, 0) for each in occupants)
             budget = budget_of(device, settings)
+            # What is only on its way in is not missing from the device yet.
+            coming = sum(
+                each.memory.get(device.name, 0)
+                for each in occupants
+                if not each.settled and not each.leaving
+            )
+            ours = device.available + reserved - coming
+            self._most[device.name] = MOST * min(budget or device.total, ours)
             if settings.fit_check:
-                # What is only on its way in is not missing from the device yet.
-                coming = sum(
-                    each.memory.get(device.name, 0)
-                    for each in occupants
-                    if not each.settled and not each.leaving
-                )
                 found[device.name] = min(
                     (budget or device.total) - reserved, device.available - coming
                 )

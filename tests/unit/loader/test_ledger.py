@@ -1,0 +1,38 @@
+"""What models are expected to need, and how that changes when it was too little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.loader.backend_catalog import Backend
+from services.loader.devices import RAM, Device
+from services.loader.footprints import Footprints
+from services.loader.ledger import Ledger, Reservation
+from services.loader.model_catalog import ModelEntry
+from services.loader.tunables import Tunables
+
+
+class Machine:
+    """1000 bytes, of which 100 are somebody else's."""
+
+    def read(self) -> tuple[Device, ...]:
+        return (Device(RAM, "", 1000, 900),)
+
+    def measure(self, group: int, uid: str) -> dict[str, int]:
+        return {}
+
+
+def test_a_model_that_lacks_memory_again_and_again_can_still_be_loaded(tmp_path: Path) -> None:
+    footprints = Footprints(tmp_path / "footprints.json")
+    ledger = Ledger(
+        devices=Machine(),
+        predict=lambda entry, backend, devices: Reservation({RAM: 100}),
+        measure=Machine(),
+        footprints=footprints,
+        release_timeout=1.0,
+    )
+    free = ledger.free((), Tunables())
+    entry, backend = ModelEntry("m"), Backend("x", Path("/x"))
+    needs = [ledger.reserve(entry, backend, more=True).memory[RAM] for _ in range(20)]
+    assert needs[:2] == [150, 225] and needs[-1] == 810 < free[RAM]
+    footprints.close()
