@@ -5,12 +5,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from services.common.backoff import Backoff
 from services.common.errors import CorralError
 
 from . import causes
 from .lifecycle_state import Lifecycle
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """A wait of one candidate."""
+
+    deadline: float
+    """By the monotonic clock, which decides: the other one may be set."""
+    until: float
+    """Seconds since the epoch, for people."""
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; 0 if it is over."""
+        return max(self.deadline - time.monotonic(), 0.0)
 
 
 class Backoffs:
@@ -29,33 +45,32 @@ class Backoffs:
         self._backoff = backoff
         self._quarantine = quarantine
         self._ended = ended
-        self._until: dict[str, float] = {}
+        self._waits: dict[str, _Wait] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def until(self, candidate: str) -> float | None:
         """Return when a candidate may be tried again; None if it may now."""
-        at = self._until.get(candidate, 0.0)
-        return at if at > time.time() else None
+        wait = self._waits.get(candidate)
+        return wait.until if wait is not None and wait.left > 0 else None
 
     def retry_time(self, state: Lifecycle) -> float | None:
         """Return when the model may be tried again: with its first candidate, or after its quarantine."""
-        if not self._until:
-            return None
-        return max(self._until.values()) if state.quarantined else min(self._until.values())
+        _, wait = self._deciding(state)
+        return wait.until if wait is not None else None
 
     def arm(self, candidate: str, failures: int, *, quarantine: bool) -> None:
         """Let a candidate wait as long as belongs to so many failures in a row."""
         delay = self._backoff().delay(failures)
         if quarantine:
             delay = max(delay, self._quarantine)
-        self._until[candidate] = time.time() + delay
+        self._waits[candidate] = _Wait(time.monotonic() + delay, time.time() + delay)
 
     def disarm(self, candidate: str | None = None) -> None:
         """Forget the wait of a candidate, or of all."""
         if candidate is not None:
-            self._until.pop(candidate, None)
+            self._waits.pop(candidate, None)
             return
-        self._until.clear()
+        self._waits.clear()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -63,10 +78,16 @@ class Backoffs:
         """Tell when the model, which rests now, may be tried again."""
         if self._timer is not None:
             self._timer.cancel()
-        at = self.retry_time(state) or 0.0
-        candidate = next((name for name, until in self._until.items() if until == at), "")
-        delay = max(at - time.time(), 0.0)
+        candidate, wait = self._deciding(state)
+        delay = wait.left if wait is not None else 0.0
         self._timer = asyncio.get_running_loop().call_later(delay, self._ended, candidate)
+
+    def _deciding(self, state: Lifecycle) -> tuple[str, _Wait | None]:
+        """Return the candidate, and its wait, with which the model may be tried again."""
+        if not self._waits:
+            return "", None
+        choose = max if state.quarantined else min
+        return choose(self._waits.items(), key=lambda item: item[1].deadline)
 
     def usable(self, state: Lifecycle, candidates: tuple[str, ...]) -> tuple[str, ...]:
         """Return the candidates that need not wait. Raises LoadBackoffError or CrashLoopError if all must."""
@@ -78,7 +99,8 @@ class Backoffs:
 
     def error(self, state: Lifecycle) -> CorralError:
         """Return what a call is told that comes too early."""
-        left = max((self.retry_time(state) or 0.0) - time.time(), 0.001)
+        _, wait = self._deciding(state)
+        left = max(wait.left if wait is not None else 0.0, 0.001)
         if state.quarantined:
             return causes.quarantined(self._model, left, state.crashes, state.failures)
         waiting = tuple(

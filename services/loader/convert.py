@@ -125,7 +125,7 @@ def instance(view: InstanceView) -> pb.Instance:
         pid=view.pid,
         start_time=timestamp(view.started),
         ready_time=timestamp(view.ready),
-        load_duration=duration(view.ready - view.started if view.ready else None),
+        load_duration=duration(max(view.ready - view.started, 0.0) if view.ready else None),
         active_calls=view.active,
         total_calls=view.total,
         last_used_time=timestamp(view.last_used),

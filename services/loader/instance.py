@@ -58,6 +58,8 @@ class Instance:
     """The model as it was when this instance was begun."""
     started: float
     """Seconds since the epoch."""
+    begun: float = field(default_factory=time.monotonic)
+    """The same by the monotonic clock."""
     process: BackendProcess | None = None
     connection: Connection | None = None
     address: str = ""
@@ -100,7 +102,7 @@ class Instance:
         """Take note that it holds the model now."""
         self.ready = time.time()
         self.ready_since = self.idle_since = time.monotonic()
-        self.load_seconds = self.ready - self.started
+        self.load_seconds = self.ready_since - self.begun
 
     @property
     def stuck_since(self) -> float | None:

@@ -17,8 +17,8 @@ from services.loader.instance import Instance
 from services.loader.ledger import Ledger, Reservation
 from services.loader.lifecycle import Cause, Phase, StopReason
 from services.loader.model_catalog import ModelEntry
-from tests.tools.waiting import eventually
 from tests.tools.scripted_world import World
+from tests.tools.waiting import eventually
 
 ASKED = StopReason(Cause.REQUESTED, "asked")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from services.common.backoff import Backoff
 from services.common.errors import CorralError
 from services.loader.instance import Lease, LoadAnswer
 from services.loader.lifecycle import Cause, Phase, StopReason
@@ -219,3 +221,23 @@ async def test_what_changed_while_it_loaded_is_taken_up_when_it_is_loaded(world:
     process.started.set_result(None)
     process.loaded.set_result(LoadAnswer(True, ""))
     await goes(world, "a")
+
+
+async def test_a_clock_that_is_set_back_prolongs_no_wait(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = world.supervisors["a"]
+    supervisor.backoffs._backoff = lambda: Backoff(initial=0.1, maximum=0.1)
+    failed = call(world, entry("a"))
+    await eventually(lambda: "a" in world.processes, what="a process")
+    world.processes["a"].started.set_exception(CorralError("cannot start"))
+    await goes(world, "a")
+    with pytest.raises(CorralError, match="cannot start"):
+        await failed
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 86400)
+    await phase(supervisor, Phase.STOPPED)
+    again = call(world, entry("a"))
+    await comes_up(world, "a")
+    (await again).release()
+    assert supervisor.instance and 0 <= supervisor.instance.load_seconds < 60
