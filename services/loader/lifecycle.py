@@ -49,6 +49,7 @@ from .lifecycle_events import (
     GroupGone,
     Loaded,
     LoadRequested,
+    Reconfigured,
     Refused,
     Stable,
     StopReason,
@@ -88,6 +89,7 @@ __all__ = [
     "Loaded",
     "Penalty",
     "Phase",
+    "Reconfigured",
     "RefuseStop",
     "Refused",
     "SendLoad",
@@ -112,6 +114,9 @@ def next(state: Lifecycle, event: Event) -> Step:
     match event:
         case LoadRequested(candidates):
             return _load_requested(state, candidates)
+        case Reconfigured(candidates) if state.phase is Phase.WAITING and candidates:
+            asking, effects = _ask(state, candidates)
+            return asking, (LeaveQueue(generation), *effects)
         case Granted() if state.phase is Phase.WAITING:
             starting = replace(state, phase=Phase.STARTING, message="")
             return starting, (Start(state.generation, state.candidate),)

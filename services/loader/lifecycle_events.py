@@ -53,6 +53,13 @@ class LoadRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The model is another one than room was asked for; these backends may hold it now."""
+
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Granted:
     """There is room for the model, and it is reserved."""
 
@@ -155,6 +162,7 @@ class Changed:
 
 Event = (
     LoadRequested
+    | Reconfigured
     | Granted
     | Refused
     | Adopted

@@ -164,6 +164,10 @@ class Loader:
     def _revision_is(self, name: str, revision: str) -> None:
         if supervisor := self._supervisors.get(name):
             supervisor.configuration_is(revision)
+            entry = supervisor.entry
+            if supervisor.state.phase is Phase.WAITING and entry and entry.revision != revision:
+                with suppress(CorralError):  # whoever waits is told when it is to start
+                    self.begin_load(name)
 
     # Loading and unloading
 

@@ -136,8 +136,7 @@ class Supervisor:
         if lease := self.try_acquire(calls=calls):
             return lease
         usable = self._usable(entry, candidates)
-        if not self.loading and self.state.phase is not Phase.READY:
-            self.entry = entry
+        self._take_entry(entry, usable)
         joining = self.join(calls=calls)
         self._post(life.LoadRequested(usable))
         return await joining
@@ -190,9 +189,17 @@ class Supervisor:
         if self.state.phase is Phase.READY:
             return
         usable = self._usable(entry, candidates)
-        if not self.loading:
-            self.entry = entry
+        self._take_entry(entry, usable)
         self._post(life.LoadRequested(usable))
+
+    def _take_entry(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
+        """Load the model as it is now, unless it is past that."""
+        if self.loading or self.state.phase is Phase.READY:
+            return
+        before, self.entry = self.entry, entry
+        if self.state.phase is Phase.WAITING and before and before.revision != entry.revision:
+            self._post(life.Changed())
+            self._post(life.Reconfigured(candidates))
 
     def adopt(self, instance: Instance, reservation: Reservation) -> None:
         """Take over a backend that holds the model already."""
@@ -278,7 +285,9 @@ class Supervisor:
             busy=bool(instance and instance.holds) or len(self._waiters) > 0,
             pinned=self._services.pinned(self.entry),
             counts=self._counts,
-            groups=frozenset(self.entry.config.concurrency_groups),
+            groups=frozenset(
+                (instance.entry if instance else self.entry).config.concurrency_groups
+            ),
             memory=self.memory,
             idle=idle,
             residence=now - instance.ready_since if instance and ready else 0.0,
@@ -457,8 +466,9 @@ class Supervisor:
             self._waiters.admit(self._lease, self._has_place)
 
     def _has_place(self) -> bool:
-        limit = calls_at_once(self.entry, self._current().backend)
-        return not limit or self._current().active < limit
+        instance = self._current()
+        limit = calls_at_once(instance.entry, instance.backend)
+        return not limit or instance.active < limit
 
     def _lease(self, calls: bool) -> Lease:
         if not calls:

@@ -190,6 +190,23 @@ async def test_a_pinned_model_without_room_is_tried_again_now_and_then(
     await eventually(back, what="the pinned model's return")
 
 
+async def test_what_changes_while_it_waits_is_asked_for_anew(loader: LoaderUnderTest) -> None:
+    await begin(loader, "a", "b", concurrency_groups=["g"])
+    await loader.start()
+    stream = loader.data.PredictStream(FOREVER, metadata=named("a"))
+    await stream.read()
+    waiting = asyncio.ensure_future(loader.data.Predict(prompt("x"), metadata=named("b")))
+
+    async def waits() -> bool:
+        return bool((await model(loader, "b")).state == WAITING)
+
+    await eventually(waits, what="b waiting for room")
+    loader.add_model("b", "fake")
+    await asyncio.wait_for(waiting, 8)
+    assert (await states(loader)) == {"a": READY, "b": READY}
+    stream.cancel()
+
+
 async def stays(loader: LoaderUnderTest, name: str, state: int) -> None:
     """Watch the model for a moment in which it must not change."""
     changes = loader.control.WatchModels(pb.WatchModelsRequest(), timeout=1.0)

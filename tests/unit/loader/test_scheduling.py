@@ -42,6 +42,7 @@ class Scheduling(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.waiting: list[asyncio.Task[Lease]] = []
         self.leases: list[Lease] = []
+        self.revisions: dict[str, int] = {}
 
         async def make() -> World:
             return World()
@@ -81,7 +82,7 @@ class Scheduling(RuleBasedStateMachine):
                 "limits": {"max_concurrent": 2 if name == "c" else 0},
             }
         )
-        return ModelEntry(name, config)
+        return ModelEntry(name, config, revision=str(self.revisions.get(name, 0)))
 
     # Clients
 
@@ -117,6 +118,60 @@ class Scheduling(RuleBasedStateMachine):
             self.world.allowed.add(name)
         reason = StopReason(Cause.REQUESTED, "asked")
         self.do(lambda: self.world.tasks.spawn(supervisor.stop(reason, force=force), name="unload"))
+
+    @rule(name=MODELS)
+    def load_now(self, name: str) -> None:
+        """A load that is no call, and that nobody waits for."""
+
+        def begin() -> None:
+            supervisor = self.world.supervisors[name]
+            supervisor.reset()
+            supervisor.begin_load(self.entry(name), ("x", "y"))
+
+        self.do(begin)
+
+    @rule(name=MODELS)
+    def wait_for_load(self, name: str) -> None:
+        """A load that somebody waits for, who makes no call."""
+        waiting = self.world.supervisors[name].acquire(self.entry(name), ("x",), calls=False)
+
+        def begin() -> None:
+            self.waiting.append(asyncio.get_running_loop().create_task(waiting))
+
+        self.do(begin)
+
+    @rule(name=MODELS)
+    def reset(self, name: str) -> None:
+        self.do(self.world.supervisors[name].reset)
+
+    @rule(name=MODELS)
+    def probe(self, name: str) -> None:
+        if lease := self.world.supervisors[name].probe():
+            self.do(lease.release)
+
+    @rule(name=MODELS)
+    def reconfigure(self, name: str) -> None:
+        """The model is another one from now on, as the follower and the next call see."""
+        self.revisions[name] = self.revisions.get(name, 0) + 1
+        supervisor = self.world.supervisors[name]
+        self.do(lambda: supervisor.configuration_is(str(self.revisions[name])))
+
+    @rule(loads=st.integers(1, 3), fit_check=st.booleans(), impatient=st.booleans())
+    def change_settings(self, loads: int, fit_check: bool, impatient: bool) -> None:
+        values = {
+            "parallel_loads": loads,
+            "fit_check": fit_check,
+            "starvation_bound": 0 if impatient else 1000,
+        }
+        self.do(lambda: self.world.live.update(values))
+
+    @rule(name=MODELS)
+    def look_of_the_watchdog(self, name: str) -> None:
+        """It ends what nobody uses, and nothing else."""
+        supervisor = self.world.supervisors[name]
+        occupant = supervisor.occupancy()
+        if occupant and occupant.settled and not occupant.busy and not occupant.pinned:
+            self.do(lambda: supervisor.evict(StopReason(Cause.IDLE, "idle"), force=False))
 
     @rule(limit=st.integers(0, 3))
     def change_limit(self, limit: int) -> None:
@@ -209,7 +264,7 @@ class Scheduling(RuleBasedStateMachine):
 
     async def finish(self) -> None:
         """Let everything go well from now on: then nobody may be left waiting."""
-        self.world.live.update({"max_active_backends": 0})
+        self.world.live.update({"max_active_backends": 0, "starvation_bound": 1000})
         for _ in range(60):
             for lease in self.leases:
                 lease.release()
