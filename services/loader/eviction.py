@@ -157,7 +157,7 @@ def plan(
     if chosen:
         victims = tuple(_victim(occupant, way) for occupant, way in chosen)
         return Plan(victims=victims, pending=pending, lacking=lacking)
-    staying = [occupant for occupant in others if not occupant.leaving and need.minds(occupant)]
+    staying = need.minds(occupant for occupant in others if not occupant.leaving)
     return Plan(
         pending=pending,
         blockers=tuple(_blocker(occupant, limits) for occupant in staying),
@@ -202,14 +202,17 @@ class _Need:
             return False
         return not any(short > 0 for short in self._bytes_short(away).values())
 
-    def minds(self, occupant: Occupant) -> bool:
-        """Whether the newcomer would be nearer to its room without this one."""
-        if self.conflicts(occupant):
-            return True
-        if occupant.counts and self._places_short(self._others) > 0:
-            return True
-        short = self._bytes_short(set())
-        return any(short.get(device, 0) > 0 and size for device, size in occupant.memory.items())
+    def minds(self, occupants: Iterable[Occupant]) -> list[Occupant]:
+        """Return those without which the newcomer would be nearer to its room."""
+        places_short = self._places_short(self._others) > 0
+        devices = {device for device, short in self._bytes_short(set()).items() if short > 0}
+        return [
+            occupant
+            for occupant in occupants
+            if self.conflicts(occupant)
+            or (occupant.counts and places_short)
+            or any(size and device in devices for device, size in occupant.memory.items())
+        ]
 
     def helps(self, occupant: Occupant, gone: Iterable[Occupant]) -> bool:
         """Whether it is still of use to evict this one, when those others go."""
@@ -275,6 +278,9 @@ def _choose(
     def gone(without: Occupant | None = None) -> list[Occupant]:
         return leaving + [occupant for occupant, _ in chosen if occupant is not without]
 
+    # Those who wait are asked again and again, and most of them for nothing.
+    if not need.met_without([*leaving, *(occupant for _, pool in pools for occupant in pool)]):
+        return []
     for way, pool in pools:
         for occupant in sorted(pool, key=_order(limits)):
             if not need.met_without(gone()) and need.helps(occupant, gone()):

@@ -26,6 +26,12 @@ _log = get_logger(__name__)
 STEP = 0.1
 """Seconds between two looks while somebody waits: what changes by time alone sends no event."""
 
+SHARE = 20
+"""Those looks take no more than this part of the time, however many wait."""
+
+CLAIMS = 16
+"""Models that starve, beyond which nobody behind them is looked at: each makes a look longer."""
+
 TELL = 1.0
 """Seconds between two changes that others are told of: the figures in the text never stand still."""
 
@@ -135,6 +141,7 @@ class Scheduler:
             self._again = True
             return
         self._deciding = True
+        began = time.perf_counter()
         try:
             # Each decision changes what the next one starts from, and there are no more than this many.
             while self._decide():
@@ -145,12 +152,15 @@ class Scheduler:
             self._timer.cancel()
             self._timer = None
         if self._queue:
-            self._timer = asyncio.get_running_loop().call_later(STEP, self.wake)
+            delay = max(STEP, (time.perf_counter() - began) * SHARE)
+            self._timer = asyncio.get_running_loop().call_later(delay, self.wake)
 
     def plan(self, wish: Wish) -> Plan:
         """Return what would happen for a wish now, without doing it."""
         occupants = self._occupants()
-        return self._plan(wish, occupants, self._clock())
+        settings = self._settings.now
+        free = self._free(occupants, settings)
+        return plan(wish.newcomer(self._clock()), occupants, limits(settings), free)
 
     # Decisions
 
@@ -161,33 +171,34 @@ class Scheduler:
             return True
         now = self._clock()
         occupants = self._occupants()
+        settings = self._settings.now
+        free = self._free(occupants, settings) if self._queue else {}
         loads = sum(tenant.loading for tenant in self._tenants())
+        claims = 0
         for wish in list(self._queue):
-            if loads >= self._settings.now.parallel_loads:
+            if loads >= settings.parallel_loads:
                 self._tell(wish, f"a slot: {loads} models are loading")
                 continue
-            decided = self._plan(wish, occupants, now)
+            decided = plan(wish.newcomer(now), occupants, limits(settings), free)
             if decided.fits:
                 self._remove(wish)
                 wish.granted()
                 return True
-            late = now - wish.asked >= self._settings.now.room_timeout
+            late = now - wish.asked >= settings.room_timeout
             if decided.victims and not (late and _drains(decided)):
                 self._evict(wish, decided)
                 return True
             if self._give_up(wish, decided, now):
                 return True
             self._tell(wish, _waits_for(decided))
-            if now - wish.asked >= self._settings.now.starvation_bound:
+            if now - wish.asked >= settings.starvation_bound:
                 # Those behind it must not take away what it waits for.
+                claims += 1
+                if claims == CLAIMS:
+                    break
                 occupants.append(wish.claim())
+                free = self._free(occupants, settings)
         return self._again
-
-    def _plan(self, wish: Wish, occupants: list[Occupant], now: float) -> Plan:
-        settings = self._settings.now
-        return plan(
-            wish.newcomer(now), occupants, limits(settings), self._free(occupants, settings)
-        )
 
     def _evict(self, wish: Wish, decided: Plan) -> None:
         victims = {victim.name: victim for victim in decided.victims}
