@@ -251,7 +251,10 @@ class Runner:
         if instance := current():
             instance.stopping = True
             instance.end(reason)
-            await self._end(instance, graceful)
+            try:
+                await self._end(instance, graceful)
+            except Exception:  # noqa: BLE001 - whatever it was, nobody must wait for it for ever
+                _log.exception("ending a backend failed", model=self._name, pid=instance.pid)
             self._logs.append(Stream.LOADER, "stopped", generation, Level.INFO)
         self._post(life.GroupGone(generation))
 
