@@ -240,14 +240,14 @@ class Loader:
         except ModelNotFoundError:  # its file went while it ran
             return self._view(supervisor.entry or ModelEntry(supervisor.name), supervisor)
 
-    def plan(self, name: str) -> tuple[Plan, Reservation]:
+    async def plan(self, name: str) -> tuple[Plan, Reservation]:
         """Return what loading the model would evict now, and the memory that it is expected to need."""
         entry = self._resolve(name)
         supervisor = self._supervisors.get(entry.name)
         if supervisor is not None and supervisor.state.phase not in (*RESTING, Phase.WAITING):
             return Plan(fits=True), Reservation(supervisor.memory)
         backend = self._backends.find(self._select(entry).names[0])
-        needs = self._ledger.reserve(entry, backend, more=False)
+        needs = await asyncio.to_thread(self._ledger.reserve, entry, backend, more=False)
         wish = Wish(
             entry.name,
             needs.memory,

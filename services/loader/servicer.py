@@ -140,7 +140,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         self, request: pb.PlanEvictionRequest, context: Any
     ) -> pb.PlanEvictionResponse:
         """Explain an eviction."""
-        plan, needs = self._loader.plan(resource_id(MODELS, request.name))
+        plan, needs = await self._loader.plan(resource_id(MODELS, request.name))
         return scheduling.plan(plan, needs)
 
     async def ResolveModel(
