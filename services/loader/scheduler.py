@@ -77,6 +77,14 @@ class Wish:
     """What others were told of that last, and when."""
     told_at: float = -math.inf
 
+    _without_slot: float | None = None
+
+    def looked(self, now: float, *, slot: bool) -> None:
+        """Take note whether there is a slot: time without one is no time in which it waits for room."""
+        if self._without_slot is not None:
+            self.asked += now - self._without_slot
+        self._without_slot = None if slot else now
+
     def newcomer(self, now: float) -> Newcomer:
         """Return it as the plan sees it."""
         return Newcomer(self.name, self.counts, self.groups, self.memory, now - self.asked)
@@ -176,6 +184,7 @@ class Scheduler:
         loads = sum(tenant.loading for tenant in self._tenants())
         claims = 0
         for wish in list(self._queue):
+            wish.looked(now, slot=loads < settings.parallel_loads)
             if loads >= settings.parallel_loads:
                 self._tell(wish, f"a slot: {loads} models are loading")
                 continue

@@ -241,3 +241,50 @@ async def test_a_clock_that_is_set_back_prolongs_no_wait(
     await comes_up(world, "a")
     (await again).release()
     assert supervisor.instance and 0 <= supervisor.instance.load_seconds < 60
+
+
+async def test_a_stop_that_fails_keeps_nobody_waiting(world: World) -> None:
+    waiting = call(world, entry("a"))
+    await comes_up(world, "a")
+    (await waiting).release()
+    process = world.processes["a"]
+    stop = asyncio.create_task(world.supervisors["a"].stop(ASKED, force=False))
+    await phase(world.supervisors["a"], Phase.STOPPING)
+    process.gone.set_exception(OSError("no space left on device"))
+    await asyncio.wait_for(stop, 5)
+    assert world.supervisors["a"].state.phase is Phase.STOPPED
+
+
+async def test_time_without_a_slot_is_no_time_in_which_room_was_lacking(world: World) -> None:
+    world.live.update({"parallel_loads": 1, "lru_eviction_max_retries": 1})
+    world.live.update({"lru_eviction_retry_interval": 0.5})
+    first = call(world, entry("c"))
+    await comes_up(world, "c")
+    lease = await first
+    second = call(world, entry("a"))
+    await comes_up_to(world, "a", Phase.STARTING)
+    third = call(world, entry("b"))
+    await asyncio.wait([third], timeout=0.8)
+    await comes_up(world, "a")
+    await asyncio.wait([third], timeout=0.2)
+    assert not third.done()
+    (await second).release()
+    lease.release()
+    await goes(world, "a" if world.supervisors["a"].state.phase is Phase.STOPPING else "c")
+    await comes_up(world, "b")
+    (await third).release()
+
+
+async def test_hundreds_of_queued_calls_leave_at_once(world: World) -> None:
+    world.live.update({"queue_size": 1000})
+    first, second = await queued(world, entry("a", **ONE))
+    others = [call(world, entry("a", **ONE)) for _ in range(600)]
+    await eventually(lambda: world.meter.waiting == 601, what="all calls in the queue")
+    began = time.monotonic()
+    for other in (second, *others):
+        other.cancel()
+    await asyncio.wait(others)
+    assert time.monotonic() - began < 1.0
+    assert world.meter.waiting == 0 and world.supervisors["a"].queued_calls == 0
+    first.release()
+    assert world.meter.total == 0
