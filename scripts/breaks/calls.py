@@ -25,7 +25,7 @@ BREAKS = (
         1,
         "one load after the other",
         f"{LOADER}/scheduler.py",
-        "if loads >= self._settings.now.parallel_loads:",
+        "if loads >= settings.parallel_loads:",
         "if loads:",
         f"{LIVES}::test_models_load_side_by_side",
     ),

@@ -42,8 +42,10 @@ class Occupant:
     """Since it was ready."""
     load_seconds: float = 0.0
     """What it cost to load it."""
+    came_back: bool = False
+    """It was evicted, and had to be loaded again soon."""
     in_demand: bool = False
-    """It was evicted before and came back soon, and its last call ended only a moment ago."""
+    """Its last call ended only a moment ago, so the next one is likely on its way."""
 
     @property
     def size(self) -> int:
@@ -144,9 +146,13 @@ def plan(
     for occupant in others:
         if occupant.leaving or not occupant.settled or occupant.pinned:
             continue
-        if occupant.busy:
-            (forced if limits.evict_busy else drained).append(occupant)
-        elif impatient or not _protected(occupant, limits):
+        if occupant.busy and limits.evict_busy:
+            forced.append(occupant)
+        elif _protected(occupant, limits):
+            continue
+        elif occupant.busy:
+            drained.append(occupant)
+        else:
             idle.append(occupant)
     pools: list[tuple[Way, list[Occupant]]] = [(Way.IDLE, idle)]
     if forced:
@@ -170,11 +176,13 @@ def _protected(occupant: Occupant, limits: Limits) -> bool:
     """Whether it was loaded so short a time ago that evicting it now would be thrashing.
 
     When models push each other out again and again, each serves at least as long as its load took,
-    as long as calls for it keep coming. So at most half of the time goes into loading. A model that
-    was not evicted before is not protected: without contention nobody waits for it.
+    as long as calls for it keep coming; so about half of the time goes into loading. Nobody waits
+    longer for that than the starvation bound. A model that was not evicted before is not protected:
+    without contention nobody has to wait.
     """
     enough = min(occupant.load_seconds, limits.starvation_bound)
-    return occupant.in_demand and occupant.residence < enough
+    wanted = occupant.busy or occupant.in_demand
+    return occupant.came_back and wanted and occupant.residence < enough
 
 
 class _Need:
@@ -337,9 +345,9 @@ def _blocker(occupant: Occupant, limits: Limits) -> Blocker:
         return Blocker(occupant.name, "it is pinned", temporary=False)
     if not occupant.settled:
         return Blocker(occupant.name, "it is being loaded", temporary=True)
-    if occupant.busy:
-        return Blocker(occupant.name, "it is in use", temporary=True)
     if _protected(occupant, limits):
         why = f"it came back {occupant.residence:.1f} s ago and is in demand"
         return Blocker(occupant.name, why, temporary=True)
+    if occupant.busy:
+        return Blocker(occupant.name, "it is in use", temporary=True)
     return Blocker(occupant.name, "evicting it would not be enough", temporary=True)

@@ -77,13 +77,17 @@ class Wish:
     """What others were told of that last, and when."""
     told_at: float = -math.inf
 
-    _without_slot: float | None = None
+    _paused: float | None = None
 
-    def looked(self, now: float, *, slot: bool) -> None:
-        """Take note whether there is a slot: time without one is no time in which it waits for room."""
-        if self._without_slot is not None:
-            self.asked += now - self._without_slot
-        self._without_slot = None if slot else now
+    def pause(self, now: float, *, paused: bool) -> None:
+        """Stop or start the clock of its patience.
+
+        Time without a slot, or behind a model that is just being loaded, is no time in which anybody
+        could have made room: else whoever comes up would be drained by the next one at once.
+        """
+        if self._paused is not None:
+            self.asked += now - self._paused
+        self._paused = now if paused else None
 
     def newcomer(self, now: float) -> Newcomer:
         """Return it as the plan sees it."""
@@ -181,14 +185,16 @@ class Scheduler:
         occupants = self._occupants()
         settings = self._settings.now
         free = self._free(occupants, settings) if self._queue else {}
-        loads = sum(tenant.loading for tenant in self._tenants())
+        loading = {tenant.name for tenant in self._tenants() if tenant.loading}
+        loads = len(loading)
         claims = 0
         for wish in list(self._queue):
-            wish.looked(now, slot=loads < settings.parallel_loads)
             if loads >= settings.parallel_loads:
+                wish.pause(now, paused=True)
                 self._tell(wish, f"a slot: {loads} models are loading")
                 continue
             decided = plan(wish.newcomer(now), occupants, limits(settings), free)
+            wish.pause(now, paused=any(each.name in loading for each in decided.blockers))
             if decided.fits:
                 self._remove(wish)
                 wish.granted()

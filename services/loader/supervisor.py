@@ -292,7 +292,8 @@ class Supervisor:
             idle=idle,
             residence=now - instance.ready_since if instance and ready else 0.0,
             load_seconds=instance.load_seconds if instance else 0.0,
-            in_demand=bool(instance and instance.total and idle < _MOMENT) and self._came_back(),
+            came_back=self._came_back(),
+            in_demand=bool(instance and instance.total and idle < _MOMENT),
         )
 
     def _came_back(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +42,7 @@ def occupants(draw: st.DrawFn) -> list[Occupant]:
                 memory=draw(MEMORY),
                 idle=draw(SECONDS),
                 residence=draw(SECONDS),
+                came_back=draw(st.booleans()),
                 load_seconds=draw(SECONDS),
                 in_demand=draw(st.booleans()),
             )
@@ -157,12 +160,19 @@ def test_a_group_goes_whole() -> None:
     assert sorted(victims(plan(Newcomer("new", groups=group), there, Limits(), {}))) == ["a", "b"]
 
 
-def test_a_model_in_demand_is_kept_for_as_long_as_its_load_took_but_not_for_ever() -> None:
-    hot = Occupant("hot", in_demand=True, residence=1.0, load_seconds=5.0)
+def test_a_model_that_came_back_is_kept_for_as_long_as_its_load_took_but_not_for_ever() -> None:
     limits = Limits(active=1, starvation_bound=10.0)
-    kept = plan(Newcomer("new", waited=1.0), [hot], limits, {})
-    assert not kept.victims and kept.possible and kept.blockers[0].temporary
-    assert victims(plan(Newcomer("new", waited=10.0), [hot], limits, {})) == ["hot"]
+    for busy in (False, True):
+        hot = Occupant("hot", came_back=True, in_demand=True, busy=busy, load_seconds=5.0)
+        for waited in (0.0, 11.0):
+            kept = plan(Newcomer("new", waited=waited), [replace(hot, residence=4.9)], limits, {})
+            assert not kept.victims and kept.possible and kept.blockers[0].temporary
+        newcomer = Newcomer("new", waited=11.0)
+        assert victims(plan(newcomer, [replace(hot, residence=5.0)], limits, {})) == ["hot"]
+        slow = replace(hot, load_seconds=500.0, residence=10.0)
+        assert victims(plan(newcomer, [slow], limits, {})) == ["hot"], "the bound holds"
+    cold = Occupant("cold", came_back=True, residence=1.0, load_seconds=5.0)
+    assert victims(plan(Newcomer("new"), [cold], limits, {})) == ["cold"], "nobody calls it"
 
 
 def test_busy_ones_are_drained_only_for_those_who_have_waited_too_long() -> None:
