@@ -28,7 +28,7 @@ MORE = 1.5
 """By what an estimate grows after a load that ended for lack of memory: enough not to need a third try often."""
 
 MOST = 0.9
-"""The part of what a device has for all models beyond which no such estimate grows."""
+"""The part of what a device has for all models beyond which no such estimate is kept."""
 
 _LOOK = 0.2
 """Seconds for which a reading of the devices is good while several decisions are made at once."""
@@ -92,8 +92,8 @@ class Ledger:
         self._footprints = footprints
         self._release_timeout = release_timeout
         self._reading: tuple[float, tuple[Device, ...]] = (0.0, ())
-        self._most: dict[str, float] = {}
-        """What a guess may come to, in bytes by device."""
+        self._most: dict[str, int] = {}
+        """What a guess that is kept may come to, in bytes by device."""
 
     def devices(self) -> tuple[Device, ...]:
         """Return the devices as they are now, or were a moment ago."""
@@ -114,12 +114,13 @@ class Ledger:
             predicted = Reservation({**predicted.memory, **learned}, Basis.LEARNED)
         if not more:
             return predicted
-        raised = {}
-        for device, size in predicted.memory.items():
-            # A guess that could never be met would keep the model out for ever.
-            most = self._most.get(device, size * MORE)
-            raised[device] = max(size, int(min(size * MORE, most)))
-        self._footprints.learn(key, raised)
+        raised = {device: int(size * MORE) for device, size in predicted.memory.items()}
+        # A guess that could never be met would keep the model out for ever.
+        kept = {
+            device: max(predicted.memory[device], min(size, self._most.get(device, size)))
+            for device, size in raised.items()
+        }
+        self._footprints.learn(key, kept)
         return Reservation(raised, Basis.LEARNED)
 
     def free(self, occupants: Iterable[Occupant], settings: Tunables) -> dict[str, int]:
@@ -136,7 +137,7 @@ class Ledger:
                 if not each.settled and not each.leaving
             )
             ours = device.available + reserved - coming
-            self._most[device.name] = MOST * min(budget or device.total, ours)
+            self._most[device.name] = int(MOST * min(budget or device.total, ours))
             if settings.fit_check:
                 found[device.name] = min(
                     (budget or device.total) - reserved, device.available - coming
