@@ -71,7 +71,7 @@ BREAKS = (
     Break(
         3,
         "a model that is loading counts as settled",
-        f"{LOADER}/supervisor.py",
+        f"{LOADER}/occupancy.py",
         "settled=phase is Phase.READY,",
         "settled=phase in (Phase.LOADING, Phase.READY),",
         f"{PROMISES}::test_3_a_load_that_nobody_waits_for_is_not_evicted",
@@ -114,8 +114,8 @@ BREAKS = (
     Break(
         4,
         "a model in use is evicted like an idle one",
-        f"{LOADER}/supervisor.py",
-        "busy=bool(instance and instance.holds) or len(self._waiters) > 0,",
+        f"{LOADER}/occupancy.py",
+        "busy=bool(instance and instance.holds) or wanted,",
         "busy=False,",
         f"{LIMITS}::test_no_room_in_time_is_refused_with_a_time_to_retry",
     ),

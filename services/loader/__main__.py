@@ -52,7 +52,8 @@ from .scheduler import Scheduler
 from .servicer import LoaderServicer
 from .starter import BackendStarter, StartLimits
 from .state_lock import state_lock
-from .supervisor import Services, Supervisor
+from .supervision import Services
+from .supervisor import Supervisor
 from .tunables import LiveSettings, Tunables
 from .watchdog import Watchdog
 

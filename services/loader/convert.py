@@ -13,10 +13,9 @@ from services.common.names import BACKENDS, MODELS, resource_name
 
 from .backend import Backend, Source
 from .ledger import Basis
-from .loader import ModelFilter
 from .logs import Level, LogLine, LogNews, LogQuery, Stream
-from .model_view import InstanceView, ModelView
-from .supervisor import LastUnload
+from .model_view import InstanceView, ModelFilter, ModelView
+from .occupancy import LastUnload
 
 _STREAMS = {
     Stream.STDOUT: pb.LogLine.STREAM_STDOUT,

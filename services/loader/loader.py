@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from services.common.errors import (
     BackendNotFoundError,
@@ -23,16 +22,16 @@ from services.common.tasks import Background
 from .admission import CallMeter
 from .backend import Backend
 from .backend_catalog import BackendCatalog
-from .config_lines import Lines
+from .capacity import Capacity, NextLoad
 from .events import ChangeLog
 from .eviction import Plan
 from .following import Follower
 from .instance import Instance, Lease
-from .ledger import Ledger, Reservation, Room
+from .ledger import Ledger, Reservation
 from .lifecycle import RESTING, Cause, Phase, StopReason
 from .logs import LogNews, LogQuery
 from .model_catalog import ModelCatalog, ModelEntry
-from .model_view import ModelView, view
+from .model_view import ModelFilter, ModelView, view
 from .pins import Pins
 from .scheduler import Scheduler, Wish
 from .selection import Selection, select_from
@@ -46,50 +45,6 @@ _RESTART_PAUSE = 1.0
 
 Listener = Callable[[str, ModelView | None], None]
 MakeSupervisor = Callable[[str, Callable[[Supervisor], None]], Supervisor]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFilter:
-    """Which models; every condition that is set must hold."""
-
-    states: frozenset[str] = frozenset()
-    backend: str = ""
-    usecase: str = ""
-    name_contains: str = ""
-
-    def matches(self, model: ModelView) -> bool:
-        """Whether the model is meant."""
-        return (
-            (not self.states or model.state in self.states)
-            and (not self.backend or model.backend == self.backend)
-            and (not self.usecase or self.usecase.lower() in map(str.lower, model.usecases))
-            and self.name_contains.lower() in model.name.lower()
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What there is to give, and who waits for it. A limit of 0 means none."""
-
-    rooms: tuple[Room, ...]
-    active_models: int
-    max_active_models: int
-    loads: int
-    max_loads: int
-    calls: int
-    max_calls: int
-    waiting: tuple[Wish, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class NextLoad:
-    """What the next load of a model would be."""
-
-    entry: ModelEntry
-    backend: str
-    """The first one to be tried."""
-    lines: Lines | None
-    """The lines of the model's configuration, if it has any."""
 
 
 class Loader:

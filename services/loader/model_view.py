@@ -10,7 +10,8 @@ from .instance import Instance
 from .ledger import Basis
 from .lifecycle import Phase
 from .model_catalog import ModelEntry
-from .supervisor import LastUnload, Supervisor
+from .occupancy import LastUnload
+from .supervisor import Supervisor
 
 UNLOADED = "UNLOADED"
 """The name of the state in which nothing runs and nothing failed; all others are those of Phase."""
@@ -75,6 +76,25 @@ class ModelView:
     def etag(self) -> str:
         """A digest of everything else."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFilter:
+    """Which models; every condition that is set must hold."""
+
+    states: frozenset[str] = frozenset()
+    backend: str = ""
+    usecase: str = ""
+    name_contains: str = ""
+
+    def matches(self, model: ModelView) -> bool:
+        """Whether the model is meant."""
+        return (
+            (not self.states or model.state in self.states)
+            and (not self.backend or model.backend == self.backend)
+            and (not self.usecase or self.usecase.lower() in map(str.lower, model.usecases))
+            and self.name_contains.lower() in model.name.lower()
+        )
 
 
 def view(entry: ModelEntry, supervisor: Supervisor | None, *, pinned: bool) -> ModelView:

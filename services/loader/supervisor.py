@@ -9,20 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
 
-from services.common.backoff import Backoff
 from services.common.errors import BackendNotFoundError, CorralError
 from services.common.logs import get_logger
-from services.common.tasks import Background
 
 from . import causes
 from . import lifecycle as life
-from .admission import CallMeter, calls_at_once, retry_after
-from .backend_catalog import Backend
+from .admission import calls_at_once, retry_after
 from .backoffs import Backoffs
 from .eviction import Occupant
 from .instance import Instance, Lease
@@ -30,47 +25,13 @@ from .ledger import Reservation
 from .lifecycle import Cause, Failure, Lifecycle, Phase, StopReason
 from .logs import LogBook
 from .model_catalog import ModelEntry
-from .runner import Activity, Runner, Starter, Timeouts
-from .scheduler import Scheduler, Wish
+from .occupancy import LastUnload, occupant
+from .runner import Runner
+from .scheduler import Wish
+from .supervision import Services
 from .waiters import LeaseWaiters, StopWaiters
 
 _log = get_logger(__name__)
-
-_MOMENT = 1.0
-"""Seconds after a call in which the next one is likely on its way."""
-
-_THRASHING = 60.0
-"""Seconds: a model that was evicted and is wanted again within them was evicted too early."""
-
-
-@dataclass(frozen=True, slots=True)
-class LastUnload:
-    """Why and when a model was unloaded the last time."""
-
-    reason: StopReason
-    time: float
-    """Seconds since the epoch."""
-    forced: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What all supervisors share."""
-
-    starter: Starter
-    find_backend: Callable[[str], Backend]
-    models_path: Path
-    timeouts: Timeouts
-    backoff: Callable[[], Backoff]
-    scheduler: Scheduler
-    estimate: Callable[[ModelEntry, str, bool], Reservation]
-    """What a model needs with a backend; with True, more than it had the last time. Blocking."""
-    pinned: Callable[[ModelEntry], bool]
-    activity: Activity
-    released: Callable[[Instance], Awaitable[None]]
-    queue_size: Callable[[], int]
-    calls: CallMeter
-    tasks: Background
 
 
 class Supervisor:
@@ -275,33 +236,17 @@ class Supervisor:
         if phase in life.RESTING or phase is Phase.WAITING:
             return None
         assert self.entry is not None
-        now = time.monotonic()
-        ready = instance is not None and instance.ready_since > 0
-        idle = now - instance.idle_since if instance and ready else 0.0
-        return Occupant(
-            name=self.name,
-            settled=phase is Phase.READY,
-            leaving=phase in (Phase.DRAINING, Phase.STOPPING),
-            busy=bool(instance and instance.holds) or len(self._waiters) > 0,
+        return occupant(
+            self.name,
+            phase,
+            instance.entry if instance else self.entry,
+            instance,
+            memory=self.memory,
+            wanted=len(self._waiters) > 0,
             pinned=self._services.pinned(self.entry),
             counts=self._counts,
-            groups=frozenset(
-                (instance.entry if instance else self.entry).config.concurrency_groups
-            ),
-            memory=self.memory,
-            idle=idle,
-            residence=now - instance.ready_since if instance and ready else 0.0,
-            load_seconds=instance.load_seconds if instance else 0.0,
-            came_back=self._came_back(),
-            in_demand=bool(instance and instance.total and idle < _MOMENT),
+            last_unload=self.last_unload,
         )
-
-    def _came_back(self) -> bool:
-        """Whether the model had to be loaded again soon after it was evicted."""
-        unload, instance = self.last_unload, self.instance
-        if unload is None or instance is None or unload.reason.cause is not Cause.EVICTED:
-            return False
-        return instance.started - unload.time < _THRASHING
 
     @property
     def memory(self) -> Mapping[str, int]:

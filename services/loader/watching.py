@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from .loader import Loader, ModelFilter
-from .model_view import ModelView
+from .loader import Loader
+from .model_view import ModelFilter, ModelView
 
 
 class Said(Enum):

@@ -17,7 +17,8 @@ from services.loader.model_catalog import ModelEntry
 from services.loader.process import Exit
 from services.loader.runner import Timeouts
 from services.loader.scheduler import Scheduler
-from services.loader.supervisor import Services, Supervisor
+from services.loader.supervision import Services
+from services.loader.supervisor import Supervisor
 from services.loader.tunables import LiveSettings
 
 NAMES = ("a", "b", "c", "p")
