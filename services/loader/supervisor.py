@@ -457,7 +457,9 @@ class Supervisor:
         return self.instance
 
     def _later(self, delay: float, event: life.Event) -> None:
-        self._timers.append(asyncio.get_running_loop().call_later(delay, self._post, event))
+        loop = asyncio.get_running_loop()
+        self._timers = [timer for timer in self._timers if timer.when() > loop.time()]
+        self._timers.append(loop.call_later(delay, self._post, event))
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:
