@@ -22,7 +22,6 @@ _SECONDS: Final = {
 _PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|µs|ms|s|m|h|d)")
 _NUMBER: Final = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)(b?)", re.IGNORECASE)
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -98,18 +97,6 @@ def format_size(size: int) -> str:
         if size and size % 1024**power == 0:
             return f"{size // 1024**power}{unit}"
     return str(size)
-
-
-def size_in_words(size: float) -> str:
-    """Return a number of bytes with three digits at most: 512 B, 9.5 MiB, 104 MiB."""
-    value = float(size)
-    for unit in _UNITS:
-        if value < 999.5 or unit == _UNITS[-1]:
-            break
-        value /= 1024
-    if unit == "B" or value >= 99.95:
-        return f"{value:.0f} {unit}"
-    return f"{value:.1f} {unit}"
 
 
 Duration: TypeAlias = Annotated[float, BeforeValidator(parse_duration), Shown("duration")]
