@@ -101,7 +101,7 @@ BREAKS = (
         '            kept = replace(state, phase=Phase.READY, message="", stop=None, reload=())\n'
         "            return kept, (RefuseStop(state.generation), AdmitWaiters(state.generation))",
         "            return replace(state, phase=Phase.STOPPING), (StopGroup(state.generation, True),)",
-        f"{LIFE}::test_a_ready_model_goes_only_when_idle_forced_or_dead",
+        f"{LIFE}::test_busy_calls_refuse_the_stop_and_the_model_serves_on",
     ),
     Break(
         4,

@@ -60,6 +60,12 @@ async def test_models_load_side_by_side(loader: LoaderUnderTest) -> None:
     loader.add_model("m", "quick")
     await loader.start()
     stuck = asyncio.ensure_future(loader.control.LoadModel(load("stuck")))
+
+    async def hangs() -> bool:
+        found = (await loader.control.GetModel(pb.GetModelRequest(name="stuck"))).model
+        return bool(found.state == pb.Model.STATE_LOADING)
+
+    await eventually(hangs, what="a load that hangs")
     await loader.data.Predict(prompt("x"), metadata=MODEL, timeout=5)
     assert not stuck.done()
     stuck.cancel()
