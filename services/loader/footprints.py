@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from services.common.files import write_atomically
 from services.common.logs import get_logger
 
 _log = get_logger(__name__)
@@ -103,11 +103,8 @@ class Footprints:
                     return  # the other one of timer and close has written it
                 self._timer = None
                 text = _dump(self._entries)
-            fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                fresh.write_text(text, encoding="utf-8")
-                fresh.replace(self._path)
+                write_atomically(self._path, text)
             except OSError as error:
                 _log.warning("footprints cannot be kept", file=str(self._path), error=str(error))
 

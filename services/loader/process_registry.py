@@ -6,12 +6,12 @@ that was noted (`processes.is_process`).
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from services.common.files import write_atomically
 from services.common.logs import get_logger
 
 from .instance import Instance
@@ -121,12 +121,9 @@ class ProcessRegistry:
     def write(self, record: ProcessRecord) -> bool:
         """Note a process, or what is new about it; False if it cannot be written."""
         path = self._path(record.uid)
-        fresh = path.with_suffix(".new")
         try:
             # Only for this user: it holds the token. Whole or not at all: this process may end here.
-            with open(fresh, "w", encoding="utf-8", opener=_private) as file:
-                file.write(record.model_dump_json())
-            fresh.replace(path)
+            write_atomically(path, record.model_dump_json())
         except (OSError, ValueError) as error:  # the latter: a name that is no text
             _log.warning("a process cannot be recorded", pid=record.pid, why=str(error))
             return False
@@ -154,7 +151,3 @@ class ProcessRegistry:
         with suppress(OSError):
             path.unlink()
         return None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

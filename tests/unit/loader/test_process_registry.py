@@ -139,6 +139,7 @@ def test_only_the_user_can_read_it(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to_is_no_reason_to_fail(tmp_path: Path) -> None:
     made = registry(tmp_path)
     (tmp_path / "instances").rmdir()
+    (tmp_path / "instances").write_text("in its place")
     assert made.write(RECORD) is False
     made.remove(UID)
 
