@@ -14,6 +14,21 @@ _RETRY_AFTER = 1.0
 """Seconds until a refused call may try again, where the model's configuration says nothing (LocalAI's)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a call, and what they want of a wait."""
+
+    client: str = ""
+    """Whoever shares this shares one turn among those who wait."""
+    deadline: float | None = None
+    """When the answer is of no use any more, by the monotonic clock; None for never."""
+    queued: Callable[[int], None] | None = None
+    """Called once if the call has to wait in a queue, with its position: 1 is the next."""
+
+
+ANYONE = Caller()
+
+
 @dataclass(slots=True)
 class CallMeter:
     """Counts the calls over all models, and refuses those above the ceiling."""

@@ -149,7 +149,16 @@ class Lease:
     `release` is idempotent.
     """
 
-    __slots__ = ("_on_cut", "_released", "holds", "instance", "progress", "used")
+    __slots__ = (
+        "_on_cut",
+        "_released",
+        "holds",
+        "instance",
+        "load_time",
+        "progress",
+        "queue_time",
+        "used",
+    )
 
     def __init__(
         self, instance: Instance, released: Callable[[Instance], None], *, holds: bool = True
@@ -161,6 +170,10 @@ class Lease:
         self._released: Callable[[Instance], None] | None = released
         self._on_cut: Callable[[], object] | None = None
         self.used = False
+        self.queue_time = 0.0
+        """Seconds that the call waited, for room or for a place, apart from `load_time`."""
+        self.load_time = 0.0
+        """Seconds that the call waited for the model to start and load."""
         self.progress = math.inf
         """When something was last delivered, by the monotonic clock; infinity while the client is to act."""
         instance.leases.add(self)

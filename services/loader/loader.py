@@ -19,7 +19,7 @@ from services.common.errors import (
 from services.common.logs import get_logger
 from services.common.tasks import Background
 
-from .admission import CallMeter
+from .admission import ANYONE, Caller, CallMeter
 from .backend import Backend
 from .backend_catalog import BackendCatalog
 from .capacity import Capacity, NextLoad
@@ -126,7 +126,7 @@ class Loader:
 
     # Loading and unloading
 
-    async def acquire(self, name: str) -> Lease:
+    async def acquire(self, name: str, caller: Caller = ANYONE) -> Lease:
         """Return a lease for a call on the model, loading it first if it must be.
 
         Raises QueueFullError if as many calls as may are there already.
