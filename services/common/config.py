@@ -15,8 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from . import config_sources as sources
 from .addresses import validate_address
@@ -64,10 +63,10 @@ class ConfigError(Exception):
         super().__init__("\n".join([*lines, f"See {program} --help."]))
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(BaseModel):
     """What every service can be told. A service's own class adds its fields and sets `service`."""
 
-    model_config = SettingsConfigDict(
+    model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
     )
 
@@ -152,18 +151,6 @@ class ServiceSettings(BaseSettings):
         if problems:
             raise ConfigError(cls.program(), problems)
         return settings
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take what `load` gathered and nothing else: a plain constructor call reads no environment."""
-        return (init_settings,)
 
     @field_validator("*", mode="before")
     @classmethod

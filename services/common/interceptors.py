@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import grpc
-import structlog
 from grpc import aio
 
 from . import status
@@ -21,6 +20,7 @@ from .errors import CorralError, InternalError, NotImplementedYetError
 from .interception import Behaviour, Interceptor, close, responses
 from .logs import get_logger
 from .streams import Counted, Until
+from .structured import structlog
 
 __all__ = [
     "REQUEST_ID_KEY",

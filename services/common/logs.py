@@ -6,10 +6,12 @@ import logging
 import sys
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Literal, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
 
-import structlog
-from structlog.typing import EventDict, Processor
+from .structured import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor
 
 Level: TypeAlias = Literal["trace", "debug", "info", "warn", "error"]
 Format: TypeAlias = Literal["console", "json"]
