@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from services.cli.failures import Failure
 
+from .forking import ForkServer
 from .merged import LineSplitter
 
 # The last lines may still be in the pipe when the process is gone; a grandchild may hold it open.
@@ -46,10 +47,22 @@ class Child:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     async def start(
-        self, command: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int]
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        pass_fds: Sequence[int],
+        forks: ForkServer | None = None,
     ) -> None:
-        """Start the process in a session of its own, so that a terminal's Ctrl-C does not reach it."""
+        """Start the process in a session of its own, so that a terminal's Ctrl-C does not reach it.
+
+        It is forked by `forks` if that can do it; else it is started as any program.
+        """
         loop = asyncio.get_running_loop()
+        if forks is not None and forks.can(command):
+            with suppress(OSError):
+                name = f"corral-{self.name}"
+                self.pid = await forks.spawn(_Protocol(self), command, env, name)
+                return
         try:
             transport, _ = await loop.subprocess_exec(
                 lambda: _Protocol(self),
@@ -181,8 +194,17 @@ class _Protocol(asyncio.SubprocessProtocol):
         self._open -= 1
         if not self._open:
             self._child.drained.set()
+            self._close()
 
     def process_exited(self) -> None:
         assert self._transport is not None
         code = self._transport.get_returncode()
-        self._child.exited.set_result(-1 if code is None else code)
+        self.ended(-1 if code is None else code)
+
+    def ended(self, code: int) -> None:
+        self._child.exited.set_result(code)
+        self._close()
+
+    def _close(self) -> None:
+        if self._transport is not None and self._child.exited.done() and not self._open:
+            self._transport.close()

@@ -31,6 +31,8 @@ STOP_ORDER: Final[tuple[tuple[Service, ...], ...]] = (
 # The ports that follow the base of `--listen`, in the order in which people know the services.
 _PORT_ORDER: Final[tuple[str, ...]] = (*SERVICES, "http")
 _FOLDERS: Final[tuple[Service, ...]] = ("loader", "gallery")
+MODULES: Final = tuple(f"services.{service}.__main__" for service in SERVICES)
+"""What the services' programs are made of."""
 _NEEDS_LOADER: Final[tuple[Service, ...]] = ("gallery", "monitor")
 
 

@@ -17,6 +17,7 @@ from services.common.backoff import Backoff
 
 from . import plan
 from .child import Child, StartFailure, called
+from .forking import ForkServer
 from .merged import MergedLog
 from .plan import Options
 
@@ -29,6 +30,8 @@ WATCH_FD: Final = "CORRAL_WATCH_FD"
 class Limits:
     """How long things may take, and how often they may fail."""
 
+    import_timeout: float = 20.0
+    """For the services' code to be imported once for all; then each imports it for itself."""
     start_timeout: float = 60.0
     """From a process's start to its ready line."""
     stop_timeout: float = 70.0
@@ -67,10 +70,19 @@ class Stack:
         self._keepers: set[asyncio.Task[None]] = set()
         self._read_end = -1
         self._write_end = -1
+        self._forks: ForkServer | None = None
 
     async def __aenter__(self) -> Self:
-        """Open the pipe that tells the services that we live."""
+        """Open the pipe that tells the services that we live, and let their code be imported."""
         self._read_end, self._write_end = os.pipe()
+        forks = ForkServer(
+            plan.MODULES,
+            self._environ,
+            [self._read_end],
+            timeout=self._limits.import_timeout,
+        )
+        with suppress(OSError):  # without it they are started one by one
+            self._forks = await forks.__aenter__()
         return self
 
     async def __aexit__(
@@ -81,6 +93,8 @@ class Stack:
     ) -> None:
         """Stop everything."""
         await self.stop()
+        if self._forks is not None:
+            await self._forks.__aexit__(kind, error, trace)
         os.close(self._read_end)
         os.close(self._write_end)
 
@@ -122,6 +136,7 @@ class Stack:
             [*self._command(service), *flags],
             {**self._environ, WATCH_FD: str(self._read_end)},
             [self._read_end],
+            self._forks,
         )
         address = await child.until_ready(self._limits.start_timeout)
         self._bound[service] = address

@@ -1,0 +1,117 @@
+"""A process that has imported the services and becomes one whenever it is asked to: by a fork.
+
+What the services have in common is then in memory once, and a service is there in a tenth of the time
+that its imports take. It does nothing but import before it forks: no thread, no loop, no gRPC call.
+Its client is `forking.ForkServer`, at the other end of a socket: a request is a JSON object with the
+descriptors of stdout and stderr; answers are JSON objects with the request's `number` and a
+`pid`, and later with the `pid` and its `status`. When the other end is closed it goes; the services have their own way to notice.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from services.common.process_title import set_process_title
+
+LARGEST = 256 * 1024
+"""Bytes of the largest request; an environment is most of it."""
+ROOM = 4096
+"""Bytes of padding among this process's arguments, in which services show theirs: as much as the kernel shows."""
+
+Main = Callable[[], int]
+
+
+def main() -> int:
+    """Serve; in a service's process, be the service."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    for module in sys.argv[2].split(","):
+        with suppress(ImportError):  # the service itself will say what is missing
+            importlib.import_module(module)
+    set_process_title([sys.executable, "-m", "services.cli.stack.fork_server"], "corral-fork")
+    # What is there now stays as it is: a collection that looked at it would copy every page of it.
+    gc.collect()
+    gc.freeze()
+    become = _serve(channel)
+    return become() if become else 0
+
+
+def _serve(channel: socket.socket) -> Main | None:
+    """Fork on request until the client is gone; return what to be, in a forked process."""
+    woken, wake = socket.socketpair()
+    for end in (woken, wake):
+        end.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake.fileno())
+    own = (channel, woken, wake)
+    with selectors.DefaultSelector() as selector:
+        selector.register(channel, selectors.EVENT_READ)
+        selector.register(woken, selectors.EVENT_READ)
+        channel.sendall(b"{}")  # ready
+        while True:
+            ready = {key.fileobj for key, _ in selector.select()}
+            if woken in ready:
+                with suppress(BlockingIOError):
+                    woken.recv(4096)
+                _reap(channel)
+            if channel in ready:
+                data, descriptors, _, _ = socket.recv_fds(channel, LARGEST, 2)
+                if not data:
+                    return None
+                request = json.loads(data)
+                pid = os.fork()
+                if not pid:
+                    selector.close()
+                    return _become(request, descriptors, own)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                _tell(channel, {"number": request["number"], "pid": pid})
+
+
+def _become(
+    request: dict[str, Any], descriptors: list[int], inherited: tuple[socket.socket, ...]
+) -> Main:
+    """Turn the forked process into what was asked for."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for each in inherited:
+        each.close()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for number, descriptor in enumerate((null, *descriptors)):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    module, arguments = request["module"], request["arguments"]
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv[:] = [module, *arguments]
+    set_process_title([sys.executable, "-m", module, *arguments], request["name"])
+    program: Main = importlib.import_module(f"{module}.__main__").main
+    return program
+
+
+def _reap(channel: socket.socket) -> None:
+    with suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            _tell(channel, {"pid": pid, "status": os.waitstatus_to_exitcode(status)})
+
+
+def _tell(channel: socket.socket, answer: dict[str, int]) -> None:
+    with suppress(OSError):  # the client is gone, and the next read says so
+        channel.sendall(json.dumps(answer).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
