@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-import httpx
-
 from services.common.errors import DigestMismatchError, DiskFullError, DownloadError
+from services.common.lean_imports import without
 
 from .progress import FileProgress
 from .sources import Remote
 from .staging import Origin, Stage, forget
 from .threads import stoppable, to_end
 from .web import Web, public, status_error, transport_error
+
+with without("rich", "click"):
+    import httpx
 
 # Each block is one hop to a thread (some 50 us) and about 1 ms of hashing and writing.
 _BLOCK: Final = 1024 * 1024

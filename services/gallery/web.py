@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from importlib import metadata
 from urllib.parse import urlsplit, urlunsplit
 
-import httpx
-
 from services.common.errors import (
     AccessDeniedError,
     CorralError,
@@ -17,6 +15,10 @@ from services.common.errors import (
     InvalidRequestError,
     SourceNotFoundError,
 )
+from services.common.lean_imports import without
+
+with without("rich", "click"):
+    import httpx
 
 # Downloads run one after another within an operation; this many sockets wait for nothing else.
 _LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=15.0)
