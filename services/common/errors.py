@@ -211,6 +211,12 @@ class QueueFullError(CorralError):
     reason = "QUEUE_FULL"
 
 
+class DeadlineTooShortError(CorralError):
+    """The call would still wait at its deadline; `retry_after` says how long it would have waited."""
+
+    reason = "DEADLINE_TOO_SHORT"
+
+
 class ShuttingDownError(CorralError):
     """The service is on its way down and takes no new work."""
 

@@ -47,6 +47,7 @@ CODES: Final[Mapping[type[CorralError], grpc.StatusCode]] = {
     errors.CrashLoopError: _C.UNAVAILABLE,
     errors.NoRoomError: _C.RESOURCE_EXHAUSTED,
     errors.QueueFullError: _C.RESOURCE_EXHAUSTED,
+    errors.DeadlineTooShortError: _C.RESOURCE_EXHAUSTED,
     errors.ControlPlaneOnlyError: _C.FAILED_PRECONDITION,
     errors.ShuttingDownError: _C.UNAVAILABLE,
     errors.NotImplementedYetError: _C.UNIMPLEMENTED,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from services.common.errors import QueueFullError
+from services.common.errors import CorralError, QueueFullError
 
 from .backend_catalog import Backend
+from .fair_queue import FairQueue, Ticket
 from .model_catalog import ModelEntry
-
-_RETRY_AFTER = 1.0
-"""Seconds until a refused call may try again, where the model's configuration says nothing (LocalAI's)."""
+from .pace import UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +29,61 @@ class Caller:
 ANYONE = Caller()
 
 
+class Queued(Ticket, Protocol):
+    """A call that waits."""
+
+    def refuse(self, error: CorralError) -> None:
+        """Take it out of its queue, and raise the error in it."""
+        ...
+
+
 @dataclass(slots=True)
 class CallMeter:
     """Counts the calls over all models, and refuses those above the ceiling."""
 
     ceiling: Callable[[], int]
     running: int = 0
-    waiting: int = 0
+    queue: FairQueue[Queued] = field(default_factory=FairQueue)
+    """The calls that wait, for whatever model."""
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait."""
+        return len(self.queue)
 
     @property
     def total(self) -> int:
         """Calls in progress and waiting."""
-        return self.running + self.waiting
+        return self.running + len(self.queue)
 
-    def check(self) -> None:
-        """Raise QueueFullError if one more would be too many."""
-        if self.total >= self.ceiling():
-            raise QueueFullError(
-                f"the loader has {self.total} calls in progress and waiting, which is as many as may"
-                " (max_concurrent_backend_requests); retry later",
-                retry_after=_RETRY_AFTER,
-                metadata={"queue_length": str(self.waiting)},
-            )
+    @property
+    def full(self) -> bool:
+        """Whether one more would be too many."""
+        return self.running + len(self.queue) >= self.ceiling()
+
+    def check(self, client: str = "", *, retry_after: float = UNKNOWN) -> None:
+        """Raise QueueFullError if one more would be too many, and none of a greedier client's waits."""
+        if self.full and self.queue.crowding(client) is None:
+            raise self._refusal(retry_after)
+
+    def make_way(self, client: str = "", *, retry_after: float = UNKNOWN) -> None:
+        """Let one more in: if it is one too many, in the place of one of the client that has most of those
+        that wait. Raises QueueFullError if that is the newcomer's own."""
+        if not self.full:
+            return
+        refused = self._refusal(retry_after)
+        greedy = self.queue.crowding(client)
+        if greedy is None:
+            raise refused
+        greedy.refuse(refused)
+
+    def _refusal(self, retry_after: float) -> QueueFullError:
+        return QueueFullError(
+            f"the loader has {self.total} calls in progress and waiting, which is as many as may"
+            " (max_concurrent_backend_requests); retry later",
+            retry_after=retry_after,
+            metadata={"queue_length": str(self.waiting)},
+        )
 
 
 def calls_at_once(entry: ModelEntry | None, backend: Backend | None) -> int:
@@ -62,9 +95,3 @@ def calls_at_once(entry: ModelEntry | None, backend: Backend | None) -> int:
     if entry is not None and (configured := entry.config.concurrency):
         return configured
     return backend.concurrency if backend is not None else 0
-
-
-def retry_after(entry: ModelEntry | None) -> float:
-    """Return after how many seconds a refused call may try again (`limits.retry_after_seconds`)."""
-    configured = entry.config.limits.retry_after_seconds if entry is not None else 0
-    return float(configured) or _RETRY_AFTER

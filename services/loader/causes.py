@@ -10,6 +10,7 @@ from services.common.errors import (
     BackendCrashedError,
     CorralError,
     CrashLoopError,
+    DeadlineTooShortError,
     LoadBackoffError,
     ModelBusyError,
     ModelLoadError,
@@ -18,6 +19,7 @@ from services.common.errors import (
     Resource,
 )
 
+from . import pace
 from .instance import Instance
 from .lifecycle import Failure
 from .process import Exit
@@ -104,6 +106,27 @@ def queue_full(model: str, waiting: int, retry_after: float) -> CorralError:
         " (queue_size); retry later",
         retry_after=retry_after,
         metadata={"model": model, "queue_length": str(waiting)},
+        resource=Resource("model", model),
+    )
+
+
+def deadline_too_short(
+    model: str, *, left: float, wait: float, load_left: float, position: int, waiting: int
+) -> DeadlineTooShortError:
+    """Return the error for a call that would only wait for its deadline: `left` and `wait` in seconds."""
+    why = f"{waiting} calls wait for it already" if waiting else "it is not loaded"
+    if load_left:
+        why = f"its load takes about {load_left:.1f} s and goes on"
+    return DeadlineTooShortError(
+        f"model {model!r} cannot begin the call within the {max(left, 0):.2f} s before its deadline: {why};"
+        f" it would wait about {wait:.1f} s: allow more time, or retry then",
+        retry_after=pace.retry_after(wait),
+        metadata={
+            "model": model,
+            "queue_length": str(waiting),
+            "position": str(position),
+            "expected_wait_seconds": f"{wait:.3f}",
+        },
         resource=Resource("model", model),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from services.common.errors import CorralError
 
 from .backend_catalog import Backend
 from .model_catalog import ModelEntry
+from .pace import CALLS
 from .process import BackendProcess
 
 
@@ -88,6 +90,8 @@ class Instance:
     leases: set[Lease] = field(default_factory=set)
     holds: int = 0
     """Leases that keep the instance from being taken away: all but those of probes."""
+    durations: deque[float] = field(default_factory=lambda: deque(maxlen=CALLS))
+    """Seconds that the last calls took."""
     ended: asyncio.Future[CorralError] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -150,6 +154,7 @@ class Lease:
     """
 
     __slots__ = (
+        "_began",
         "_on_cut",
         "_released",
         "holds",
@@ -169,6 +174,7 @@ class Lease:
         instance.holds += holds
         self._released: Callable[[Instance], None] | None = released
         self._on_cut: Callable[[], object] | None = None
+        self._began = 0.0
         self.used = False
         self.queue_time = 0.0
         """Seconds that the call waited, for room or for a place, apart from `load_time`."""
@@ -185,7 +191,7 @@ class Lease:
             self.instance.active += 1
             self.instance.total += 1
             self.instance.last_used = time.time()
-            self.progress = time.monotonic()
+            self._began = self.progress = time.monotonic()
 
     def progresses(self) -> None:
         """The backend delivered something, or is to act again: it is alive."""
@@ -211,14 +217,16 @@ class Lease:
         released, self._released = self._released, None
         if released is None:
             return
+        instance = self.instance
         if self.used:
-            self.instance.active -= 1
-            self.instance.last_used = time.time()
-            self.instance.idle_since = time.monotonic()
-        self.instance.leases.discard(self)
-        self.instance.holds -= self.holds
+            instance.active -= 1
+            instance.last_used = time.time()
+            instance.idle_since = now = time.monotonic()
+            instance.durations.append(now - self._began)
+        instance.leases.discard(self)
+        instance.holds -= self.holds
         self._on_cut = None
-        released(self.instance)
+        released(instance)
 
     def __enter__(self) -> Instance:
         """Return the instance."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import suppress
 
@@ -32,11 +33,13 @@ from .lifecycle import RESTING, Cause, Phase, StopReason
 from .logs import LogNews, LogQuery
 from .model_catalog import ModelCatalog, ModelEntry
 from .model_view import ModelFilter, ModelView, view
+from .pace import UNKNOWN
 from .pins import Pins
 from .scheduler import Scheduler, Wish
 from .selection import Selection, select_from
 from .supervisor import Supervisor
 from .tunables import LiveSettings
+from .waiters import expired
 
 _log = get_logger(__name__)
 
@@ -129,17 +132,30 @@ class Loader:
     async def acquire(self, name: str, caller: Caller = ANYONE) -> Lease:
         """Return a lease for a call on the model, loading it first if it must be.
 
-        Raises QueueFullError if as many calls as may are there already.
+        Raises QueueFullError if as many calls as may are there already, DeadlineTooShortError if the call
+        would still wait at its deadline, and DeadlineError if that has passed.
         """
+        if caller.deadline is not None and caller.deadline <= time.monotonic():
+            raise expired()
         supervisor = self._running(name)
-        self._calls.check()
+        if self._calls.full:  # before anything that costs; whether somebody makes way is seen later
+            wait = supervisor.retry_after() if supervisor else UNKNOWN
+            self._calls.check(caller.client, retry_after=wait)
         if supervisor is not None and not self._refusing:
-            if lease := supervisor.try_acquire(calls=True):
+            if lease := supervisor.try_acquire(calls=True, caller=caller):
                 return lease
             if supervisor.joinable:
-                return await supervisor.join(calls=True)
+                return await supervisor.join(caller)
         entry, supervisor, candidates = self._prepare(name)
-        return await supervisor.acquire(entry, candidates, calls=True)
+        return await supervisor.acquire(entry, candidates, calls=True, caller=caller)
+
+    async def hold(self, name: str) -> Lease:
+        """Return a lease that holds the model without being a call, loading it first if it must be.
+
+        It takes no place, waits in no queue and counts for no limit; `Lease.use` makes it count as use.
+        """
+        entry, supervisor, candidates = self._prepare(name)
+        return await supervisor.acquire(entry, candidates, calls=False)
 
     def probe(self, name: str) -> Lease | None:
         """Return a lease that neither counts nor holds, if the model is ready now; never loads."""

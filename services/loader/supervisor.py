@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
 
-from services.common.errors import BackendNotFoundError, CorralError
+from services.common.errors import BackendNotFoundError, CorralError, DeadlineTooShortError
 from services.common.logs import get_logger
 
 from . import causes
 from . import lifecycle as life
-from .admission import calls_at_once, retry_after
+from .admission import ANYONE, Caller
 from .backoffs import Backoffs
 from .eviction import Occupant
 from .instance import Instance, Lease
+from .leases import Leases
 from .ledger import Reservation
 from .lifecycle import Cause, Failure, Lifecycle, Phase, StopReason
 from .logs import LogBook
@@ -29,7 +30,7 @@ from .occupancy import LastUnload, occupant
 from .runner import Runner
 from .scheduler import Wish
 from .supervision import Services
-from .waiters import LeaseWaiters, StopWaiters
+from .waiters import StopWaiters
 
 _log = get_logger(__name__)
 
@@ -75,7 +76,13 @@ class Supervisor:
             post=self._post,
             spawn=self._spawn,
         )
-        self._waiters = LeaseWaiters(services.calls)
+        self._leases = Leases(
+            name,
+            meter=services.calls,
+            queue_size=services.queue_size,
+            entry=lambda: self.entry,
+            released=self._released,
+        )
         self._stops = StopWaiters()
         self._events: deque[life.Event] = deque()
         self._posting = False
@@ -87,29 +94,38 @@ class Supervisor:
     # What others ask for
 
     async def acquire(
-        self, entry: ModelEntry, candidates: tuple[str, ...], *, calls: bool
+        self,
+        entry: ModelEntry,
+        candidates: tuple[str, ...],
+        *,
+        calls: bool,
+        caller: Caller = ANYONE,
     ) -> Lease:
         """Return a lease on the ready model, loading it first; callers of the same load share it.
 
-        A caller that is cancelled leaves the load alone. Raises LoadBackoffError, QueueFullError, or
-        what the load failed with.
+        With `calls` it is a call, which needs one of the model's places and counts for its limits; without,
+        it only holds the model. A caller that is cancelled leaves the load alone. Raises LoadBackoffError,
+        QueueFullError, DeadlineTooShortError, or what the load failed with.
         """
-        if lease := self.try_acquire(calls=calls):
+        if lease := self._leases.take(calls=calls, client=caller.client):
             return lease
         usable = self._usable(entry, candidates)
         self._take_entry(entry, usable)
-        joining = self.join(calls=calls)
+        try:
+            joining = self._leases.join(caller if calls else None)
+        except DeadlineTooShortError:
+            # Else clients that cannot wait for the load would never find it loaded.
+            self._post(life.LoadRequested(usable))
+            raise
         self._post(life.LoadRequested(usable))
         return await joining
 
-    def join(self, *, calls: bool) -> Coroutine[Any, Any, Lease]:
+    def join(self, caller: Caller) -> Coroutine[Any, Any, Lease]:
         """Wait for the load in progress, or a place; the place among those who wait is taken at once.
 
-        Raises QueueFullError.
+        Raises QueueFullError, DeadlineTooShortError.
         """
-        if calls and self._waiters.calls >= self._services.queue_size():
-            raise causes.queue_full(self.name, self._waiters.calls, retry_after(self.entry))
-        return self._waiters.join(calls=calls)
+        return self._leases.join(caller)
 
     @property
     def loading(self) -> bool:
@@ -124,20 +140,20 @@ class Supervisor:
     @property
     def queued_calls(self) -> int:
         """Calls that wait."""
-        return self._waiters.calls
+        return self._leases.calls
 
     @property
     def waits_for(self) -> str:
         """What it waits for before it can load, for people."""
         return self._services.scheduler.waits_for(self.name)
 
-    def try_acquire(self, *, calls: bool) -> Lease | None:
-        """Return a lease if the model is ready now and, for a call, has a place."""
-        if self.state.phase is not Phase.READY or self.instance is None:
-            return None
-        if calls and (self._waiters.calls or not self._has_place()):
-            return None
-        return self._lease(calls)
+    def try_acquire(self, *, calls: bool, caller: Caller = ANYONE) -> Lease | None:
+        """Return a lease if the model is ready now and, for a call, has a place. Raises QueueFullError."""
+        return self._leases.take(calls=calls, client=caller.client)
+
+    def retry_after(self) -> float:
+        """Return after how many seconds a refused call may try again."""
+        return self._leases.retry_after()
 
     def probe(self) -> Lease | None:
         """Return a lease that neither counts nor holds, if the model is ready."""
@@ -167,6 +183,7 @@ class Supervisor:
         self.entry, self.instance, self.reservation = instance.entry, instance, reservation
         self._counts = not instance.backend.external
         instance.generation = self.state.generation + 1
+        self._leases.begins(instance)
         self._post(life.Adopted(instance.backend.name))
         self._runner.watch(instance)
 
@@ -242,7 +259,7 @@ class Supervisor:
             instance.entry if instance else self.entry,
             instance,
             memory=self.memory,
-            wanted=len(self._waiters) > 0,
+            wanted=self._leases.wanted,
             pinned=self._services.pinned(self.entry),
             counts=self._counts,
             last_unload=self.last_unload,
@@ -278,7 +295,11 @@ class Supervisor:
             self._entered(before)
         for effect in effects:
             self._perform(effect)
-        if before.phase is Phase.READY and self.state.phase is not Phase.READY and self._waiters:
+        if (
+            before.phase is Phase.READY
+            and self.state.phase is not Phase.READY
+            and self._leases.wanted
+        ):
             # Calls that waited for a place are not part of what ends: they wait for the next instance.
             self._post(life.LoadRequested(before.candidates))
         if self.state.phase is Phase.BACKOFF and before.phase is not Phase.BACKOFF:
@@ -292,6 +313,9 @@ class Supervisor:
     def _entered(self, before: Lifecycle) -> None:
         self.state_time = time.time()
         phase = self.state.phase
+        ready = self.instance if phase is Phase.READY else None
+        loaded = before.phase is Phase.LOADING
+        self._leases.turns(ready, loading=self.loading, loaded=loaded)
         if before.phase is Phase.STOPPING and before.stop is not None:
             self.last_unload = LastUnload(before.stop, self.state_time, self._forced)
         if before.phase is Phase.STOPPING:
@@ -320,7 +344,8 @@ class Supervisor:
             case life.AdmitWaiters(generation):
                 self.backoffs.disarm(self.state.candidate)
                 self._later(self._services.timeouts.stable, life.Stable(generation))
-                self._admit()
+                if self.state.phase is Phase.READY:
+                    self._leases.admit()
                 self._stop_if_outdated(self._current())
             case life.FailWaiters(failures):
                 self._fail_waiters(failures)
@@ -370,9 +395,12 @@ class Supervisor:
             asked=self._asked,
         )
         self._services.scheduler.ask(wish)
+        if self._services.scheduler.position(self.name):
+            self._leases.lack_room()
 
     def _begun(self, instance: Instance) -> None:
         self.instance = instance
+        self._leases.begins(instance)
         self._forced = False
 
     def _stop(self, reason: StopReason, *, force: bool) -> None:
@@ -392,8 +420,8 @@ class Supervisor:
             if not instance.holds:
                 self._post(life.Drained(instance.generation))
         elif self.state.phase is Phase.READY:
-            if len(self._waiters):
-                self._admit()
+            if self._leases.wanted:
+                self._leases.admit()
             if not instance.holds:
                 self._stop_if_outdated(instance)
                 if self._services.scheduler.queue:
@@ -407,31 +435,10 @@ class Supervisor:
 
     # Those who wait
 
-    def _admit(self) -> None:
-        if self.state.phase is Phase.READY:
-            self._waiters.admit(self._lease, self._has_place)
-
-    def _has_place(self) -> bool:
-        instance = self._current()
-        limit = calls_at_once(instance.entry, instance.backend)
-        return not limit or instance.active < limit
-
-    def _lease(self, calls: bool) -> Lease:
-        if not calls:
-            return Lease(self._current(), self._released)
-        lease = Lease(self._current(), self._call_ended)
-        lease.use()
-        self._services.calls.running += 1
-        return lease
-
-    def _call_ended(self, instance: Instance) -> None:
-        self._services.calls.running -= 1
-        self._released(instance)
-
     def _fail_waiters(self, failures: tuple[Failure, ...]) -> None:
         if self.state.phase is Phase.BACKOFF and self.state.after is life.After.CRASHED:
             # They did not see the crash; to them it is the reason why they must wait.
-            self._waiters.fail(self.backoffs.error(self.state))
+            self._leases.fail(self.backoffs.error(self.state))
             return
         tried = {failure.candidate for failure in failures}
         left_out = [
@@ -440,7 +447,7 @@ class Supervisor:
             # That others failed earlier says nothing to whom an unload or a lack of room ends the wait.
             if penalty.candidate not in tried and failures == self.state.failures
         ]
-        self._waiters.fail(causes.all_failed(self.name, (*left_out, *failures), self.not_tried))
+        self._leases.fail(causes.all_failed(self.name, (*left_out, *failures), self.not_tried))
 
     def _usable(self, entry: ModelEntry, candidates: tuple[str, ...]) -> tuple[str, ...]:
         """Return the candidates that need not wait. Raises LoadBackoffError if all must."""

@@ -277,6 +277,7 @@ async def test_time_without_a_slot_is_no_time_in_which_room_was_lacking(world: W
 
 async def test_hundreds_of_queued_calls_leave_at_once(world: World) -> None:
     world.live.update({"queue_size": 1000})
+    world.meter.ceiling = lambda: 1000
     first, second = await queued(world, entry("a", **ONE))
     others = [call(world, entry("a", **ONE)) for _ in range(600)]
     await eventually(lambda: world.meter.waiting == 601, what="all calls in the queue")

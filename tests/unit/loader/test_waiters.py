@@ -6,22 +6,23 @@ import asyncio
 
 import pytest
 
-from services.loader.admission import CallMeter
+from services.loader.admission import ANYONE, CallMeter
 from services.loader.backend import Backend
 from services.loader.instance import Instance, Lease
 from services.loader.model_catalog import ModelEntry
+from services.loader.pace import Stopwatch
 from services.loader.waiters import LeaseWaiters
 
 
 def make() -> tuple[LeaseWaiters, CallMeter, Instance]:
     meter = CallMeter(lambda: 10)
     instance = Instance("uid", 1, "m", Backend("b"), ModelEntry("m"), 0.0)
-    return LeaseWaiters(meter), meter, instance
+    return LeaseWaiters(meter, Stopwatch()), meter, instance
 
 
 async def test_who_leaves_in_the_moment_in_which_it_is_served_leaves_no_lease() -> None:
     waiters, meter, instance = make()
-    waiting = asyncio.ensure_future(waiters.join(calls=True))
+    waiting = asyncio.ensure_future(waiters.join(ANYONE))
     await asyncio.sleep(0)  # it waits now
     waiters.admit(lambda calls: Lease(instance, lambda _: None), lambda: True)
     waiting.cancel()  # it was served, and has not noticed yet
@@ -33,7 +34,7 @@ async def test_who_leaves_in_the_moment_in_which_it_is_served_leaves_no_lease() 
 
 async def test_who_leaves_before_gives_its_place_to_nobody() -> None:
     waiters, meter, instance = make()
-    leaves, stays = (asyncio.ensure_future(waiters.join(calls=True)) for _ in range(2))
+    leaves, stays = (asyncio.ensure_future(waiters.join(ANYONE)) for _ in range(2))
     await asyncio.sleep(0)
     leaves.cancel()
     with pytest.raises(asyncio.CancelledError):
