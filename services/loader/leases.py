@@ -94,6 +94,10 @@ class Leases:
             self._meter.make_way(client, retry_after=self.retry_after())
         return self._call(ready)
 
+    def probe(self) -> Lease | None:
+        """Return a lease that neither counts nor holds, if the model is ready."""
+        return Lease(self._ready, self._released, holds=False) if self._ready is not None else None
+
     def join(self, caller: Caller | None) -> Coroutine[Any, Any, Lease]:
         """Wait for the load or for a place; the place among those who wait is taken at once.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
 from services.common.errors import BackendNotFoundError, CorralError, DeadlineTooShortError
@@ -27,9 +27,10 @@ from .lifecycle import Cause, Failure, Lifecycle, Phase, StopReason
 from .logs import LogBook
 from .model_catalog import ModelEntry
 from .occupancy import LastUnload, occupant
+from .room import Room
 from .runner import Runner
-from .scheduler import Wish
 from .supervision import Services
+from .timers import Timers
 from .waiters import StopWaiters
 
 _log = get_logger(__name__)
@@ -49,10 +50,6 @@ class Supervisor:
         self.instance: Instance | None = None
         self.entry: ModelEntry | None = None
         """The model as it was when its load began."""
-        self.reservation = Reservation()
-        """The room it was granted, or asks for."""
-        self._counts = True
-        """Whether it takes one of the places for active models."""
         self.not_tried: Mapping[str, str] = {}
         """Backends that are no candidates, and why."""
         self.last_unload: LastUnload | None = None
@@ -86,9 +83,8 @@ class Supervisor:
         self._stops = StopWaiters()
         self._events: deque[life.Event] = deque()
         self._posting = False
-        self._timers: list[asyncio.TimerHandle] = []
-        self._asked = 0.0
-        """When the round in progress asked for room first; by the monotonic clock."""
+        self._timers = Timers(self._post)
+        self._room = Room(name, services, self._post)
         self._forced = False
 
     # What others ask for
@@ -157,9 +153,7 @@ class Supervisor:
 
     def probe(self) -> Lease | None:
         """Return a lease that neither counts nor holds, if the model is ready."""
-        if self.state.phase is not Phase.READY or self.instance is None:
-            return None
-        return Lease(self.instance, self._released, holds=False)
+        return self._leases.probe()
 
     def begin_load(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
         """Begin to load, without waiting for it. Raises LoadBackoffError."""
@@ -180,8 +174,8 @@ class Supervisor:
 
     def adopt(self, instance: Instance, reservation: Reservation) -> None:
         """Take over a backend that holds the model already."""
-        self.entry, self.instance, self.reservation = instance.entry, instance, reservation
-        self._counts = not instance.backend.external
+        self.entry, self.instance = instance.entry, instance
+        self._room.taken_by(instance, reservation)
         instance.generation = self.state.generation + 1
         self._leases.begins(instance)
         self._post(life.Adopted(instance.backend.name))
@@ -261,9 +255,14 @@ class Supervisor:
             memory=self.memory,
             wanted=self._leases.wanted,
             pinned=self._services.pinned(self.entry),
-            counts=self._counts,
+            counts=self._room.counts,
             last_unload=self.last_unload,
         )
+
+    @property
+    def reservation(self) -> Reservation:
+        """The room it was granted, or asks for."""
+        return self._room.reservation
 
     @property
     def memory(self) -> Mapping[str, int]:
@@ -332,7 +331,7 @@ class Supervisor:
     def _perform(self, effect: life.Effect) -> None:
         match effect:
             case life.AskRoom(generation, candidate, more):
-                self._cancel_timers()
+                self._timers.cancel()
                 self._spawn(self._ask(generation, candidate, more), "ask room for")
             case life.LeaveQueue():
                 self._services.scheduler.withdraw(self.name)
@@ -343,7 +342,7 @@ class Supervisor:
                 self._runner.load(self._current(), self.state.candidate)
             case life.AdmitWaiters(generation):
                 self.backoffs.disarm(self.state.candidate)
-                self._later(self._services.timeouts.stable, life.Stable(generation))
+                self._timers.later(self._services.timeouts.stable, life.Stable(generation))
                 if self.state.phase is Phase.READY:
                     self._leases.admit()
                 self._stop_if_outdated(self._current())
@@ -366,36 +365,13 @@ class Supervisor:
                 self._stops.answer(causes.busy(self.name, active, drain))
 
     async def _ask(self, generation: int, candidate: str, more: bool) -> None:
-        assert self.entry is not None
-        try:
-            needs = await asyncio.to_thread(self._services.estimate, self.entry, candidate, more)
-            counts = not self._services.find_backend(candidate).external
-        except CorralError:
-            needs, counts = Reservation(), True  # the start will say what is wrong
-        except Exception:  # noqa: BLE001 - whatever it was, nobody must wait for it
-            _log.exception("what a model needs is not known", model=self.name, backend=candidate)
-            needs, counts = Reservation(), True
+        entry = self.entry
+        assert entry is not None
+        needs = await self._room.estimate(entry, candidate, more=more)
         if generation != self.state.generation or self.state.phase is not Phase.WAITING:
             return
-        self.reservation, self._counts = needs, counts
-        if not self.state.failures:
-            self._asked = time.monotonic()
-
-        def refused(error: CorralError) -> None:
-            self._post(life.Refused(generation, Failure(candidate, error)))
-
-        wish = Wish(
-            self.name,
-            needs.memory,
-            granted=lambda: self._post(life.Granted(generation)),
-            refused=refused,
-            counts=counts,
-            groups=frozenset(self.entry.config.concurrency_groups),
-            # The next candidate goes on waiting where the last one stood.
-            asked=self._asked,
-        )
-        self._services.scheduler.ask(wish)
-        if self._services.scheduler.position(self.name):
+        first = not self.state.failures
+        if self._room.ask(needs, entry, candidate, generation=generation, first=first):
             self._leases.lack_room()
 
     def _begun(self, instance: Instance) -> None:
@@ -411,7 +387,9 @@ class Supervisor:
         if not instance.holds:
             self._post(life.Drained(instance.generation))
         else:
-            self._later(self._services.timeouts.drain, life.DrainTimedOut(instance.generation))
+            self._timers.later(
+                self._services.timeouts.drain, life.DrainTimedOut(instance.generation)
+            )
 
     def _released(self, instance: Instance) -> None:
         if instance is not self.instance:
@@ -439,15 +417,9 @@ class Supervisor:
         if self.state.phase is Phase.BACKOFF and self.state.after is life.After.CRASHED:
             # They did not see the crash; to them it is the reason why they must wait.
             self._leases.fail(self.backoffs.error(self.state))
-            return
-        tried = {failure.candidate for failure in failures}
-        left_out = [
-            penalty.failure
-            for penalty in self.state.penalties
-            # That others failed earlier says nothing to whom an unload or a lack of room ends the wait.
-            if penalty.candidate not in tried and failures == self.state.failures
-        ]
-        self._leases.fail(causes.all_failed(self.name, (*left_out, *failures), self.not_tried))
+        else:
+            every = (*_left_out(self.state, failures), *failures)
+            self._leases.fail(causes.all_failed(self.name, every, self.not_tried))
 
     def _usable(self, entry: ModelEntry, candidates: tuple[str, ...]) -> tuple[str, ...]:
         """Return the candidates that need not wait. Raises LoadBackoffError if all must."""
@@ -463,15 +435,13 @@ class Supervisor:
         assert self.instance is not None
         return self.instance
 
-    def _later(self, delay: float, event: life.Event) -> None:
-        loop = asyncio.get_running_loop()
-        self._timers = [timer for timer in self._timers if timer.when() > loop.time()]
-        self._timers.append(loop.call_later(delay, self._post, event))
-
-    def _cancel_timers(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
-
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         return self._services.tasks.spawn(work, name=f"{what} {self.name}")
+
+
+def _left_out(state: Lifecycle, failures: tuple[Failure, ...]) -> Iterable[Failure]:
+    """Return why other candidates were not tried in the round that failed."""
+    if failures != state.failures:
+        return ()  # that others failed earlier says nothing to whom an unload or a lack of room ends the wait
+    tried = {failure.candidate for failure in failures}
+    return (each.failure for each in state.penalties if each.candidate not in tried)
