@@ -125,6 +125,34 @@ class Plan:
     lacking: str = ""
     """What there is too little of, for people."""
 
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing can be done for it, and nothing that happens already is enough."""
+        return not self.fits and not self.victims and (bool(self.blockers) or not self.pending)
+
+
+class Hopeless:
+    """Newcomers whose plans are blocked: whoever needs as much as one of them is blocked by the same."""
+
+    def __init__(self) -> None:
+        """Begin with none. All that are added and asked about are planned for with the same occupants, or more."""
+        self._needs: dict[tuple[bool, frozenset[str], bool], list[Mapping[str, int]]] = {}
+
+    def add(self, newcomer: Newcomer, starvation_bound: float) -> None:
+        """Take note of one whose plan is blocked."""
+        self._needs.setdefault(_kind(newcomer, starvation_bound), []).append(newcomer.memory)
+
+    def covers(self, newcomer: Newcomer, starvation_bound: float) -> bool:
+        """Whether one of the same kind, with a need no larger on any device, is among them."""
+        return any(
+            all(newcomer.memory.get(device, -1) >= size for device, size in lesser.items())
+            for lesser in self._needs.get(_kind(newcomer, starvation_bound), ())
+        )
+
+
+def _kind(newcomer: Newcomer, starvation_bound: float) -> tuple[bool, frozenset[str], bool]:
+    return newcomer.counts, newcomer.groups, newcomer.waited >= starvation_bound
+
 
 def plan(
     newcomer: Newcomer, occupants: Iterable[Occupant], limits: Limits, free: Mapping[str, int]

@@ -8,16 +8,17 @@ was granted counts with its whole reservation from that moment on, so two loads 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.common.errors import CorralError, NoRoomError, Resource
 from services.common.logs import get_logger
 
-from .eviction import Limits, Newcomer, Occupant, Plan, Way, plan
+from .eviction import Hopeless, Limits, Newcomer, Occupant, Plan, Way, plan
 from .lifecycle_events import Cause, StopReason
 from .tunables import LiveSettings, Tunables
 
@@ -28,6 +29,10 @@ STEP = 0.1
 
 SHARE = 20
 """Those looks take no more than this part of the time, however many wait."""
+
+EXACT = 32
+"""Waiting models that each of those looks plans for though a lesser one was just found not to fit: what keeps
+them, in words, is seen in turn."""
 
 CLAIMS = 16
 """Models that starve, beyond which nobody behind them is looked at: each makes a look longer."""
@@ -76,6 +81,9 @@ class Wish:
     told: str = ""
     """What others were told of that last, and when."""
     told_at: float = -math.inf
+
+    planned: float = -math.inf
+    """When it was planned for last; by the monotonic clock."""
 
     _paused: float | None = None
 
@@ -149,6 +157,14 @@ class Scheduler:
 
     def wake(self) -> None:
         """Look again: something changed."""
+        self._look(frozenset())
+
+    def _look_round(self) -> None:
+        self._timer = None
+        oldest = heapq.nsmallest(EXACT, self._queue, key=lambda wish: wish.planned)
+        self._look({wish.name for wish in oldest})
+
+    def _look(self, exact: Collection[str]) -> None:
         if self._deciding:
             self._again = True
             return
@@ -156,16 +172,16 @@ class Scheduler:
         began = time.perf_counter()
         try:
             # Each decision changes what the next one starts from, and there are no more than this many.
-            while self._decide():
+            while self._decide(exact):
                 pass
         finally:
             self._deciding = False
-        if self._timer is not None:
+        if self._timer is not None and not self._queue:
             self._timer.cancel()
             self._timer = None
-        if self._queue:
+        elif self._timer is None and self._queue:
             delay = max(STEP, (time.perf_counter() - began) * SHARE)
-            self._timer = asyncio.get_running_loop().call_later(delay, self.wake)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._look_round)
 
     def plan(self, wish: Wish) -> Plan:
         """Return what would happen for a wish now, without doing it."""
@@ -176,8 +192,11 @@ class Scheduler:
 
     # Decisions
 
-    def _decide(self) -> bool:
-        """Do the next thing there is to do; False if there is nothing."""
+    def _decide(self, exact: Collection[str]) -> bool:
+        """Do the next thing there is to do; False if there is nothing.
+
+        Those who need as much as one that does not fit are passed over, but for `exact` and newcomers.
+        """
         self._again = False
         if self._enforce_limit():
             return True
@@ -188,24 +207,23 @@ class Scheduler:
         loading = {tenant.name for tenant in self._tenants() if tenant.loading}
         loads = len(loading)
         claims = 0
+        hopeless = Hopeless()
         for wish in list(self._queue):
             if loads >= settings.parallel_loads:
                 wish.pause(now, paused=True)
                 self._tell(wish, f"a slot: {loads} models are loading")
                 continue
-            decided = plan(wish.newcomer(now), occupants, limits(settings), free)
-            wish.pause(now, paused=any(each.name in loading for each in decided.blockers))
-            if decided.fits:
-                self._remove(wish)
-                wish.granted()
-                return True
-            late = now - wish.asked >= settings.room_timeout
-            if decided.victims and not (late and _drains(decided)):
-                self._evict(wish, decided)
-                return True
-            if self._give_up(wish, decided, now):
-                return True
-            self._tell(wish, _waits_for(decided))
+            newcomer = wish.newcomer(now)
+            known = math.isfinite(wish.planned) and wish.name not in exact
+            if not (known and hopeless.covers(newcomer, settings.starvation_bound)):
+                wish.planned = now
+                decided = plan(newcomer, occupants, limits(settings), free)
+                wish.pause(now, paused=any(each.name in loading for each in decided.blockers))
+                if self._carry_out(wish, decided, now):
+                    return True
+                self._tell(wish, _waits_for(decided))
+                if decided.blocked:
+                    hopeless.add(newcomer, settings.starvation_bound)
             if now - wish.asked >= settings.starvation_bound:
                 # Those behind it must not take away what it waits for.
                 claims += 1
@@ -214,6 +232,18 @@ class Scheduler:
                 occupants.append(wish.claim())
                 free = self._free(occupants, settings)
         return self._again
+
+    def _carry_out(self, wish: Wish, decided: Plan, now: float) -> bool:
+        """Grant or refuse the wish, or evict for it; False if it has to wait."""
+        if decided.fits:
+            self._remove(wish)
+            wish.granted()
+            return True
+        late = now - wish.asked >= self._settings.now.room_timeout
+        if decided.victims and not (late and _drains(decided)):
+            self._evict(wish, decided)
+            return True
+        return self._give_up(wish, decided, now)
 
     def _evict(self, wish: Wish, decided: Plan) -> None:
         victims = {victim.name: victim for victim in decided.victims}
