@@ -8,6 +8,7 @@ it is not, the call holds a lease to its end, and a backend's death has a cause.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from services.common.mounts import GenericMount
 from services.common.routing import MODEL_KEY, MODEL_KEY_BINARY
 from services.common.tasks import wait_until
 
+from .admission import Caller
 from .connection import GrpcConnection
 from .instance import Instance, Lease
 from .loader import Loader
@@ -159,7 +161,7 @@ class Gateway(grpc.GenericRpcHandler):
                 " corral.loader.v1.LoaderService"
             )
         metadata = context.invocation_metadata() or ()
-        lease, request = await self._lease(method, request, metadata)
+        lease, request = await self._lease(method, request, metadata, context)
         call: Any = None
         try:
             if lease.instance.ended.done():  # in the moment between the lease and now
@@ -190,7 +192,9 @@ class Gateway(grpc.GenericRpcHandler):
                 call.cancel()  # no-op for one that has ended
             lease.release()
 
-    async def _lease(self, method: Method, request: Any, metadata: Any) -> tuple[Lease, Any]:
+    async def _lease(
+        self, method: Method, request: Any, metadata: Any, context: aio.ServicerContext[Any, Any]
+    ) -> tuple[Lease, Any]:
         named = _named(metadata)
         identity = string_field(request, method.identity_field) if method.identity_field else ""
         name = self._loader.route(named, identity)
@@ -199,7 +203,7 @@ class Gateway(grpc.GenericRpcHandler):
             if lease is None:
                 raise self._loader.not_loaded(name)
         else:
-            lease = await self._loader.acquire(name)
+            lease = await self._loader.acquire(name, _caller(metadata, context))
         instance = lease.instance
         if identity in (instance.model, name) and identity not in ("", instance.entry.config.model):
             # The backend knows the model by its file. Whoever wrote a name that it has here means the
@@ -228,6 +232,12 @@ class Gateway(grpc.GenericRpcHandler):
             raise _restarted(instance) from error
         trailing = _passed_back(error.trailing_metadata() or ())
         await context.abort(error.code(), error.details() or "", trailing)
+
+
+def _caller(metadata: Any, context: aio.ServicerContext[Any, Any]) -> Caller:
+    left: float | None = context.time_remaining()
+    client = next((value for key, value in metadata if key == "corral-client"), context.peer())
+    return Caller(client, None if left is None else time.monotonic() + left)
 
 
 def _named(metadata: Any) -> str | None:

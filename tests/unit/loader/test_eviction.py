@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.loader.eviction import (
+    Hopeless,
     Limits,
     Newcomer,
     Occupant,
@@ -114,6 +115,30 @@ def test_plans_keep_the_rules(
         assert not fits(newcomer, there, limits, free, unpinned)
     if not (found.fits or victims):
         assert found.lacking or not found.possible
+
+
+@settings(max_examples=400)
+@given(NEWCOMERS, NEWCOMERS, occupants(), occupants(), LIMITS, FREE)
+def test_who_needs_as_much_as_one_that_is_blocked_need_not_be_planned_for(
+    first: Newcomer,
+    second: Newcomer,
+    there: list[Occupant],
+    more: list[Occupant],
+    limits: Limits,
+    free: dict[str, int],
+) -> None:
+    first, second = replace(first, name="first"), replace(second, name="second")
+    hopeless = Hopeless()
+    if plan(first, there, limits, free).blocked:
+        hopeless.add(first, limits.starvation_bound)
+        assert hopeless.covers(replace(first, name="again"), limits.starvation_bound)
+    if hopeless.covers(second, limits.starvation_bound):
+        claims = [replace(each, name=f"claim {each.name}", settled=False) for each in more]
+        claims = [replace(each, leaving=False) for each in claims]
+        for claim in claims:
+            free = {device: left - claim.memory.get(device, 0) for device, left in free.items()}
+        found = plan(second, [*there, *claims], limits, free)
+        assert not found.fits and not found.victims
 
 
 def idle(name: str, seconds: float, size: int = 0, cost: float = 0.5, **more: object) -> Occupant:

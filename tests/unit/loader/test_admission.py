@@ -1,0 +1,325 @@
+"""Who may call a model now, who waits for how long, and who is refused, with real supervisors in a small world."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.errors import DeadlineError, DeadlineTooShortError, QueueFullError
+from services.loader.admission import Caller
+from services.loader.instance import Lease, LoadAnswer
+from services.loader.lifecycle import Phase
+from services.loader.model_catalog import ModelEntry
+from services.loader.model_config import ModelConfig
+from services.loader.pace import (
+    CERTAIN,
+    EVIDENCE,
+    LATEST,
+    SOONEST,
+    UNKNOWN,
+    Pace,
+    at_least,
+    expected,
+    retry_after,
+)
+from services.loader.process import Exit
+from services.loader.supervisor import Supervisor
+from tests.tools.scripted_world import World
+from tests.tools.waiting import eventually
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    world.live.update({"queue_size": 4})
+    yield world
+    await world.tasks.close()
+
+
+def entry(places: int = 1, name: str = "a", **limits: Any) -> ModelEntry:
+    config = {"name": name, "limits": {"max_concurrent": places, **limits}}
+    return ModelEntry(name, ModelConfig.model_validate(config))
+
+
+class Calls:
+    """Calls of a model, and what they are told."""
+
+    def __init__(self, world: World, wanted: ModelEntry) -> None:
+        self.world, self.entry = world, wanted
+        self.supervisor: Supervisor = world.supervisors[wanted.name]
+        self.told: list[tuple[str, int]] = []
+        self.served: list[str] = []
+
+    def caller(self, client: str = "one", seconds: float | None = None) -> Caller:
+        return Caller(
+            client,
+            None if seconds is None else time.monotonic() + seconds,
+            lambda position: self.told.append((client, position)),
+        )
+
+    async def begin(self, *clients: str) -> list[asyncio.Task[Lease]]:
+        tasks = [asyncio.create_task(self.call(client)) for client in clients]
+        await asyncio.sleep(0)
+        return tasks
+
+    async def call(self, client: str = "one", seconds: float | None = None) -> Lease:
+        caller = self.caller(client, seconds)
+        lease = await self.supervisor.acquire(self.entry, ("x",), calls=True, caller=caller)
+        self.served.append(client)
+        return lease
+
+    async def up(self) -> None:
+        await eventually(lambda: self.entry.name in self.world.processes, what="a process")
+        process = self.world.processes[self.entry.name]
+        process.started.set_result(None)
+        process.loaded.set_result(LoadAnswer(True, ""))
+        await eventually(lambda: self.supervisor.state.phase is Phase.READY, what="the model")
+
+    async def running(self) -> Lease:
+        """Return a call that runs."""
+        (first,) = await self.begin("first")
+        await self.up()
+        return await first
+
+    def pace(self, *, calls: float = 0.0, load: float = 0.0) -> None:
+        pace = self.supervisor._leases.pace
+        if calls:
+            pace.calls.extend([calls] * 64)
+        if load:
+            pace.loads.clear()
+            pace.loads.append(load)
+
+
+async def test_clients_take_turns(world: World) -> None:
+    calls = Calls(world, entry())
+    lease = await calls.running()
+    waiting = await calls.begin("many", "many", "many", "one")
+    assert calls.told == [("many", 1), ("many", 2), ("many", 3), ("one", 2)]
+    while waiting:
+        lease.release()
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        (task,) = done
+        waiting.remove(task)
+        lease = task.result()
+    lease.release()
+    assert calls.served == ["first", "many", "one", "many", "many"]
+
+
+async def test_they_take_turns_too_where_all_wait_for_one_load(world: World) -> None:
+    calls = Calls(world, entry(places=2))
+    waiting = await calls.begin("many", "many", "many", "one")
+    await calls.up()
+    await eventually(lambda: len(calls.served) == 2, what="both places taken")
+    assert sorted(calls.served) == ["many", "one"]
+    assert calls.told == [("many", 1), ("many", 2)], "who is served after the load was in no queue"
+    for _ in range(2):
+        next(task for task in waiting if task.done() and task.result()._released).result().release()
+    await eventually(lambda: len(calls.served) == 4, what="the others")
+
+
+async def test_a_full_queue_makes_way_for_who_has_less_of_it(world: World) -> None:
+    calls = Calls(world, entry())
+    lease = await calls.running()
+    many = await calls.begin("many", "many", "many", "many")
+    (own,) = await calls.begin("many")
+    with pytest.raises(QueueFullError):
+        await own
+    (one,) = await calls.begin("one")
+    with pytest.raises(QueueFullError) as told:
+        await many.pop()
+    assert told.value.retry_after and told.value.metadata["queue_length"] == "4"
+    assert calls.supervisor.queued_calls == 4
+    (two,) = await calls.begin("one")
+    with pytest.raises(QueueFullError):
+        await many.pop()
+    (three,) = await calls.begin("one")
+    with pytest.raises(QueueFullError):
+        await three  # it has its share
+    for task in (*many, one, two):
+        lease.release()
+        await eventually(lambda: len(calls.served) > 1, what="the next")
+        task.cancel()
+    await asyncio.gather(*many, one, two, return_exceptions=True)
+
+
+async def test_so_does_the_ceiling_over_all_models(world: World) -> None:
+    world.live.update({"queue_size": 100})
+    world.meter.ceiling = lambda: 4
+    calls = Calls(world, entry())
+    lease = await calls.running()
+    many = await calls.begin("many", "many", "many")
+    other = ModelEntry("c", ModelConfig.model_validate({"name": "c"}))
+    newcomer = asyncio.create_task(
+        world.supervisors["c"].acquire(other, ("x",), calls=True, caller=calls.caller("one"))
+    )
+    with pytest.raises(QueueFullError, match="max_concurrent_backend_requests"):
+        await many.pop()
+    assert world.meter.total == 4 and world.supervisors["c"].queued_calls == 1
+    world.meter.check("two")
+    with pytest.raises(QueueFullError):
+        world.meter.check("many")
+    for task in (*many, newcomer):
+        task.cancel()
+    await asyncio.gather(*many, newcomer, return_exceptions=True)
+    lease.release()
+    assert world.meter.total == 0
+
+
+async def test_what_cannot_begin_in_time_is_refused_at_once(world: World) -> None:
+    calls = Calls(world, entry())
+    lease = await calls.running()
+    waiting = await calls.begin("one", "two")
+    calls.pace(calls=1.0)
+    with pytest.raises(DeadlineTooShortError) as told:
+        await calls.call("three", seconds=1.5)
+    assert told.value.retry_after == pytest.approx(3.0)
+    assert told.value.metadata["position"] == "3" and told.value.metadata["queue_length"] == "2"
+    late = asyncio.create_task(calls.call("three", seconds=2.5))
+    await eventually(lambda: calls.supervisor.queued_calls == 3, what="a call that has the time")
+    for task in (*waiting, late):
+        task.cancel()
+    await asyncio.gather(*waiting, late, return_exceptions=True)
+    lease.release()
+
+
+async def test_without_evidence_nobody_is_refused_for_a_deadline(world: World) -> None:
+    calls = Calls(world, entry())
+    lease = await calls.running()
+    calls.supervisor._leases.pace.calls.extend([100.0] * (EVIDENCE - 1))
+    waiting = await calls.begin("one")
+    late = asyncio.create_task(calls.call("two", seconds=1.0))
+    await eventually(lambda: calls.supervisor.queued_calls == 2, what="both in the queue")
+    for task in (*waiting, late):
+        task.cancel()
+    await asyncio.gather(*waiting, late, return_exceptions=True)
+    lease.release()
+
+
+async def test_a_load_that_takes_too_long_for_a_call_goes_on_without_it(world: World) -> None:
+    calls = Calls(world, entry())
+    calls.pace(load=10.0)
+    with pytest.raises(DeadlineTooShortError) as told:
+        await calls.call(seconds=2.0)
+    assert told.value.retry_after == pytest.approx(10.0, abs=0.1)
+    assert "goes on" in told.value.message
+    await calls.up()
+    (await calls.call(seconds=2.0)).release()
+
+
+async def test_a_call_joins_a_load_that_is_nearly_over(world: World) -> None:
+    calls = Calls(world, entry())
+    calls.pace(load=0.3)
+    with pytest.raises(DeadlineTooShortError):
+        await calls.call(seconds=0.1)
+    await eventually(lambda: "a" in world.processes, what="a process")
+
+    async def joins() -> bool:
+        try:
+            joining = calls.supervisor.join(calls.caller(seconds=0.1))
+        except DeadlineTooShortError:
+            return False
+        joined = asyncio.create_task(joining)
+        await calls.up()
+        (await joined).release()
+        return True
+
+    await eventually(joins, what="a call that can wait for the rest")
+
+
+async def test_whose_time_is_over_gets_no_place(world: World) -> None:
+    calls = Calls(world, entry())
+    lease = await calls.running()
+    late = asyncio.create_task(calls.call("late", seconds=0.05))
+    (other,) = await calls.begin("other")
+    over = time.monotonic() + 0.05
+    await eventually(lambda: time.monotonic() > over, what="the deadline")
+    lease.release()
+    with pytest.raises(DeadlineError):
+        await late
+    (await other).release()
+
+
+async def test_a_lease_says_how_long_it_was_waited_for(world: World) -> None:
+    calls = Calls(world, entry())
+    first, second = await calls.begin("one", "two")
+    await eventually(lambda: "a" in world.processes, what="a process")
+    began = time.monotonic()
+    await eventually(lambda: time.monotonic() - began > 0.1, what="some load time")
+    await calls.up()
+    lease = await first
+    assert 0.1 < lease.load_time < 1.0 and lease.queue_time < lease.load_time
+    served = time.monotonic()
+    await eventually(lambda: time.monotonic() - served > 0.1, what="some time in the queue")
+    lease.release()
+    late = await second
+    assert 0.1 < late.queue_time < 1.0 and late.load_time == pytest.approx(
+        lease.load_time, abs=0.05
+    )
+    late.release()
+    warm = await calls.call()
+    assert warm.queue_time == warm.load_time == 0.0
+    warm.release()
+
+
+async def test_time_without_room_is_queue_time_and_told(world: World) -> None:
+    in_the_way = Calls(world, entry(name="c"))
+    held = await in_the_way.running()
+    world.taken = 30
+    calls = Calls(world, entry(places=0))
+    (waiting,) = await calls.begin("one")
+    await eventually(lambda: calls.told == [("one", 1)], what="a position")
+    began = time.monotonic()
+    await eventually(lambda: time.monotonic() - began > 0.1, what="some time without room")
+    world.taken = 0
+    await calls.up()
+    lease = await waiting
+    assert lease.queue_time > 0.1 > lease.load_time
+    lease.release()
+    held.release()
+
+
+async def test_queued_calls_are_told_only_once(world: World) -> None:
+    calls = Calls(world, entry())
+    await calls.running()
+    waiting = await calls.begin("one", "two")
+    process = world.processes["a"]
+    process.exit.set_result(Exit(code=1))
+    process.gone.set_result(None)
+    await eventually(lambda: "a" not in world.processes, what="the end of the crashed one")
+    await calls.up()
+    (await waiting[0]).release()
+    (await waiting[1]).release()
+    assert calls.told == [("one", 1), ("two", 2)]
+
+
+async def test_the_configuration_says_when_to_retry(world: World) -> None:
+    calls = Calls(world, entry(retry_after_seconds=7))
+    lease = await calls.running()
+    assert calls.supervisor.retry_after() == 7
+    lease.release()
+
+
+@given(
+    st.lists(st.floats(0.001, 1000), max_size=100),
+    st.integers(1, 600),
+    st.integers(0, 16),
+    st.floats(0, 1000),
+)
+def test_estimates_are_bounded_and_err_on_admitting(
+    durations: list[float], position: int, places: int, load: float
+) -> None:
+    pace = Pace()
+    pace.calls.extend(durations)
+    least = at_least(pace, position, places, load)
+    assert least <= expected(pace, position, places, load) + 1e-9
+    assert at_least(pace, position + 1, places, load) >= least
+    if len(durations) < EVIDENCE or not places or position <= places:
+        assert least == CERTAIN * load
+    assert SOONEST <= retry_after(expected(pace, position, places, load)) <= LATEST
+    assert retry_after(0.0) == UNKNOWN
