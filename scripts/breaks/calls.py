@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from .change import FAILURES, HEAD, LIFE, LIMITS, LIVES, LOADER, PLANS, PROMISES, V2, WAITERS, Break
+from .change import (
+    ADMITS,
+    FAILURES,
+    HEAD,
+    LIFE,
+    LIMITS,
+    LIVES,
+    LOADER,
+    PLANS,
+    PROMISES,
+    V2,
+    WAITERS,
+    Break,
+)
 
 BREAKS = (
     Break(
@@ -46,10 +59,10 @@ BREAKS = (
         2,
         "a load is called off when nobody waits for it any more",
         f"{LOADER}/waiters.py",
-        "                self._waiters.remove(waiter)\n",
-        "                self._waiters.remove(waiter)\n"
-        "                for other in self._waiters:\n"
-        "                    other.lease.cancel()\n",
+        "            waited = self.withdraw(waiter)\n",
+        "            waited = self.withdraw(waiter)\n"
+        "            for other in self._calls:\n"
+        "                other.lease.cancel()\n",
         f"{HEAD}::test_head_05_the_first_caller_may_leave",
     ),
     Break(
@@ -59,6 +72,14 @@ BREAKS = (
         "waiter.lease.result().release()",
         "waiter.lease.result()",
         f"{WAITERS}::test_who_leaves_in_the_moment_in_which_it_is_served_leaves_no_lease",
+    ),
+    Break(
+        2,
+        "who cannot wait for the load does not begin it",
+        f"{LOADER}/supervisor.py",
+        "            self._post(life.LoadRequested(usable))\n            raise\n",
+        "            raise\n",
+        f"{ADMITS}::test_a_load_that_outlasts_a_deadline_is_begun_all_the_same",
     ),
     Break(
         3,
@@ -80,10 +101,8 @@ BREAKS = (
         3,
         "who waited gets its lease a moment after the model is loaded",
         f"{LOADER}/waiters.py",
-        "                waiter.lease.set_result(lease(waiter.calls))",
-        "                asyncio.get_running_loop().call_soon(\n"
-        "                    lambda w=waiter: w.lease.set_result(lease(w.calls))\n"
-        "                )",
+        "            self._serve(waiter, lease)\n",
+        "            asyncio.get_running_loop().call_soon(self._serve, waiter, lease)\n",
         f"{PROMISES}::test_3_a_model_is_used_before_it_makes_way_for_the_next",
     ),
     Break(
@@ -130,9 +149,9 @@ BREAKS = (
     Break(
         5,
         "a probe counts as a call",
-        f"{LOADER}/supervisor.py",
-        "        return Lease(self.instance, self._released, holds=False)",
-        "        lease = Lease(self.instance, self._released, holds=False)\n"
+        f"{LOADER}/leases.py",
+        "        return Lease(self._ready, self._released, holds=False)",
+        "        lease = Lease(self._ready, self._released, holds=False)\n"
         "        lease.use()\n"
         "        return lease",
         f"{PROMISES}::test_5_no_probe_counts_or_keeps_a_model",
@@ -140,10 +159,10 @@ BREAKS = (
     Break(
         5,
         "a look at a model begins its idle time anew",
-        f"{LOADER}/supervisor.py",
-        "        return Lease(self.instance, self._released, holds=False)",
-        "        self.instance.idle_since = time.monotonic()\n"
-        "        return Lease(self.instance, self._released, holds=False)",
+        f"{LOADER}/leases.py",
+        "        return Lease(self._ready, self._released, holds=False)",
+        "        self._ready.idle_since = time.monotonic()\n"
+        "        return Lease(self._ready, self._released, holds=False)",
         f"{PROMISES}::test_5_no_probe_counts_or_keeps_a_model",
     ),
     Break(

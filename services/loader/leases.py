@@ -96,7 +96,9 @@ class Leases:
 
     def probe(self) -> Lease | None:
         """Return a lease that neither counts nor holds, if the model is ready."""
-        return Lease(self._ready, self._released, holds=False) if self._ready is not None else None
+        if self._ready is None:
+            return None
+        return Lease(self._ready, self._released, holds=False)
 
     def join(self, caller: Caller | None) -> Coroutine[Any, Any, Lease]:
         """Wait for the load or for a place; the place among those who wait is taken at once.

@@ -153,9 +153,8 @@ class LeaseWaiters:
         try:
             return await waiter.lease
         except asyncio.CancelledError:
-            if self.withdraw(waiter):
-                pass
-            elif not waiter.lease.cancelled() and waiter.lease.exception() is None:
+            waited = self.withdraw(waiter)
+            if not waited and not waiter.lease.cancelled() and waiter.lease.exception() is None:
                 waiter.lease.result().release()  # it was served in the moment in which it left
             raise
 

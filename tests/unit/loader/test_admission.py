@@ -291,11 +291,28 @@ async def test_queued_calls_are_told_only_once(world: World) -> None:
     process = world.processes["a"]
     process.exit.set_result(Exit(code=1))
     process.gone.set_result(None)
-    await eventually(lambda: "a" not in world.processes, what="the end of the crashed one")
+    await eventually(lambda: world.processes.get("a", process) is not process, what="the next")
     await calls.up()
     (await waiting[0]).release()
     (await waiting[1]).release()
     assert calls.told == [("one", 1), ("two", 2)]
+
+
+async def test_who_is_refused_is_told_how_long_the_queue_takes(world: World) -> None:
+    calls = Calls(world, entry(places=2))
+    leases = [await calls.running(), await calls.call()]
+    waiting = await calls.begin("one", "one", "one", "one")
+    calls.pace(calls=3.0)
+    with pytest.raises(QueueFullError) as told:
+        await calls.call()
+    assert told.value.retry_after == pytest.approx(4 * 3.0 / 2)
+    calls.pace(calls=1000.0)
+    assert calls.supervisor.retry_after() == LATEST
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    for lease in leases:
+        lease.release()
 
 
 async def test_the_configuration_says_when_to_retry(world: World) -> None:
