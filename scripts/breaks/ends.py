@@ -122,10 +122,10 @@ BREAKS = (
         10,
         "a new configuration cuts the calls of the old one",
         f"{LOADER}/supervisor.py",
-        "        if stale and not instance.holds and self.state.phase is Phase.READY:\n",
-        "        if stale and self.state.phase is Phase.READY:\n"
+        "        if not instance.holds and self.state.phase is Phase.READY:\n",
+        "        if self.state.phase is Phase.READY:\n"
         '            self._stop(StopReason(Cause.CHANGED, "changed"), force=True)\n'
-        "        if stale and not instance.holds and self.state.phase is Phase.READY:\n",
+        "        if not instance.holds and self.state.phase is Phase.READY:\n",
         f"{PROCESS}::test_a_busy_model_takes_its_new_configuration_when_it_can",
     ),
     Break(
@@ -186,8 +186,8 @@ BREAKS = (
         12,
         "there is no ceiling over all models",
         f"{LOADER}/admission.py",
-        "        return self.running + len(self.queue) >= self.ceiling()\n",
-        "        return self.running + len(self.queue) >= 1_000_000\n",
+        "        return self.running + self.queue.length >= self.ceiling()\n",
+        "        return self.running + self.queue.length >= 1_000_000\n",
         f"{LIMITS}::test_the_ceiling_over_all_models",
     ),
     Break(

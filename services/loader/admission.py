@@ -49,17 +49,17 @@ class CallMeter:
     @property
     def waiting(self) -> int:
         """Calls that wait."""
-        return len(self.queue)
+        return self.queue.length
 
     @property
     def total(self) -> int:
         """Calls in progress and waiting."""
-        return self.running + len(self.queue)
+        return self.running + self.queue.length
 
     @property
     def full(self) -> bool:
         """Whether one more would be too many."""
-        return self.running + len(self.queue) >= self.ceiling()
+        return self.running + self.queue.length >= self.ceiling()
 
     def check(self, client: str = "", *, retry_after: float = UNKNOWN) -> None:
         """Raise QueueFullError if one more would be too many, and none of a greedier client's waits."""

@@ -35,11 +35,12 @@ class FairQueue(Generic[T]):
         self._having: dict[int, dict[str, None]] = {}
         """Clients by how many tickets they have."""
         self._most = 0
-        self._length = 0
+        self.length = 0
+        """How many wait; the same as len(), for where that is asked at every call."""
 
     def __len__(self) -> int:
         """Return how many wait."""
-        return self._length
+        return self.length
 
     def __contains__(self, ticket: T) -> bool:
         """Whether it waits here."""
@@ -53,7 +54,7 @@ class FairQueue(Generic[T]):
         """Add one behind those of its client; a client that had none has its turn after all others."""
         own = self._clients.setdefault(ticket.client, OrderedDict())
         own[ticket] = None
-        self._length += 1
+        self.length += 1
         self._recount(ticket.client, len(own) - 1, len(own))
 
     def pop(self) -> T:
@@ -71,7 +72,7 @@ class FairQueue(Generic[T]):
         """Take out one that leaves. Raises KeyError if it does not wait here."""
         own = self._clients[ticket.client]
         del own[ticket]
-        self._length -= 1
+        self.length -= 1
         self._recount(ticket.client, len(own) + 1, len(own))
         if not own:
             del self._clients[ticket.client]

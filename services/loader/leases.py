@@ -79,7 +79,7 @@ class Leases:
     @property
     def wanted(self) -> bool:
         """Whether anybody waits, for a call or for the load."""
-        return len(self._waiters) > 0
+        return self._waiters.any
 
     def take(self, *, calls: bool, client: str = "") -> Lease | None:
         """Return a lease if the model is ready and, for a call, has a place. Raises QueueFullError."""

@@ -33,7 +33,6 @@ from .lifecycle import RESTING, Cause, Phase, StopReason
 from .logs import LogNews, LogQuery
 from .model_catalog import ModelCatalog, ModelEntry
 from .model_view import ModelFilter, ModelView, view
-from .pace import UNKNOWN
 from .pins import Pins
 from .scheduler import Scheduler, Wish
 from .selection import Selection, select_from
@@ -138,14 +137,14 @@ class Loader:
         if caller.deadline is not None and caller.deadline <= time.monotonic():
             raise expired()
         supervisor = self._running(name)
-        if self._calls.full:  # before anything that costs; whether somebody makes way is seen later
-            wait = supervisor.retry_after() if supervisor else UNKNOWN
-            self._calls.check(caller.client, retry_after=wait)
         if supervisor is not None and not self._refusing:
             if lease := supervisor.try_acquire(calls=True, caller=caller):
                 return lease
             if supervisor.joinable:
                 return await supervisor.join(caller)
+        self._calls.check(
+            caller.client
+        )  # before all that costs; whether somebody makes way is seen then
         entry, supervisor, candidates = self._prepare(name)
         return await supervisor.acquire(entry, candidates, calls=True, caller=caller)
 

@@ -137,6 +137,11 @@ class Scheduler:
         """Those who wait, in their order."""
         return tuple(self._queue)
 
+    @property
+    def in_demand(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._queue)
+
     def position(self, name: str) -> int:
         """Return the place of a model in the queue, from 1; 0 if it does not wait."""
         return next((place for place, wish in enumerate(self._queue, 1) if wish.name == name), 0)

@@ -394,20 +394,21 @@ class Supervisor:
     def _released(self, instance: Instance) -> None:
         if instance is not self.instance:
             return
-        if self.state.phase is Phase.DRAINING:
-            if not instance.holds:
-                self._post(life.Drained(instance.generation))
-        elif self.state.phase is Phase.READY:
+        phase = self.state.phase
+        if phase is Phase.READY:
             if self._leases.wanted:
                 self._leases.admit()
             if not instance.holds:
                 self._stop_if_outdated(instance)
-                if self._services.scheduler.queue:
+                if self._services.scheduler.in_demand:
                     self._services.scheduler.wake()
+        elif phase is Phase.DRAINING and not instance.holds:
+            self._post(life.Drained(instance.generation))
 
     def _stop_if_outdated(self, instance: Instance) -> None:
-        stale = instance.outdated or instance.superseded
-        if stale and not instance.holds and self.state.phase is Phase.READY:
+        if not (instance.outdated or instance.superseded):
+            return
+        if not instance.holds and self.state.phase is Phase.READY:
             text = "its configuration, its file or its backend changed"
             self._stop(StopReason(Cause.CHANGED, text), force=False)
 

@@ -59,11 +59,12 @@ class LeaseWaiters:
     @property
     def calls(self) -> int:
         """How many calls wait."""
-        return len(self._calls)
+        return self._calls.length
 
-    def __len__(self) -> int:
-        """Return how many wait, calls and others."""
-        return len(self._calls) + len(self._others)
+    @property
+    def any(self) -> bool:
+        """Whether anybody waits, a call or another."""
+        return bool(self._calls.length or self._others)
 
     def next_position(self, client: str) -> int:
         """Return the place that one more call of this client would have, from 1."""

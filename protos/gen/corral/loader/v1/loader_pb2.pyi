@@ -9,10 +9,19 @@ the loader passes it to the backend that holds the model, loading it first if it
 backend's own errors and those of LoadModel below, such a call may answer INVALID_ARGUMENT
 (`MODEL_NOT_NAMED`: there is not exactly one model to guess), FAILED_PRECONDITION
 (`CONTROL_PLANE_ONLY`: LoadModel and Free are for this service to call; `MODEL_NOT_LOADED`: Health,
-Status and GetMetrics never load a model), RESOURCE_EXHAUSTED (`QUEUE_FULL`, with RetryInfo and the
-queue's length in ErrorInfo's metadata: as many calls as may wait for the model already, or are there
-over all models) and UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`: the instance ended under the
-call; call again).
+Status and GetMetrics never load a model), RESOURCE_EXHAUSTED (`QUEUE_FULL`: as many calls as may wait for
+the model already, or are there over all models; `DEADLINE_TOO_SHORT`: the call would still wait at its
+deadline, so allow it more time) and UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`: the instance ended
+under the call; call again).
+
+Both kinds of RESOURCE_EXHAUSTED carry RetryInfo, whose delay is estimated from the model's last calls
+and loads unless its configuration says (`limits.retry_after_seconds`, for `QUEUE_FULL`), and in
+ErrorInfo's metadata the `queue_length`; `DEADLINE_TOO_SHORT` also the `position` that the call would have had
+and the `expected_wait_seconds`. A call that is refused because the load takes longer than its deadline begins
+that load all the same. A call that waits for a place or for room is told at once, in its initial
+metadata `corral-queue-position`, how many turns it is away (1 is the next). Clients take turns: whoever
+sends the same metadata `corral-client`, else whoever calls over the same connection, is one client. When
+the queue is full, the newest call of the client that has most of them makes way for a client that has fewer.
 
 Errors carry `google.rpc.Status` details: `ErrorInfo` (domain `corral`, a stable reason), and, where
 they help, `RetryInfo`, `BadRequest` and `ResourceInfo`. Any RPC may answer INVALID_ARGUMENT
