@@ -23,7 +23,7 @@ class Caller:
     deadline: float | None = None
     """When the answer is of no use any more, by the monotonic clock; None for never."""
     queued: Callable[[int], None] | None = None
-    """Called once if the call has to wait in a queue, with its position: 1 is the next."""
+    """Called once if the call has to wait in a queue, with its position: 1 is the next. Must not raise."""
 
 
 ANYONE = Caller()

@@ -29,7 +29,7 @@ async def test_who_leaves_in_the_moment_in_which_it_is_served_leaves_no_lease() 
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert not instance.leases and not instance.holds
-    assert meter.waiting == len(waiters) == 0
+    assert meter.waiting == waiters.calls == 0 and not waiters.any
 
 
 async def test_who_leaves_before_gives_its_place_to_nobody() -> None:
