@@ -95,8 +95,9 @@ async def test_whoever_leaves_leaves_no_process(forks: ForkServer) -> None:
     assert forks._process is not None
     server = psutil.Process(forks._process.pid)
     starting = asyncio.ensure_future(Started().start(forks, "wait"))
-    while not forks._asked:
-        await asyncio.sleep(0)
+    for _ in range(100):  # until it has asked, and no longer
+        if not forks._asked:
+            await asyncio.sleep(0)
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     await eventually(lambda: not forks._asked and not server.children(), what="its end")
