@@ -114,18 +114,18 @@ BREAKS = (
         10,
         "a loaded model keeps its old configuration",
         f"{LOADER}/supervisor.py",
-        "            self.instance.outdated = self.instance.entry.revision != revision\n",
-        "            self.instance.outdated = False\n",
+        "            instance.outdated = instance.entry.revision != revision\n",
+        "            instance.outdated = False\n",
         f"{LIVES}::test_models_that_come_change_and_go",
     ),
     Break(
         10,
         "a new configuration cuts the calls of the old one",
         f"{LOADER}/supervisor.py",
-        "        if not instance.holds and self.state.phase is Phase.READY:\n",
-        "        if self.state.phase is Phase.READY:\n"
+        "        if why and not instance.holds and self.state.phase is Phase.READY:\n",
+        "        if why and self.state.phase is Phase.READY:\n"
         '            self._stop(StopReason(Cause.CHANGED, "changed"), force=True)\n'
-        "        if not instance.holds and self.state.phase is Phase.READY:\n",
+        "        if why and not instance.holds and self.state.phase is Phase.READY:\n",
         f"{PROCESS}::test_a_busy_model_takes_its_new_configuration_when_it_can",
     ),
     Break(

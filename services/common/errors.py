@@ -217,6 +217,18 @@ class DeadlineTooShortError(CorralError):
     reason = "DEADLINE_TOO_SHORT"
 
 
+class LeaseNotFoundError(CorralError):
+    """The lease on a model's instance has ended, or never was."""
+
+    reason = "LEASE_NOT_FOUND"
+
+
+class TooManyLeasesError(CorralError):
+    """As many clients as may hold leases already; calls through the loader need none."""
+
+    reason = "TOO_MANY_LEASES"
+
+
 class ShuttingDownError(CorralError):
     """The service is on its way down and takes no new work."""
 

@@ -48,6 +48,8 @@ CODES: Final[Mapping[type[CorralError], grpc.StatusCode]] = {
     errors.NoRoomError: _C.RESOURCE_EXHAUSTED,
     errors.QueueFullError: _C.RESOURCE_EXHAUSTED,
     errors.DeadlineTooShortError: _C.RESOURCE_EXHAUSTED,
+    errors.LeaseNotFoundError: _C.NOT_FOUND,
+    errors.TooManyLeasesError: _C.RESOURCE_EXHAUSTED,
     errors.ControlPlaneOnlyError: _C.FAILED_PRECONDITION,
     errors.ShuttingDownError: _C.UNAVAILABLE,
     errors.NotImplementedYetError: _C.UNIMPLEMENTED,

@@ -32,6 +32,7 @@ from .gateway import SERVICE as DATA_SERVICE
 from .gateway import Gateway
 from .gpus import Gpus
 from .guarding import Guard
+from .lease_book import LeaseLimits
 from .ledger import Ledger
 from .leftovers import LOADER_MARKER, Leftovers
 from .loader import Loader
@@ -47,6 +48,7 @@ from .pipes import NamedPipes
 from .process_group import Surroundings
 from .process_registry import ProcessRegistry
 from .progress import activity
+from .resolutions import Resolutions
 from .runner import Timeouts
 from .scheduler import Scheduler
 from .servicer import LoaderServicer
@@ -229,6 +231,13 @@ async def build(
     tasks.spawn(watchdog.keep_measuring(), name="measure the models")
     gateway = Gateway(loader, cause_timeout=settings.exit_cause_timeout)
 
+    resolutions = Resolutions(
+        loader,
+        LeaseLimits(settings.direct_lease, settings.direct_lease_maximum, settings.direct_leases),
+    )
+    # Before the loader: what it leaves to the next one, direct clients may go on using.
+    stack.callback(resolutions.close)
+
     def drained() -> None:
         for name in (SERVICE, DATA_SERVICE.full_name):
             health.set(name, False, "the loader drains")
@@ -237,6 +246,7 @@ async def build(
         loader,
         live,
         to_options,
+        resolutions,
         health.stopping,
         drain_timeout=settings.drain_timeout,
         drained=drained,

@@ -144,10 +144,11 @@ def lacks_memory(text: str) -> bool:
     return _LACKS_MEMORY.search(text) is not None
 
 
-def busy(model: str, active: int, waited: float) -> ModelBusyError:
-    """Return the error for an unload that running calls did not allow."""
+def busy(instance: Instance, waited: float) -> ModelBusyError:
+    """Return the error for an unload that running calls, or leases of direct clients, did not allow."""
+    model, direct = instance.model, instance.direct
+    held = f"{instance.active} running calls" + (f" and {direct} direct leases" if direct else "")
     return ModelBusyError(
-        f"model is still busy: {model!r} has {active} running calls after {waited:g} s; retry later,"
-        " or force it",
+        f"model is still busy: {model!r} has {held} after {waited:g} s; retry later, or force it",
         resource=Resource("model", model),
     )

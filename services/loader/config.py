@@ -133,6 +133,15 @@ class LoaderSettings(ServiceSettings, Tunables):
     drain_timeout: Duration = 30.0
     """How long running calls may go on when their model is to be unloaded."""
 
+    direct_lease: Duration = Field(default=30.0, gt=0)
+    """How long a lease of ResolveModel lasts when the client does not say."""
+
+    direct_lease_maximum: Duration = Field(default=600.0, gt=0)
+    """The longest lease of ResolveModel: as long may a client that vanished keep a model from being unloaded."""
+
+    direct_leases: int = Field(default=1000, ge=0)
+    """How many leases of ResolveModel and HoldModel there may be at a time, over all models."""
+
     force_backend_shutdown: Annotated[bool, localai("LOCALAI_FORCE_BACKEND_SHUTDOWN")] = False
     """Cut the calls that are still running when drain_timeout ends, instead of refusing to unload."""
 

@@ -16,6 +16,7 @@ from .ledger import Basis
 from .logs import Level, LogLine, LogNews, LogQuery, Stream
 from .model_view import InstanceView, ModelFilter, ModelView
 from .occupancy import LastUnload
+from .resolutions import Resolution
 
 _STREAMS = {
     Stream.STDOUT: pb.LogLine.STREAM_STDOUT,
@@ -130,6 +131,20 @@ def instance(view: InstanceView) -> pb.Instance:
         last_used_time=timestamp(view.last_used),
         load_message=view.load_message,
         adopted=view.adopted,
+        direct_leases=view.direct,
+    )
+
+
+def resolution(found: Resolution) -> pb.ResolveModelResponse:
+    """Return the message for an address under a lease."""
+    return pb.ResolveModelResponse(
+        address=found.address,
+        token=found.token,
+        lease=found.lease,
+        expire_time=timestamp(found.expires),
+        instance=instance(found.instance),
+        advice=pb.Advice.Value(f"ADVICE_{found.advice.name}"),
+        advice_message=found.why,
     )
 
 

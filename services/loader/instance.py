@@ -88,6 +88,8 @@ class Instance:
     load_seconds: float = 0.0
     """From its start to ready."""
     leases: set[Lease] = field(default_factory=set)
+    direct: int = 0
+    """Leases of clients that call the backend themselves; each holds, and none shows as an active call."""
     holds: int = 0
     """Leases that keep the instance from being taken away: all but those of probes."""
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=CALLS))
@@ -107,6 +109,19 @@ class Instance:
         self.ready = time.time()
         self.ready_since = self.idle_since = time.monotonic()
         self.load_seconds = self.ready_since - self.begun
+
+    def is_used(self) -> float:
+        """Take note that somebody uses it now; return when that is, by the monotonic clock."""
+        self.last_used = time.time()
+        self.idle_since = now = time.monotonic()
+        return now
+
+    @property
+    def leaving(self) -> str:
+        """Why it is to go as soon as nothing holds it, for people; empty if it may stay."""
+        if self.outdated or self.superseded:
+            return "its configuration, its file or its backend changed"
+        return ""
 
     @property
     def stuck_since(self) -> float | None:
@@ -220,9 +235,7 @@ class Lease:
         instance = self.instance
         if self.used:
             instance.active -= 1
-            instance.last_used = time.time()
-            instance.idle_since = now = time.monotonic()
-            instance.durations.append(now - self._began)
+            instance.durations.append(instance.is_used() - self._began)
         instance.leases.discard(self)
         instance.holds -= self.holds
         self._on_cut = None

@@ -142,9 +142,8 @@ class Loader:
                 return lease
             if supervisor.joinable:
                 return await supervisor.join(caller)
-        self._calls.check(
-            caller.client
-        )  # before all that costs; whether somebody makes way is seen then
+        # Before all that costs; whether somebody makes way is seen then.
+        self._calls.check(caller.client)
         entry, supervisor, candidates = self._prepare(name)
         return await supervisor.acquire(entry, candidates, calls=True, caller=caller)
 
@@ -170,6 +169,18 @@ class Loader:
             if not instance.memory:
                 await self._ledger.take_measure(instance)
             return self._view(entry, supervisor)
+
+    def draining(self, instance: Instance) -> str:
+        """Why the instance is being unloaded, for people; empty if it is not."""
+        supervisor = self._supervisors.get(instance.model)
+        if supervisor is None or supervisor.state.phase is not Phase.DRAINING:
+            return ""
+        return supervisor.state.message if supervisor.instance is instance else ""
+
+    def wanting_room(self) -> str:
+        """Which model waits for room, for people; empty if none does."""
+        queue = self.scheduler.queue
+        return f"model {queue[0].name!r} waits for room" if queue else ""
 
     def begin_load(self, name: str, *, reset_backoff: bool = False) -> ModelView:
         """Begin to load the model."""

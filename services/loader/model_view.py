@@ -33,6 +33,8 @@ class InstanceView:
     last_used: float | None
     load_message: str
     adopted: bool
+    direct: int
+    """Leases of clients that call the backend themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def view(entry: ModelEntry, supervisor: Supervisor | None, *, pinned: bool) -> M
         retry_time=supervisor.backoffs.retry_time(supervisor.state)
         if supervisor and backing_off
         else None,
-        instance=_instance(instance),
+        instance=instance_view(instance) if instance else None,
         queued_calls=supervisor.queued_calls if supervisor else 0,
         calls_at_once=calls_at_once(entry, instance.backend if instance else None),
         groups=tuple(entry.config.concurrency_groups),
@@ -168,9 +170,8 @@ def _failures(supervisor: Supervisor | None) -> tuple[FailureView, ...]:
     )
 
 
-def _instance(instance: Instance | None) -> InstanceView | None:
-    if instance is None:
-        return None
+def instance_view(instance: Instance) -> InstanceView:
+    """Return the picture of an instance now."""
     return InstanceView(
         uid=instance.uid,
         generation=instance.generation,
@@ -184,4 +185,5 @@ def _instance(instance: Instance | None) -> InstanceView | None:
         last_used=instance.last_used,
         load_message=instance.load_message,
         adopted=instance.adopted,
+        direct=instance.direct,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from corral.loader.v1 import loader_pb2 as pb
 from corral.loader.v1 import loader_pb2_grpc
-from services.common.errors import CorralError, NotImplementedYetError
+from services.common.errors import CorralError, InvalidRequestError
 from services.common.names import MODELS, resource_id, resource_name
 from services.common.paging import paginate
 from services.common.streams import until
@@ -17,6 +17,7 @@ from . import convert
 from . import convert_scheduling as scheduling
 from .loader import Loader
 from .model_options import OptionMaker, effective_options
+from .resolutions import Resolutions
 from .tunables import LiveSettings
 from .watching import Said, watch
 
@@ -36,6 +37,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         loader: Loader,
         settings: LiveSettings,
         options: OptionMaker,
+        resolutions: Resolutions,
         stopping: asyncio.Event,
         *,
         drain_timeout: float,
@@ -48,6 +50,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         self._loader = loader
         self._settings = settings
         self._options = options
+        self._resolutions = resolutions
         self._stopping = stopping
         self._drain_timeout = drain_timeout
         self._drained = drained
@@ -147,7 +150,31 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         self, request: pb.ResolveModelRequest, context: Any
     ) -> pb.ResolveModelResponse:
         """Lease an instance's address."""
-        raise NotImplementedYetError.of("ResolveModel")
+        found = await self._resolutions.resolve(
+            resource_id(MODELS, request.name),
+            lease=request.lease,
+            duration=convert.seconds("lease_duration", request.lease_duration)
+            if request.HasField("lease_duration")
+            else None,
+        )
+        return convert.resolution(found)
+
+    async def HoldModel(
+        self, request: pb.HoldModelRequest, context: Any
+    ) -> AsyncIterator[pb.HoldModelResponse]:
+        """Lease an instance's address for as long as the client stays."""
+        holding = self._resolutions.hold(resource_id(MODELS, request.name))
+        async for found in until(self._stopping, holding):
+            yield pb.HoldModelResponse(resolution=convert.resolution(found))
+
+    async def ReleaseLease(
+        self, request: pb.ReleaseLeaseRequest, context: Any
+    ) -> pb.ReleaseLeaseResponse:
+        """Give a lease back."""
+        if not request.lease:
+            raise InvalidRequestError.of("lease", "is empty; send the one to give back")
+        self._resolutions.release(request.lease)
+        return pb.ReleaseLeaseResponse()
 
     async def StreamLogs(
         self, request: pb.StreamLogsRequest, context: Any

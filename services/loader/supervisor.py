@@ -219,9 +219,11 @@ class Supervisor:
         known = self.entry is not None and self.entry.revision
         if known and known != revision and self.state.phase in life.RESTING:
             self._post(life.Changed())
-        if self.instance is not None:
-            self.instance.outdated = self.instance.entry.revision != revision
-            self._stop_if_outdated(self.instance)
+        if (instance := self.instance) is not None:
+            before = instance.leaving
+            instance.outdated = instance.entry.revision != revision
+            self._stop_if_outdated(instance)
+            self._tell_holders(instance, before)
 
     def backends_changed(self, names: Collection[str]) -> None:
         """Take note that these names mean something else now: what failed with them may work."""
@@ -238,8 +240,10 @@ class Supervisor:
             found = self._services.find_backend(instance.backend.name)
         except BackendNotFoundError:
             return  # it is gone, and this instance is all that is left of it
+        before = instance.leaving
         instance.superseded = found.revision != instance.backend.revision
         self._stop_if_outdated(instance)
+        self._tell_holders(instance, before)
 
     def occupancy(self) -> Occupant | None:
         """Return the room the model has; None if it has none."""
@@ -360,9 +364,8 @@ class Supervisor:
             case life.DisarmBackoff():
                 self.backoffs.disarm()
             case life.RefuseStop():
-                active = self._current().active
                 drain = self._services.timeouts.drain
-                self._stops.answer(causes.busy(self.name, active, drain))
+                self._stops.answer(causes.busy(self._current(), drain))
 
     async def _ask(self, generation: int, candidate: str, more: bool) -> None:
         entry = self.entry
@@ -380,7 +383,8 @@ class Supervisor:
         self._forced = False
 
     def _stop(self, reason: StopReason, *, force: bool) -> None:
-        self._forced = force and bool(self.instance and self.instance.active)
+        instance = self.instance
+        self._forced = force and instance is not None and instance.active + instance.direct > 0
         self._post(life.StopRequested(reason, force))
 
     def _drain(self, instance: Instance) -> None:
@@ -406,11 +410,14 @@ class Supervisor:
             self._post(life.Drained(instance.generation))
 
     def _stop_if_outdated(self, instance: Instance) -> None:
-        if not (instance.outdated or instance.superseded):
-            return
-        if not instance.holds and self.state.phase is Phase.READY:
-            text = "its configuration, its file or its backend changed"
-            self._stop(StopReason(Cause.CHANGED, text), force=False)
+        why = instance.leaving
+        if why and not instance.holds and self.state.phase is Phase.READY:
+            self._stop(StopReason(Cause.CHANGED, why), force=False)
+
+    def _tell_holders(self, instance: Instance, before: str) -> None:
+        """Direct clients hold it also while they do not call; they have to be asked to let go."""
+        if instance.direct and instance.leaving != before:
+            self._changed(self)
 
     # Those who wait
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from corral.loader.v1 import loader_pb2 as pb
@@ -275,15 +274,3 @@ async def test_logs_of_a_flood(loader: LoaderUnderTest) -> None:
     assert (await tail.read()).line.sequence == numbers[-1]
     await loader.control.UnloadModel(pb.UnloadModelRequest(name="m"))
     assert (await tail.read()).line.sequence == numbers[-1] + 1
-
-
-async def test_rpcs_to_come_say_so(running: LoaderUnderTest) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await running.control.ResolveModel(pb.ResolveModelRequest(name="m"))
-    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    trailers = dict(failed.value.trailing_metadata())
-    assert b"NOT_IMPLEMENTED" in trailers["grpc-status-details-bin"]
-    assert (
-        error_details_pb2.ErrorInfo.DESCRIPTOR.full_name.encode()
-        in (trailers["grpc-status-details-bin"])
-    )

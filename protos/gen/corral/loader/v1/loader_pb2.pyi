@@ -48,6 +48,42 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Advice:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdviceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Advice.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADVICE_UNSPECIFIED: _Advice.ValueType  # 0
+    """Never sent."""
+    ADVICE_KEEP: _Advice.ValueType  # 1
+    """Go on."""
+    ADVICE_YIELD: _Advice.ValueType  # 2
+    """Let go whenever none of your calls runs, and ask anew for the next call: another model waits for room, or
+    the instance is to be replaced as soon as nobody uses it. New calls are welcome meanwhile.
+    """
+    ADVICE_MOVE: _Advice.ValueType  # 3
+    """Begin no new call here: the instance is being unloaded. Let go when your calls have ended, and ask anew;
+    who asks now waits for the next instance. Taken back with ADVICE_KEEP if the unload is given up.
+    """
+
+class Advice(_Advice, metaclass=_AdviceEnumTypeWrapper):
+    """What the holder of a lease should do now."""
+
+ADVICE_UNSPECIFIED: Advice.ValueType  # 0
+"""Never sent."""
+ADVICE_KEEP: Advice.ValueType  # 1
+"""Go on."""
+ADVICE_YIELD: Advice.ValueType  # 2
+"""Let go whenever none of your calls runs, and ask anew for the next call: another model waits for room, or
+the instance is to be replaced as soon as nobody uses it. New calls are welcome meanwhile.
+"""
+ADVICE_MOVE: Advice.ValueType  # 3
+"""Begin no new call here: the instance is being unloaded. Let go when your calls have ended, and ask anew;
+who asks now waits for the next instance. Taken back with ADVICE_KEEP if the unload is given up.
+"""
+Global___Advice: _TypeAlias = Advice  # noqa: Y015
+
 @_typing.final
 class Model(_message.Message):
     """A named configuration (YAML file) or a loose model file, and the instances that hold it, if any."""
@@ -428,6 +464,7 @@ class Instance(_message.Message):
     LAST_USED_TIME_FIELD_NUMBER: _builtins.int
     LOAD_MESSAGE_FIELD_NUMBER: _builtins.int
     ADOPTED_FIELD_NUMBER: _builtins.int
+    DIRECT_LEASES_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """Unique over restarts of the loader."""
     generation: _builtins.int
@@ -446,6 +483,8 @@ class Instance(_message.Message):
     """What the backend answered to LoadModel, such as options it did not understand."""
     adopted: _builtins.bool
     """Taken over from a loader that ran before, without loading it anew."""
+    direct_leases: _builtins.int
+    """Leases of ResolveModel and HoldModel in force. Each counted as one call when it was given out."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the process was started."""
@@ -478,10 +517,11 @@ class Instance(_message.Message):
         last_used_time: _timestamp_pb2.Timestamp | None = ...,
         load_message: _builtins.str = ...,
         adopted: _builtins.bool = ...,
+        direct_leases: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_used_time", b"last_used_time", "load_duration", b"load_duration", "ready_time", b"ready_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_calls", b"active_calls", "address", b"address", "adopted", b"adopted", "backend", b"backend", "generation", b"generation", "last_used_time", b"last_used_time", "load_duration", b"load_duration", "load_message", b"load_message", "pid", b"pid", "ready_time", b"ready_time", "start_time", b"start_time", "total_calls", b"total_calls", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_calls", b"active_calls", "address", b"address", "adopted", b"adopted", "backend", b"backend", "direct_leases", b"direct_leases", "generation", b"generation", "last_used_time", b"last_used_time", "load_duration", b"load_duration", "load_message", b"load_message", "pid", b"pid", "ready_time", b"ready_time", "start_time", b"start_time", "total_calls", b"total_calls", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1247,7 +1287,9 @@ class ResolveModelRequest(_message.Message):
     """The lease to renew, opaque; empty for a new one."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
-        """How long the instance must stay. Unset means the loader's default; longer than its maximum is cut."""
+        """How long the instance must stay, from now. Unset means the loader's default (30 s, unless set otherwise);
+        longer than its maximum is cut: go by `expire_time`. Renew when a third of it is over.
+        """
 
     def __init__(
         self,
@@ -1275,15 +1317,21 @@ class ResolveModelResponse(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    ADVICE_MESSAGE_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """Where to connect: `unix:/path` or `host:port`, plaintext HTTP/2, service `backend.Backend`."""
     token: _builtins.str
     """Send as metadata `authorization: Bearer <token>` with every call. Secret."""
     lease: _builtins.str
     """The lease, opaque; renew it before `expire_time`."""
+    advice: Global___Advice.ValueType
+    """What to do with the lease."""
+    advice_message: _builtins.str
+    """Why, for people. Empty with ADVICE_KEEP."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the lease ends."""
+        """When the lease ends. Unset if it ends with the stream of HoldModel."""
 
     @_builtins.property
     def instance(self) -> Global___Instance:
@@ -1297,14 +1345,101 @@ class ResolveModelResponse(_message.Message):
         lease: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         instance: Global___Instance | None = ...,
+        advice: Global___Advice.ValueType = ...,
+        advice_message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "instance", b"instance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "expire_time", b"expire_time", "instance", b"instance", "lease", b"lease", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "advice", b"advice", "advice_message", b"advice_message", "expire_time", b"expire_time", "instance", b"instance", "lease", b"lease", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveModelResponse: _TypeAlias = ResolveModelResponse  # noqa: Y015
+
+@_typing.final
+class HoldModelRequest(_message.Message):
+    """Request of HoldModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model, `models/{model}`; the bare id is accepted too. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldModelRequest: _TypeAlias = HoldModelRequest  # noqa: Y015
+
+@_typing.final
+class HoldModelResponse(_message.Message):
+    """Response of HoldModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def resolution(self) -> Global___ResolveModelResponse:
+        """The resolution, with the advice of this moment; all else stays as it was in the first message."""
+
+    def __init__(
+        self,
+        *,
+        resolution: Global___ResolveModelResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resolution", b"resolution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resolution", b"resolution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldModelResponse: _TypeAlias = HoldModelResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseLeaseRequest(_message.Message):
+    """Request of ReleaseLease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    lease: _builtins.str
+    """The lease. Required."""
+    def __init__(
+        self,
+        *,
+        lease: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseLeaseRequest: _TypeAlias = ReleaseLeaseRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseLeaseResponse(_message.Message):
+    """Response of ReleaseLease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseLeaseResponse: _TypeAlias = ReleaseLeaseResponse  # noqa: Y015
 
 @_typing.final
 class StreamLogsRequest(_message.Message):

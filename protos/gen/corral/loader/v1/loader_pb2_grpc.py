@@ -75,6 +75,16 @@ class LoaderServiceStub(object):
                 request_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.ResolveModelRequest.SerializeToString,
                 response_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.ResolveModelResponse.FromString,
                 _registered_method=True)
+        self.HoldModel = channel.unary_stream(
+                '/corral.loader.v1.LoaderService/HoldModel',
+                request_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.HoldModelRequest.SerializeToString,
+                response_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.HoldModelResponse.FromString,
+                _registered_method=True)
+        self.ReleaseLease = channel.unary_unary(
+                '/corral.loader.v1.LoaderService/ReleaseLease',
+                request_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.ReleaseLeaseRequest.SerializeToString,
+                response_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.ReleaseLeaseResponse.FromString,
+                _registered_method=True)
         self.StreamLogs = channel.unary_stream(
                 '/corral.loader.v1.LoaderService/StreamLogs',
                 request_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.StreamLogsRequest.SerializeToString,
@@ -139,11 +149,12 @@ class LoaderServiceServicer(object):
         """Unloads a model and waits until its whole process group is gone.
 
         Idempotent: a model that is not loaded is answered at once. Calls in progress end first, for as
-        long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE.
+        long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE. Holders of leases
+        are told to move (`ADVICE_MOVE`) and have the same time to let go; with `force` they are not waited for.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
-        - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running when the drain time ended, and the
-        model stays loaded; retry later or set `force`.
+        - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, when the drain time
+        ended, and the model stays loaded; retry later or set `force`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,13 +215,52 @@ class LoaderServiceServicer(object):
     def ResolveModel(self, request, context):
         """Returns the address and token of a loaded instance, under a lease, for clients that go direct.
 
-        Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted or
-        idled out; renew it by calling again with the same `lease`. Safe to retry: at worst a lease runs out
-        unused. The address and the token are those of one instance: when the lease has ended, or the instance
-        has (UNAVAILABLE), call again. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted,
+        idled out or drained away; renew it by calling again with the same `lease`, and give it back with
+        ReleaseLease. A client that can keep a stream open uses HoldModel: it hears at once when it should move,
+        and its lease ends when it vanishes. Safe to retry: at worst a lease runs out unused. Each call, a renewal
+        too, counts as use of the model; what is sent on the direct connection is not seen by the loader, so
+        neither limits (`max_concurrent_calls`, the queue) nor the count of calls know of it.
+
+        The address and the token are those of one instance, and good for as long as that lives: after the lease
+        has ended, or the instance has (UNAVAILABLE), call again. An address is of use only where it means the same:
+        `unix:` to the loader's own user on its machine, a loopback port on its machine. Other clients call
+        `backend.Backend` at the loader.
 
         - The errors of LoadModel.
-        - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired; ask for a new one.
+        - INVALID_ARGUMENT (`INVALID_REQUEST`): a negative or zero duration, or a lease of another model.
+        - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired, was released, or its instance has ended;
+        ask for a new one.
+        - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): as many leases as may are given out; go through
+        the loader, or retry as told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldModel(self, request, context):
+        """Does what ResolveModel does, and keeps the lease for as long as the stream is open.
+
+        The first message is the resolution, without an expiry; each further one repeats it with new advice, as
+        soon as that changes. The lease ends with the stream, whoever ends it: the client that cancels, is killed or
+        loses its connection holds nothing from that moment on. Cancel the stream when no call runs any more.
+        Nothing is lost by calling again: after a broken connection, or when the stream ended with UNAVAILABLE,
+        the next stream leads to the instance that is there then.
+
+        - The errors of ResolveModel, without those about a lease to renew.
+        - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance has ended under the lease, and the calls on
+        it with it; the details say why.
+        - OK: the loader stops, or was told ReleaseLease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseLease(self, request, context):
+        """Gives a lease of ResolveModel or HoldModel back before its time.
+
+        Idempotent: a lease that is not known, because it has ended, is answered in the same way. Calls that
+        still run on the direct connection are not ended by it, but no longer protected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -324,6 +374,16 @@ def add_LoaderServiceServicer_to_server(servicer, server):
                     servicer.ResolveModel,
                     request_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.ResolveModelRequest.FromString,
                     response_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.ResolveModelResponse.SerializeToString,
+            ),
+            'HoldModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.HoldModel,
+                    request_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.HoldModelRequest.FromString,
+                    response_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.HoldModelResponse.SerializeToString,
+            ),
+            'ReleaseLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseLease,
+                    request_deserializer=corral_dot_loader_dot_v1_dot_loader__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=corral_dot_loader_dot_v1_dot_loader__pb2.ReleaseLeaseResponse.SerializeToString,
             ),
             'StreamLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamLogs,
@@ -573,6 +633,60 @@ class LoaderService(object):
             '/corral.loader.v1.LoaderService/ResolveModel',
             corral_dot_loader_dot_v1_dot_loader__pb2.ResolveModelRequest.SerializeToString,
             corral_dot_loader_dot_v1_dot_loader__pb2.ResolveModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/corral.loader.v1.LoaderService/HoldModel',
+            corral_dot_loader_dot_v1_dot_loader__pb2.HoldModelRequest.SerializeToString,
+            corral_dot_loader_dot_v1_dot_loader__pb2.HoldModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.loader.v1.LoaderService/ReleaseLease',
+            corral_dot_loader_dot_v1_dot_loader__pb2.ReleaseLeaseRequest.SerializeToString,
+            corral_dot_loader_dot_v1_dot_loader__pb2.ReleaseLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

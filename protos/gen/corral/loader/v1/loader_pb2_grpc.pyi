@@ -83,11 +83,12 @@ class LoaderServiceStub:
     """Unloads a model and waits until its whole process group is gone.
 
     Idempotent: a model that is not loaded is answered at once. Calls in progress end first, for as
-    long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE.
+    long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE. Holders of leases
+    are told to move (`ADVICE_MOVE`) and have the same time to let go; with `force` they are not waited for.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
-    - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running when the drain time ended, and the
-      model stays loaded; retry later or set `force`.
+    - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, when the drain time
+      ended, and the model stays loaded; retry later or set `force`.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.GetModelRequest, _loader_pb2.GetModelResponse]
     """Returns one model, loaded or not. Read-only; never counts as use of the model.
@@ -124,13 +125,44 @@ class LoaderServiceStub:
     ResolveModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.ResolveModelRequest, _loader_pb2.ResolveModelResponse]
     """Returns the address and token of a loaded instance, under a lease, for clients that go direct.
 
-    Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted or
-    idled out; renew it by calling again with the same `lease`. Safe to retry: at worst a lease runs out
-    unused. The address and the token are those of one instance: when the lease has ended, or the instance
-    has (UNAVAILABLE), call again. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+    Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted,
+    idled out or drained away; renew it by calling again with the same `lease`, and give it back with
+    ReleaseLease. A client that can keep a stream open uses HoldModel: it hears at once when it should move,
+    and its lease ends when it vanishes. Safe to retry: at worst a lease runs out unused. Each call, a renewal
+    too, counts as use of the model; what is sent on the direct connection is not seen by the loader, so
+    neither limits (`max_concurrent_calls`, the queue) nor the count of calls know of it.
+
+    The address and the token are those of one instance, and good for as long as that lives: after the lease
+    has ended, or the instance has (UNAVAILABLE), call again. An address is of use only where it means the same:
+    `unix:` to the loader's own user on its machine, a loopback port on its machine. Other clients call
+    `backend.Backend` at the loader.
 
     - The errors of LoadModel.
-    - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired; ask for a new one.
+    - INVALID_ARGUMENT (`INVALID_REQUEST`): a negative or zero duration, or a lease of another model.
+    - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired, was released, or its instance has ended;
+      ask for a new one.
+    - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): as many leases as may are given out; go through
+      the loader, or retry as told.
+    """
+    HoldModel: _grpc.UnaryStreamMultiCallable[_loader_pb2.HoldModelRequest, _loader_pb2.HoldModelResponse]
+    """Does what ResolveModel does, and keeps the lease for as long as the stream is open.
+
+    The first message is the resolution, without an expiry; each further one repeats it with new advice, as
+    soon as that changes. The lease ends with the stream, whoever ends it: the client that cancels, is killed or
+    loses its connection holds nothing from that moment on. Cancel the stream when no call runs any more.
+    Nothing is lost by calling again: after a broken connection, or when the stream ended with UNAVAILABLE,
+    the next stream leads to the instance that is there then.
+
+    - The errors of ResolveModel, without those about a lease to renew.
+    - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance has ended under the lease, and the calls on
+      it with it; the details say why.
+    - OK: the loader stops, or was told ReleaseLease.
+    """
+    ReleaseLease: _grpc.UnaryUnaryMultiCallable[_loader_pb2.ReleaseLeaseRequest, _loader_pb2.ReleaseLeaseResponse]
+    """Gives a lease of ResolveModel or HoldModel back before its time.
+
+    Idempotent: a lease that is not known, because it has ended, is answered in the same way. Calls that
+    still run on the direct connection are not ended by it, but no longer protected.
     """
     StreamLogs: _grpc.UnaryStreamMultiCallable[_loader_pb2.StreamLogsRequest, _loader_pb2.StreamLogsResponse]
     """Streams what a model's backend wrote to stdout and stderr: history first, then new lines.
@@ -204,11 +236,12 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     """Unloads a model and waits until its whole process group is gone.
 
     Idempotent: a model that is not loaded is answered at once. Calls in progress end first, for as
-    long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE.
+    long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE. Holders of leases
+    are told to move (`ADVICE_MOVE`) and have the same time to let go; with `force` they are not waited for.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
-    - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running when the drain time ended, and the
-      model stays loaded; retry later or set `force`.
+    - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, when the drain time
+      ended, and the model stays loaded; retry later or set `force`.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.GetModelRequest, _loader_pb2.GetModelResponse]  # type: ignore[assignment]
     """Returns one model, loaded or not. Read-only; never counts as use of the model.
@@ -245,13 +278,44 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     ResolveModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.ResolveModelRequest, _loader_pb2.ResolveModelResponse]  # type: ignore[assignment]
     """Returns the address and token of a loaded instance, under a lease, for clients that go direct.
 
-    Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted or
-    idled out; renew it by calling again with the same `lease`. Safe to retry: at worst a lease runs out
-    unused. The address and the token are those of one instance: when the lease has ended, or the instance
-    has (UNAVAILABLE), call again. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+    Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted,
+    idled out or drained away; renew it by calling again with the same `lease`, and give it back with
+    ReleaseLease. A client that can keep a stream open uses HoldModel: it hears at once when it should move,
+    and its lease ends when it vanishes. Safe to retry: at worst a lease runs out unused. Each call, a renewal
+    too, counts as use of the model; what is sent on the direct connection is not seen by the loader, so
+    neither limits (`max_concurrent_calls`, the queue) nor the count of calls know of it.
+
+    The address and the token are those of one instance, and good for as long as that lives: after the lease
+    has ended, or the instance has (UNAVAILABLE), call again. An address is of use only where it means the same:
+    `unix:` to the loader's own user on its machine, a loopback port on its machine. Other clients call
+    `backend.Backend` at the loader.
 
     - The errors of LoadModel.
-    - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired; ask for a new one.
+    - INVALID_ARGUMENT (`INVALID_REQUEST`): a negative or zero duration, or a lease of another model.
+    - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired, was released, or its instance has ended;
+      ask for a new one.
+    - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): as many leases as may are given out; go through
+      the loader, or retry as told.
+    """
+    HoldModel: _aio.UnaryStreamMultiCallable[_loader_pb2.HoldModelRequest, _loader_pb2.HoldModelResponse]  # type: ignore[assignment]
+    """Does what ResolveModel does, and keeps the lease for as long as the stream is open.
+
+    The first message is the resolution, without an expiry; each further one repeats it with new advice, as
+    soon as that changes. The lease ends with the stream, whoever ends it: the client that cancels, is killed or
+    loses its connection holds nothing from that moment on. Cancel the stream when no call runs any more.
+    Nothing is lost by calling again: after a broken connection, or when the stream ended with UNAVAILABLE,
+    the next stream leads to the instance that is there then.
+
+    - The errors of ResolveModel, without those about a lease to renew.
+    - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance has ended under the lease, and the calls on
+      it with it; the details say why.
+    - OK: the loader stops, or was told ReleaseLease.
+    """
+    ReleaseLease: _aio.UnaryUnaryMultiCallable[_loader_pb2.ReleaseLeaseRequest, _loader_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
+    """Gives a lease of ResolveModel or HoldModel back before its time.
+
+    Idempotent: a lease that is not known, because it has ended, is answered in the same way. Calls that
+    still run on the direct connection are not ended by it, but no longer protected.
     """
     StreamLogs: _aio.UnaryStreamMultiCallable[_loader_pb2.StreamLogsRequest, _loader_pb2.StreamLogsResponse]  # type: ignore[assignment]
     """Streams what a model's backend wrote to stdout and stderr: history first, then new lines.
@@ -334,11 +398,12 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Unloads a model and waits until its whole process group is gone.
 
         Idempotent: a model that is not loaded is answered at once. Calls in progress end first, for as
-        long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE.
+        long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE. Holders of leases
+        are told to move (`ADVICE_MOVE`) and have the same time to let go; with `force` they are not waited for.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
-        - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running when the drain time ended, and the
-          model stays loaded; retry later or set `force`.
+        - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, when the drain time
+          ended, and the model stays loaded; retry later or set `force`.
         """
 
     @_abc_1.abstractmethod
@@ -411,13 +476,56 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_loader_pb2.ResolveModelResponse, _abc.Awaitable[_loader_pb2.ResolveModelResponse]]:
         """Returns the address and token of a loaded instance, under a lease, for clients that go direct.
 
-        Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted or
-        idled out; renew it by calling again with the same `lease`. Safe to retry: at worst a lease runs out
-        unused. The address and the token are those of one instance: when the lease has ended, or the instance
-        has (UNAVAILABLE), call again. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted,
+        idled out or drained away; renew it by calling again with the same `lease`, and give it back with
+        ReleaseLease. A client that can keep a stream open uses HoldModel: it hears at once when it should move,
+        and its lease ends when it vanishes. Safe to retry: at worst a lease runs out unused. Each call, a renewal
+        too, counts as use of the model; what is sent on the direct connection is not seen by the loader, so
+        neither limits (`max_concurrent_calls`, the queue) nor the count of calls know of it.
+
+        The address and the token are those of one instance, and good for as long as that lives: after the lease
+        has ended, or the instance has (UNAVAILABLE), call again. An address is of use only where it means the same:
+        `unix:` to the loader's own user on its machine, a loopback port on its machine. Other clients call
+        `backend.Backend` at the loader.
 
         - The errors of LoadModel.
-        - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired; ask for a new one.
+        - INVALID_ARGUMENT (`INVALID_REQUEST`): a negative or zero duration, or a lease of another model.
+        - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired, was released, or its instance has ended;
+          ask for a new one.
+        - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): as many leases as may are given out; go through
+          the loader, or retry as told.
+        """
+
+    @_abc_1.abstractmethod
+    def HoldModel(
+        self,
+        request: _loader_pb2.HoldModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_loader_pb2.HoldModelResponse], _abc.AsyncIterator[_loader_pb2.HoldModelResponse]]:
+        """Does what ResolveModel does, and keeps the lease for as long as the stream is open.
+
+        The first message is the resolution, without an expiry; each further one repeats it with new advice, as
+        soon as that changes. The lease ends with the stream, whoever ends it: the client that cancels, is killed or
+        loses its connection holds nothing from that moment on. Cancel the stream when no call runs any more.
+        Nothing is lost by calling again: after a broken connection, or when the stream ended with UNAVAILABLE,
+        the next stream leads to the instance that is there then.
+
+        - The errors of ResolveModel, without those about a lease to renew.
+        - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance has ended under the lease, and the calls on
+          it with it; the details say why.
+        - OK: the loader stops, or was told ReleaseLease.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseLease(
+        self,
+        request: _loader_pb2.ReleaseLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_loader_pb2.ReleaseLeaseResponse, _abc.Awaitable[_loader_pb2.ReleaseLeaseResponse]]:
+        """Gives a lease of ResolveModel or HoldModel back before its time.
+
+        Idempotent: a lease that is not known, because it has ended, is answered in the same way. Calls that
+        still run on the direct connection are not ended by it, but no longer protected.
         """
 
     @_abc_1.abstractmethod
