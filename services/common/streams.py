@@ -57,7 +57,9 @@ class Until:
             raise StopAsyncIteration
         finally:
             end.cancel()
-            request.cancel()
+            if request.cancel():
+                # Whoever closes the requests next must find nobody in them any more.
+                await asyncio.wait({request})
 
 
 async def until(end: asyncio.Event, items: AsyncGenerator[_T, None]) -> AsyncIterator[_T]:
