@@ -14,7 +14,7 @@ from google.longrunning import operations_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
-from corral.backend import backend_pb2_grpc
+from corral.client import aio as direct
 from corral.gallery.v1 import gallery_pb2_grpc
 from corral.loader.v1 import loader_pb2_grpc
 from corral.metrics.v1 import metrics_pb2_grpc
@@ -71,10 +71,9 @@ class Clients:
         """The loader's control plane."""
         return loader_pb2_grpc.LoaderServiceStub(self.channel("loader"))
 
-    @cached_property
-    def backend(self) -> backend_pb2_grpc.BackendAsyncStub:
-        """The loader's data plane."""
-        return backend_pb2_grpc.BackendStub(self.channel("loader"))
+    def model(self, name: str) -> direct.Model:
+        """Return one model's data plane, to be closed: direct where that can be, else through the loader."""
+        return direct.connect(name, self.endpoints["loader"].address)
 
     @cached_property
     def gallery(self) -> gallery_pb2_grpc.GalleryServiceAsyncStub:
@@ -125,12 +124,10 @@ class Clients:
         request: Any,
         *,
         timeout: float | None = None,
-        metadata: Mapping[str, str | bytes] | None = None,
     ) -> AsyncGenerator[_Response, None]:
         """Yield a stream's messages; failures as in `call`. Left early, the call is cancelled."""
-        pairs = aio.Metadata(*(metadata or {}).items())
         with self.explaining(service):
-            running = method(request, timeout=timeout, metadata=pairs)
+            running = method(request, timeout=timeout)
             try:
                 async for message in running:
                     yield message

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,12 +14,19 @@ from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2
 from services.cli import text, views
 from services.cli.clients import Clients
-from services.cli.failures import Failure
+from services.cli.failures import Failure, Lost, Unreachable
 from services.cli.output import Output
-from services.common.routing import model_metadata
+from services.common.errors import UnknownRemoteError
+from services.common.status import from_rpc_error
 
 from . import load
 
+# Seconds for finding the direct way to a model that is loaded already.
+_DIRECT_TIMEOUT: Final = 1.0
+# Seconds in which the loader tells why the backend of a call has ended.
+_CAUSE_TIMEOUT: Final = 0.5
+# How a backend that is told to stop ends its calls, beside breaking the connection.
+_CANCELLED: Final = "CANCELLED"
 # LocalAI's defaults for what this command has no option for. Backends take a 0 at its word.
 _TOP_K: Final = 40
 
@@ -159,17 +166,9 @@ async def _pieces(
 ) -> AsyncIterator[str]:
     """Yield the answer's text as it comes, noting sizes and times in `answer`."""
     # A backend may cut its bytes anywhere, also within a character.
-    name = views.bare(settings.model)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    replies = clients.stream(
-        "loader",
-        clients.backend.PredictStream,
-        request,
-        timeout=settings.timeout,
-        metadata=model_metadata(name),
-    )
-    async with aclosing(replies) as stream:
-        try:
+    try:
+        async with aclosing(_replies(clients, settings, request)) as stream:
             async for reply in stream:
                 # Counts grow from reply to reply; some backends send them with the last one only.
                 answer.tokens = reply.tokens or answer.tokens
@@ -183,8 +182,29 @@ async def _pieces(
             if rest := decoder.decode(b"", final=True):
                 answer.parts.append(rest)
                 yield rest
-        finally:
-            answer.ended = time.monotonic()
+    finally:
+        answer.ended = time.monotonic()
+
+
+async def _replies(
+    clients: Clients, settings: Settings, request: backend_pb2.PredictOptions
+) -> AsyncGenerator[backend_pb2.Reply, None]:
+    """Yield what the model says; it is held for this answer only, as long thoughts may follow."""
+    async with clients.model(views.bare(settings.model)) as model:
+        # Why there is no direct way, if there is none, the call itself tells.
+        await model.ready(_DIRECT_TIMEOUT)
+        try:
+            async with aclosing(
+                clients.stream("loader", model.PredictStream, request, timeout=settings.timeout)
+            ) as replies:
+                async for reply in replies:
+                    yield reply
+        except (Lost, Unreachable, UnknownRemoteError) as error:
+            if isinstance(error, UnknownRemoteError) and error.code != _CANCELLED:
+                raise
+            if (cause := await model.cause(_CAUSE_TIMEOUT)) is None:
+                raise
+            raise from_rpc_error(cause) from error
 
 
 def _bytes(reply: backend_pb2.Reply) -> bytes:
