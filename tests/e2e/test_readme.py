@@ -17,21 +17,23 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-async def test_the_python_client(stack: Stack, tmp_path: Path) -> None:
+async def test_the_python_clients(stack: Stack, tmp_path: Path) -> None:
     await stack.corral("install", "tiny-count")
-    (code,) = blocks("python")
-    for written, actual in (
-        ("127.0.0.1:50051", stack.addresses["loader"]),
-        ("smollm2-135m-instruct", "tiny-count"),
-    ):
-        assert written in code
-        code = code.replace(written, actual)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", code), stdout=asyncio.subprocess.PIPE, cwd=tmp_path
-    )
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0
-    assert out.decode().startswith(" one two three")
+    programs = blocks("python")
+    assert len(programs) == 2
+    for code in programs:
+        for written, actual in (
+            ("127.0.0.1:50051", stack.addresses["loader"]),
+            ("smollm2-135m-instruct", "tiny-count"),
+        ):
+            assert written in code
+            code = code.replace(written, actual)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", code), stdout=asyncio.subprocess.PIPE, cwd=tmp_path
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == 0
+        assert out.decode().startswith(" one two three")
 
 
 async def test_the_model_file(stack: Stack) -> None:

@@ -22,7 +22,8 @@ from corral.backend import backend_pb2 as pb
 from corral.client import aio
 from corral.loader.v1 import loader_pb2
 from services.common.status import from_rpc_error
-from tests.tools.loader_calls import FOREVER, begin, model, prompt, states, unload
+from tests.tools.corral_command import corral, started
+from tests.tools.loader_calls import FOREVER, begin, load, model, prompt, states, unload
 from tests.tools.processes import free_port
 from tests.tools.running import LoaderUnderTest, eventually
 from tests.tools.service import environment
@@ -376,6 +377,25 @@ async def test_nothing_is_left_behind(running: LoaderUnderTest) -> None:
     before, _ = await cycles(5)
     after, threads = await cycles(20)
     assert after <= before + 2 and threads == 0
+    await has_leases(running, 0)
+
+
+async def test_corral_run_goes_direct_and_tells_of_a_crash(running: LoaderUnderTest) -> None:
+    address = {"CORRAL_LOADER": running.service.address}
+    await running.control.LoadModel(load())
+    done = await corral(running.home, "run", "m", "hi", "--max-tokens", "3", **address)
+    assert (done.code, done.out, done.err) == (0, "0 1 2 \n", "")
+    async with started(
+        running.home, "run", "m", "hi", "--max-tokens", "9999", **address
+    ) as process:
+        assert process.stdout is not None
+        await process.stdout.readexactly(1)
+        [instance] = (await model(running)).instances
+        assert (instance.direct_leases, instance.active_calls) == (1, 0)
+        os.kill(instance.pid, signal.SIGKILL)
+        _, err = await process.communicate()
+    assert process.returncode == 1
+    assert b"SIGKILL" in err and b"corral logs m" in err
     await has_leases(running, 0)
 
 
