@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from .change import (
     ADMITS,
+    DIRECT,
     FAILURES,
     HEAD,
+    LEASES,
     LIFE,
     LIMITS,
     LIVES,
@@ -121,6 +123,22 @@ BREAKS = (
         "            return kept, (RefuseStop(state.generation), AdmitWaiters(state.generation))",
         "            return replace(state, phase=Phase.STOPPING), (StopGroup(state.generation, True),)",
         f"{LIFE}::test_busy_calls_refuse_the_stop_and_the_model_serves_on",
+    ),
+    Break(
+        4,
+        "a direct client's lease holds nothing",
+        f"{LOADER}/lease_book.py",
+        "        instance = hold.instance\n",
+        "        instance = hold.instance\n        hold.release()\n",
+        f"{LEASES}::test_an_unload_waits_for_leases",
+    ),
+    Break(
+        4,
+        "the lease of a direct client that vanished stays",
+        f"{LOADER}/resolutions.py",
+        "            self._book.release(lease.key)\n",
+        "",
+        f"{DIRECT}::test_a_client_that_is_killed_holds_nothing",
     ),
     Break(
         4,
