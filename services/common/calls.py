@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 from .logs import get_logger
 
+_log = get_logger(__name__)
 
-@dataclass(frozen=True, slots=True)
-class CallRecord:
+
+class CallRecord(NamedTuple):
     """One finished RPC."""
 
     method: str
@@ -33,6 +35,29 @@ class CallObserver(Protocol):
         """Take note of one finished call."""
 
 
+class CallAccounts:
+    """Tells the observers of each call that ended."""
+
+    def __init__(self, service: str, observers: Sequence[CallObserver] = ()) -> None:
+        """Tell of the calls of `service`, to the observers in their order."""
+        self._service = service
+        self._observers = tuple(observers)
+        self._complained: set[int] = set()
+
+    def ended(self, record: CallRecord) -> None:
+        """Tell of one call. Never fails."""
+        for observer in self._observers:
+            try:
+                observer.call_ended(record)
+            except Exception:  # noqa: BLE001 - an observer's fault is none of the call's
+                # Once for each observer: a broken one would else fill the log at the rate of calls.
+                if id(observer) not in self._complained:
+                    self._complained.add(id(observer))
+                    _log.exception(
+                        "call observer failed", of=self._service, observer=type(observer).__name__
+                    )
+
+
 PROBES: Final = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.")
 
 # Services report their calls twice a second; a line for each would drown all others.
@@ -52,9 +77,12 @@ class AccessLog:
         """Log under the name `access`."""
         # Bound once: to find the logger anew for each call costs more than a line that is not wanted.
         self._log: Any = get_logger("corral.access").bind()
+        self._wanted: bool = self._log.is_enabled_for(logging.INFO)
 
     def call_ended(self, record: CallRecord) -> None:
         """Write the line."""
+        if not self._wanted and record.code in _EXPECTED:
+            return
         write = self._log.info
         if record.code in _BROKEN:
             write = self._log.error

@@ -91,6 +91,26 @@ class UnsupportedSourceError(CorralError):
     reason = "UNSUPPORTED_SOURCE"
 
 
+class MessageTooLargeError(CorralError):
+    """A message of a call is larger than the server passes on."""
+
+    reason = "MESSAGE_TOO_LARGE"
+
+    @classmethod
+    def of(cls, side: str, size: int, limit: int) -> Self:
+        """Name whose message it is (`request` or `response`), its size and the limit, in bytes."""
+        return cls(
+            f"the {side} message is {size:,} bytes, and {limit:,} are the most that is passed on: send"
+            " less at once, or raise --max-message-size",
+            metadata={
+                "side": side,
+                "size": str(size),
+                "limit": str(limit),
+                "setting": "max_message_size",
+            },
+        )
+
+
 class ControlPlaneOnlyError(CorralError):
     """The data plane was asked for something that only the control plane may do."""
 

@@ -1,6 +1,7 @@
 """What happens around every call, for all four kinds of RPC.
 
-Two interceptors and no more: each costs 20-30 us a call.
+A service that must be quick can do without (AccountingMount): it then does the same by itself, with
+`request_id`, `abort`, `code_name` and CallAccounts.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, NoReturn
 
 import grpc
 from grpc import aio
 
 from . import status
-from .calls import AccessLog, CallObserver, CallRecord
+from .calls import AccessLog, CallAccounts, CallObserver, CallRecord
 from .errors import CorralError, InternalError, NotImplementedYetError
 from .interception import Behaviour, Interceptor, close, responses
 from .logs import get_logger
@@ -25,10 +26,14 @@ from .structured import structlog
 __all__ = [
     "REQUEST_ID_KEY",
     "AccessLog",
+    "CallAccounts",
     "CallInterceptor",
     "CallObserver",
     "CallRecord",
     "ErrorInterceptor",
+    "abort",
+    "code_name",
+    "request_id",
 ]
 
 REQUEST_ID_KEY: Final = "x-request-id"
@@ -59,7 +64,7 @@ class ErrorInterceptor(Interceptor):
         except aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
-            await _abort(context, error, method_name)
+            await abort(context, error, method_name, _bound_request_id())
 
     def stream_handler(self, method: Behaviour, method_name: str) -> Behaviour:
         """Abort with the error's status, also after some responses."""
@@ -73,7 +78,7 @@ class ErrorInterceptor(Interceptor):
             except aio.AbortError:
                 raise
             except Exception as error:  # noqa: BLE001 - as above
-                await _abort(context, error, method_name)
+                await abort(context, error, method_name, _bound_request_id())
             finally:
                 await close(stream)
 
@@ -89,20 +94,17 @@ class CallInterceptor(Interceptor):
 
     def __init__(
         self,
-        service: str,
-        observers: Sequence[CallObserver] = (),
+        accounts: CallAccounts,
         *,
         stopping: asyncio.Event | None = None,
     ) -> None:
-        """Report each call of this service to the observers, in their order.
+        """Report each call to the accounts.
 
         Streams of requests to the reflection service end when `stopping` is set: a browser of APIs
         that somebody left open must not hold up the drain.
         """
-        self._service = service
-        self._observers = tuple(observers)
+        self._accounts = accounts
         self._stopping = stopping
-        self._complained: set[int] = set()
 
     async def intercept(
         self,
@@ -120,7 +122,7 @@ class CallInterceptor(Interceptor):
             call.error = error
             raise
         finally:
-            self._report(call)
+            self._accounts.ended(call.end())
         return response
 
     def stream_handler(self, method: Behaviour, method_name: str) -> Behaviour:
@@ -142,22 +144,9 @@ class CallInterceptor(Interceptor):
                 try:
                     await close(stream)
                 finally:
-                    self._report(call)
+                    self._accounts.ended(call.end())
 
         return handle
-
-    def _report(self, call: _Call) -> None:
-        record = call.end()
-        for observer in self._observers:
-            try:
-                observer.call_ended(record)
-            except Exception:  # noqa: BLE001 - an observer's fault is none of the call's
-                # Once for each observer: a broken one would else fill the log at the rate of calls.
-                if id(observer) not in self._complained:
-                    self._complained.add(id(observer))
-                    _log.exception(
-                        "call observer failed", of=self._service, observer=type(observer).__name__
-                    )
 
 
 class _Call:
@@ -209,7 +198,7 @@ class _Call:
         return CallRecord(
             method=self._method,
             kind=self._kind,
-            code=self._code(),
+            code=code_name(self._context, self.error),
             duration=time.perf_counter() - self._started,
             peer=self._peer,
             request_id=self._request_id,
@@ -222,14 +211,16 @@ class _Call:
         if not any(key == REQUEST_ID_KEY for key, _ in trailing):
             self._context.set_trailing_metadata((*trailing, (REQUEST_ID_KEY, self._request_id)))
 
-    def _code(self) -> str:
-        if isinstance(self.error, asyncio.CancelledError | GeneratorExit):
-            left = self._context.time_remaining()
-            return "CANCELLED" if left is None or left > _DEADLINE_SLACK else "DEADLINE_EXCEEDED"
-        code = self._context.code()
-        if code is None or code == 0:
-            return "OK" if self.error is None else "UNKNOWN"
-        return code.name if isinstance(code, grpc.StatusCode) else _NAMES.get(code, "UNKNOWN")
+
+def code_name(context: Any, error: BaseException | None) -> str:
+    """Return the code that a call has ended with, where its handler ended with `error`."""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        left = context.time_remaining()
+        return "CANCELLED" if left is None or left > _DEADLINE_SLACK else "DEADLINE_EXCEEDED"
+    code = context.code()
+    if code is None or code == 0:
+        return "OK" if error is None else "UNKNOWN"
+    return code.name if isinstance(code, grpc.StatusCode) else _NAMES.get(code, "UNKNOWN")
 
 
 _NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -238,16 +229,38 @@ _NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 def request_id(metadata: Any) -> str:
     """Return the caller's request id, if it is a sane one, or a new one."""
     for key, value in metadata or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str):
-            if 0 < len(value) <= _REQUEST_ID_LENGTH and value.isascii() and value.isprintable():
-                return value
+        if key == REQUEST_ID_KEY:
+            if is_request_id(value):
+                return str(value)
             break
+    return new_request_id()
+
+
+def is_request_id(value: str | bytes) -> bool:
+    """Whether a caller's request id is a sane one."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= _REQUEST_ID_LENGTH
+        and value.isascii()
+        and value.isprintable()
+    )
+
+
+def new_request_id() -> str:
+    """Return a new one."""
     # As good as a UUID for this, and four times as quick.
     return os.urandom(16).hex()
 
 
-async def _abort(context: Any, error: Exception, method: str) -> None:
-    bound = structlog.contextvars.get_contextvars().get("request_id")
+def _bound_request_id() -> str | None:
+    return structlog.contextvars.get_contextvars().get("request_id")
+
+
+async def abort(context: Any, error: Exception, method: str, bound: str | None) -> NoReturn:
+    """End a call with the error's status and its details, beside the trailers that are set already.
+
+    `bound` is the call's request id, by which the log knows an error that is none of ours.
+    """
     if isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
         # What generated code does for a method that the servicer lacks.
         error = NotImplementedYetError.of(method)
@@ -263,3 +276,4 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
     await context.abort(
         status.status_code(error), wire.message, (*trailing, *status.trailing_metadata(wire))
     )
+    raise error  # never comes here: `abort` raises

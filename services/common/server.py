@@ -9,23 +9,33 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
 from grpc import aio
-from grpc_channelz.v1 import channelz, channelz_pb2
-from grpc_reflection.v1alpha import reflection
+from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from . import binding, logs
 from .addresses import Address, parse_address
 from .binding import AddressInUseError, StartError
-from .calls import AccessLog, CallObserver
+from .calls import AccessLog, CallAccounts, CallObserver
 from .config import ConfigError, ServiceSettings
 from .errors import CorralError
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
+from .interception import InterceptedServer
 from .interceptors import CallInterceptor, ErrorInterceptor
-from .mounts import AnyMount, GenericMount, Mount, Observe, server_options
+from .mounts import (
+    OVERSIZE,
+    AccountingMount,
+    AnyMount,
+    GenericMount,
+    Mount,
+    Observe,
+    server_options,
+)
 from .reporting import CallReporter
 from .stopping import StopSignals, StopWatchdog
 
 __all__ = [
+    "AccountingMount",
     "AddressInUseError",
     "AnyMount",
     "Build",
@@ -77,30 +87,35 @@ class Server:
     async def start(self, mounts: Sequence[AnyMount]) -> None:
         """Bind, serve, and say so in the health service; StartError if the address is not to be had."""
         observers = [m.observer for m in mounts if isinstance(m, Observe)]
+        accounts = CallAccounts(self._name, (AccessLog(), *self._observers, *observers))
+        large = any(isinstance(mount, AccountingMount) for mount in mounts)
         server = aio.server(
-            # In this order, outermost first: what is counted and logged is what the client is sent.
-            interceptors=(
-                CallInterceptor(
-                    self._name,
-                    (AccessLog(), *self._observers, *observers),
-                    stopping=self._health.stopping,
-                ),
-                ErrorInterceptor(),
-            ),
-            options=server_options(self._settings.max_message_size),
+            options=server_options(
+                self._settings.max_message_size, oversize=OVERSIZE if large else 1
+            )
         )
+        # In this order, outermost first: what is counted and logged is what the client is sent.
+        around = (CallInterceptor(accounts, stopping=self._health.stopping), ErrorInterceptor())
+        intercepted: Any = InterceptedServer(server, around)
         names: list[str] = []
         for mount in mounts:
             if isinstance(mount, Mount):
-                mount.add(server)
+                mount.add(intercepted)
                 names.append(mount.service)
             elif isinstance(mount, GenericMount):
-                server.add_generic_rpc_handlers((mount.handler,))
+                intercepted.add_generic_rpc_handlers((mount.handler,))
                 names += mount.names
-        self._health.add_to(server)
-        channelz.add_channelz_servicer(server)
-        reflection.enable_server_reflection(
-            (*names, HEALTH, _CHANNELZ, reflection.SERVICE_NAME), server
+            elif isinstance(mount, AccountingMount):
+                server.add_generic_rpc_handlers((mount.make(accounts),))
+                names += mount.names
+        self._health.add_to(intercepted)
+        # By name: their own functions tell an asyncio server by its class.
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(
+            channelz.aio.ChannelzServicer(), intercepted
+        )
+        reflected = (*names, HEALTH, _CHANNELZ, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(reflected), intercepted
         )
         self._bind(server)
         await server.start()

@@ -50,6 +50,7 @@ CODES: Final[Mapping[type[CorralError], grpc.StatusCode]] = {
     errors.DeadlineTooShortError: _C.RESOURCE_EXHAUSTED,
     errors.LeaseNotFoundError: _C.NOT_FOUND,
     errors.TooManyLeasesError: _C.RESOURCE_EXHAUSTED,
+    errors.MessageTooLargeError: _C.RESOURCE_EXHAUSTED,
     errors.ControlPlaneOnlyError: _C.FAILED_PRECONDITION,
     errors.ShuttingDownError: _C.UNAVAILABLE,
     errors.NotImplementedYetError: _C.UNIMPLEMENTED,

@@ -28,7 +28,6 @@ from .devices import LocalDevices, gpu_totals
 from .environment import backend_environment
 from .events import ChangeLog
 from .footprints import Footprints
-from .gateway import SERVICE as DATA_SERVICE
 from .gateway import Gateway
 from .gpus import Gpus
 from .guarding import Guard
@@ -39,6 +38,7 @@ from .loader import Loader
 from .local_process import LocalLauncher
 from .logs import LogBook
 from .measuring import Meter
+from .methods import SERVICE as DATA_SERVICE
 from .model_catalog import ModelCatalog
 from .model_options import OptionMaker
 from .model_view import ModelView
@@ -229,7 +229,11 @@ async def build(
     loader.preload(settings.load_to_memory)
     tasks.spawn(watchdog.watch(), name="watchdog")
     tasks.spawn(watchdog.keep_measuring(), name="measure the models")
-    gateway = Gateway(loader, cause_timeout=settings.exit_cause_timeout)
+    gateway = Gateway(
+        loader,
+        max_message_size=settings.max_message_size,
+        cause_timeout=settings.exit_cause_timeout,
+    )
 
     resolutions = Resolutions(
         loader,

@@ -1,0 +1,319 @@
+"""One call on its way through the gateway: from the client to an instance and back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from grpc import aio
+
+from services.common.calls import CallRecord
+from services.common.errors import ControlPlaneOnlyError, MessageTooLargeError
+from services.common.interceptors import abort, code_name
+from services.common.status import status_code
+
+from . import backend_status
+from .admission import Caller
+from .backend_status import BackendStatus
+from .connection import GrpcConnection
+from .gateway_metadata import POSITION_KEY, Heading, Pair, Pairs, passed_back, trailers
+from .instance import Lease
+from .loader import Loader
+from .methods import CONTROL_ONLY, PROBES, Method
+from .wire import string_field, with_empty_string
+
+HALF_CLOSE_PAUSE = 0.005
+"""Seconds from the end of a client's messages to the half-close at the backend: see `_send`."""
+
+
+class Passage:
+    """One call: `begin` it, pass the answer back, `fail` if something is raised, and always `end` it."""
+
+    __slots__ = (
+        "_call",
+        "_cause_timeout",
+        "_code",
+        "_context",
+        "_heading",
+        "_lease",
+        "_loader",
+        "_max_message_size",
+        "_method",
+        "_peer",
+        "_queue_told",
+        "_received",
+        "_refusal",
+        "_sending",
+        "_sent",
+        "_started",
+        "_status",
+    )
+
+    def __init__(
+        self,
+        method: Method,
+        context: aio.ServicerContext[Any, Any],
+        loader: Loader,
+        *,
+        max_message_size: int,
+        cause_timeout: float,
+    ) -> None:
+        """Read the call's metadata; nothing is started, and nothing raised."""
+        self._started = time.perf_counter()
+        self._method = method
+        self._context = context
+        self._loader = loader
+        self._max_message_size = max_message_size
+        self._cause_timeout = cause_timeout
+        self._heading = Heading(context.invocation_metadata() or ())
+        self._peer: str = context.peer()
+        self._lease: Lease | None = None
+        self._call: Any = None
+        self._sending: asyncio.Task[None] | None = None
+        self._status: BackendStatus | None = None
+        self._queue_told: asyncio.Task[None] | None = None
+        self._refusal: Exception | None = None
+        self._code = "CANCELLED"
+        self._received = 0
+        self._sent = 0
+        # Each call is a task of its own, and so has its own copy of these; nothing needs undoing.
+        structlog.contextvars.bind_contextvars(request_id=self._heading.request_id)
+
+    async def begin(self, request: Any) -> Any:
+        """Lease the model, and start the call at its backend; `request` is None if it is streamed."""
+        method = self._method
+        if method.name in CONTROL_ONLY:
+            raise ControlPlaneOnlyError(
+                f"{method.name} is not passed on: load and unload models with"
+                " corral.loader.v1.LoaderService"
+            )
+        if request is not None:
+            self._received = 1
+            self._check_size("request", request)
+        lease, request = await self._acquire(request)
+        if self._queue_told is not None:
+            await self._queue_told
+        if lease.instance.ended.done():  # in the moment between the lease and now
+            raise lease.instance.ended.result()
+        connection = lease.instance.connection
+        assert isinstance(connection, GrpcConnection)
+        start = connection.method(method.kind, method.path)
+        options: dict[str, Any] = {
+            "timeout": self._context.time_remaining(),
+            "metadata": Pairs((*self._heading.passed_on, *connection.metadata)),
+        }
+        if request is not None:
+            self._call = call = start(request, **options)
+        else:
+            self._call = call = start(**options)
+            self._status = BackendStatus(call)
+            self._sending = asyncio.create_task(self._send(call, lease))
+        lease.on_cut(call.cancel)
+        return call
+
+    async def pass_back_one(self, call: Any) -> bytes:
+        """Return the call's one response."""
+        response: bytes = await call
+        await self._pass_back_initial(await call.initial_metadata())
+        await self._finish(call)
+        self._sent = 1
+        return response
+
+    async def pass_back_all(self, call: Any) -> None:
+        """Send the call's responses to the client, each as it comes, no sooner than it takes the last."""
+        initial = await call.initial_metadata()
+        # A client may wait for them, empty as they are, before it sends more.
+        await self._pass_back_initial(initial, empty=self._sending and not call.done())
+        lease, write, now = self._lease, self._context.write, time.monotonic
+        assert lease is not None
+        async for response in call:
+            lease.progress = math.inf  # it is the client's turn, as Lease.awaits_client() says
+            await write(response)
+            lease.progress = now()
+            self._sent += 1
+        await self._finish(call)
+
+    async def fail(self, error: BaseException) -> None:
+        """End the call with what the client is to see: the backend's own status, or why there is none.
+
+        Returns if the backend ended it well after all. Raises in all other cases.
+        """
+        try:
+            if isinstance(error, asyncio.CancelledError | aio.AbortError) and not self._explained:
+                raise error  # the client went away
+            if self._queue_told is not None:
+                with suppress(Exception):  # the client may have gone meanwhile
+                    await self._queue_told
+            if self._refusal is not None:
+                error = self._refusal
+            elif self._call is not None:
+                error = await self._outcome(error)
+            if isinstance(error, aio.AioRpcError) and error.code() is grpc.StatusCode.OK:
+                self._set_trailers(self._trailing(error))
+                self._code = "OK"
+                return
+            await self._abort(error)
+        except BaseException as final:
+            if self._code == "CANCELLED":
+                self._code = code_name(self._context, final)
+            raise
+
+    def end(self) -> CallRecord:
+        """Let go of everything that the call holds; return what is known of it."""
+        if self._sending is not None:
+            self._sending.cancel()
+        if self._call is not None:
+            self._call.cancel()  # no-op for one that has ended
+        if self._lease is not None:
+            self._lease.release()
+        return CallRecord(
+            self._method.path,
+            self._method.kind,
+            self._code,
+            time.perf_counter() - self._started,
+            self._peer,
+            self._heading.request_id,
+            self._received,
+            self._sent,
+        )
+
+    # To the backend
+
+    async def _acquire(self, request: Any) -> tuple[Lease, Any]:
+        method, loader = self._method, self._loader
+        field = method.identity_field
+        identity = string_field(request, field) if field else ""
+        name = loader.route(self._heading.model(), identity)
+        if method.name in PROBES:
+            probe = loader.probe(name)
+            if probe is None:
+                raise loader.not_loaded(name)
+            lease = probe
+        else:
+            left = self._context.time_remaining()
+            caller = Caller(
+                client=self._heading.client or self._peer,
+                deadline=None if left is None else time.monotonic() + left,
+                queued=self._tell_position,
+            )
+            lease = await loader.acquire(name, caller)
+        self._lease = lease
+        instance = lease.instance
+        if (
+            identity
+            and identity in (instance.model, name)
+            and identity != instance.entry.config.model
+        ):
+            # The backend knows the model by its file. Whoever wrote a name that it has here means the
+            # same; empty is what every backend accepts.
+            request = with_empty_string(request, field)
+        return lease, request
+
+    def _tell_position(self, position: int) -> None:
+        """Let the client know that it waits, and at which place."""
+        if self._queue_told is None:
+            metadata: tuple[Pair, ...] = ((POSITION_KEY, str(position)),)
+            self._queue_told = asyncio.create_task(self._context.send_initial_metadata(metadata))
+
+    async def _send(self, call: Any, lease: Lease) -> None:
+        """Pass the client's messages on, no sooner than the backend takes the last.
+
+        When a client cancels, gRPC ends its messages as if it had closed its side, and says a moment
+        later that it cancelled. A backend must not take the one for the other (the end of a recording
+        for its being thrown away), so the end is passed on after a pause, in which the call is
+        cancelled if it was.
+        """
+        read, write, now, end = self._context.read, call.write, time.monotonic, aio.EOF
+        try:
+            while True:
+                lease.progress = math.inf
+                message = await read()
+                lease.progress = now()
+                if message is end:
+                    break
+                self._received += 1
+                self._check_size("request", message)
+                await write(message)
+            await asyncio.sleep(HALF_CLOSE_PAUSE)  # there is no event for "it was not cancelled"
+            await call.done_writing()
+        except (aio.AioRpcError, aio.BaseError, asyncio.InvalidStateError):
+            return  # the backend has ended the call; its responses end with the reason
+        except Exception as error:  # noqa: BLE001 - told to the client by `fail`
+            self._refusal = error
+            call.cancel()
+
+    def _check_size(self, side: str, message: bytes) -> None:
+        if len(message) > self._max_message_size:
+            raise MessageTooLargeError.of(side, len(message), self._max_message_size)
+
+    # To the client
+
+    async def _pass_back_initial(self, initial: Any, *, empty: Any = False) -> None:
+        if self._queue_told is None and (initial or empty):
+            await self._context.send_initial_metadata(passed_back(initial))
+
+    async def _finish(self, call: Any) -> None:
+        trailing = await call.trailing_metadata()
+        if self._queue_told is not None:
+            trailing = (*await call.initial_metadata(), *trailing)
+        self._set_trailers(trailing)
+        self._code = "OK"
+
+    def _set_trailers(self, backends: Any) -> None:
+        self._context.set_trailing_metadata(
+            trailers(self._heading.request_id, self._lease, passed_back(backends))
+        )
+
+    def _trailing(self, error: aio.AioRpcError) -> tuple[Pair, ...]:
+        """Return a failed call's trailing metadata; also the initial ones, if those can be sent no more."""
+        late = (error.initial_metadata() or ()) if self._queue_told is not None else ()
+        return (*late, *(error.trailing_metadata() or ()))
+
+    @property
+    def _explained(self) -> bool:
+        """Whether the call was cut from here, and not by the client."""
+        return self._refusal is not None or (
+            self._lease is not None and self._lease.instance.ended.done()
+        )
+
+    async def _outcome(self, error: BaseException) -> BaseException:
+        """Return why the call failed: the backend's own status, or the cause of its end."""
+        assert self._lease is not None
+        instance = self._lease.instance
+        if self._status is not None:
+            error = await self._status.settled(error, self._cause_timeout)
+        code = backend_status.code(error)
+        if code is grpc.StatusCode.OK:
+            return error
+        # A backend may answer UNAVAILABLE itself: one that is well has not gone.
+        gone = instance.ended.done() or (
+            code in backend_status.LOST and not await instance.answers(self._cause_timeout)
+        )
+        if gone and instance.backend.external and not instance.ended.done():
+            self._loader.report_lost(instance, backend_status.unreachable(instance, error))
+        if gone and (cause := await instance.cause(self._cause_timeout)):
+            return cause
+        if instance.backend.external and backend_status.has_no_model(error):
+            self._loader.report_lost(instance, backend_status.restarted(instance))
+            return backend_status.restarted(instance)
+        return backend_status.too_large(error) or error
+
+    async def _abort(self, error: BaseException) -> NoReturn:
+        if isinstance(error, aio.AioRpcError):
+            code, details, trailing = error.code(), error.details() or "", self._trailing(error)
+            self._code = code.name
+            await self._context.abort(
+                code,
+                details,
+                trailers(self._heading.request_id, self._lease, passed_back(trailing)),
+            )
+        if not isinstance(error, Exception):
+            raise error
+        self._set_trailers(())
+        self._code = status_code(error).name
+        await abort(self._context, error, self._method.path, self._heading.request_id)
