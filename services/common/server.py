@@ -32,6 +32,7 @@ from .mounts import (
     server_options,
 )
 from .reporting import CallReporter
+from .runtime import EventLoop, loop_factory, settle_memory
 from .stopping import StopSignals, StopWatchdog
 
 __all__ = [
@@ -213,13 +214,17 @@ async def serving(
 
 
 def run_service(
-    settings_class: type[_Settings], build: Build[_Settings], argv: Sequence[str] | None = None
+    settings_class: type[_Settings],
+    build: Build[_Settings],
+    argv: Sequence[str] | None = None,
+    *,
+    event_loop: Callable[[_Settings], EventLoop] = lambda settings: "asyncio",
 ) -> int:
     """Be the whole of a service's `main`: flags in, exit code out.
 
     `build` is the service's one wiring function. It enters its components on the stack, which is closed
-    in reverse after the drain, and returns what to mount. Exit codes: 0 after a clean stop, 1 after a
-    failure, 2 for settings that cannot be used.
+    in reverse after the drain, and returns what to mount. `event_loop` says which loop it runs on. Exit
+    codes: 0 after a clean stop, 1 after a failure, 2 for settings that cannot be used.
     """
     try:
         settings = settings_class.load(argv)
@@ -229,7 +234,7 @@ def run_service(
     logs.configure(settings.log_level, settings.log_format, settings_class.service)
     watchdog = StopWatchdog()
     try:
-        with asyncio.Runner() as runner:
+        with asyncio.Runner(loop_factory=loop_factory(event_loop(settings))) as runner:
             runner.run(_main(settings, build, watchdog))
     except KeyboardInterrupt:
         return 130
@@ -259,6 +264,7 @@ async def _main(settings: _Settings, build: Build[_Settings], watchdog: StopWatc
                 signals.begin_stop()
                 raise
             if mounts is not None:
+                settle_memory()
                 await run_server(
                     name=settings.service,
                     settings=settings,

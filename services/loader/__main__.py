@@ -266,7 +266,7 @@ async def build(
 
 def main() -> int:
     """Run the loader; return the process's exit code."""
-    return run_service(LoaderSettings, build)
+    return run_service(LoaderSettings, build, event_loop=lambda settings: settings.event_loop)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Passage:
         """Read the call's metadata; nothing is started, and nothing raised."""
         self._started = time.perf_counter()
         self._method = method
-        self._context = context
+        self._context: Any = context
         self._loader = loader
         self._max_message_size = max_message_size
         self._cause_timeout = cause_timeout
