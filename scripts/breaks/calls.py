@@ -143,9 +143,9 @@ BREAKS = (
     Break(
         4,
         "a stream holds its lease to its first message only",
-        f"{LOADER}/gateway.py",
-        "                        lease.awaits_client()\n                        yield response\n",
-        "                        lease.release()\n                        yield response\n",
+        f"{LOADER}/passage.py",
+        "            await write(response)\n",
+        "            lease.release()\n            await write(response)\n",
         f"{LIVES}::test_unload_waits_for_calls_and_refuses_when_they_stay",
     ),
     Break(
@@ -159,7 +159,7 @@ BREAKS = (
     Break(
         5,
         "GetMetrics is a call like any other",
-        f"{LOADER}/gateway.py",
+        f"{LOADER}/methods.py",
         'PROBES = frozenset({"Health", "Status", "GetMetrics"})',
         'PROBES = frozenset({"Health", "Status"})',
         f"{PROMISES}::test_5_no_probe_counts_or_keeps_a_model",
@@ -209,7 +209,7 @@ BREAKS = (
     Break(
         6,
         "calls in flight get gRPC's own words, not the cause",
-        f"{LOADER}/gateway.py",
+        f"{LOADER}/passage.py",
         "        if gone and (cause := await instance.cause(self._cause_timeout)):\n",
         "        if instance.outdated and (cause := await instance.cause(self._cause_timeout)):\n",
         f"{FAILURES}::test_killed_while_streaming",

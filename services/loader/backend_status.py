@@ -69,12 +69,15 @@ def said(error: BaseException) -> str:
     return (isinstance(error, aio.AioRpcError) and error.details()) or "it does not answer"
 
 
-def too_large(error: BaseException) -> MessageTooLargeError | None:
-    """Return the error for a response that gRPC did not take in."""
+def too_large(error: BaseException, limit: int) -> MessageTooLargeError | None:
+    """Return the error for a response that gRPC did not take in, since it is larger than `limit`."""
     if code(error) is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return None
-    found = _TOO_LARGE.match(said(error))
-    return MessageTooLargeError.of("response", *map(int, found.groups())) if found else None
+    found = _TOO_LARGE.search(said(error))
+    # One with another limit is that of a hop beyond.
+    if found is None or int(found[2]) != limit:
+        return None
+    return MessageTooLargeError.of("response", int(found[1]), limit)
 
 
 def has_no_model(error: BaseException) -> bool:

@@ -301,7 +301,7 @@ class Passage:
         if instance.backend.external and backend_status.has_no_model(error):
             self._loader.report_lost(instance, backend_status.restarted(instance))
             return backend_status.restarted(instance)
-        return backend_status.too_large(error) or error
+        return backend_status.too_large(error, self._max_message_size) or error
 
     async def _abort(self, error: BaseException) -> NoReturn:
         if isinstance(error, aio.AioRpcError):

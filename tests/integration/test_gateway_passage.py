@@ -1,0 +1,308 @@
+"""How calls pass the gateway: sizes, back-pressure, metadata that it adds, and the end of calls.
+
+The backend is a bare server in the test, connected to as an external one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from grpc import aio
+
+from services.common.errors import CorralError
+from services.common.status import from_rpc_error
+from tests.tools.loader_calls import MODEL, model
+from tests.tools.running import LoaderUnderTest, eventually
+
+LIMIT = 1 << 20
+CHUNK = b"x" * 65536
+WELL = {"Health": b"\x0a\x02OK", "LoadModel": b"\x10\x01", "Free": b"\x10\x01"}
+PREDICT = "/backend.Backend/Predict"
+STREAM = "/backend.Backend/PredictStream"
+LIVE = "/backend.Backend/AudioTranscriptionLive"
+
+
+class BareBackend(grpc.GenericRpcHandler):
+    """Does with each kind of call what the test says."""
+
+    def __init__(self) -> None:
+        self.one: Callable[[Any, Any], Any] = self.answer
+        self.many: Callable[[Any, Any], Any] = self.answer_all
+        self.live: Callable[[Any, Any], Any] = self.answer_all
+        self.written = 0
+        self.ended = asyncio.Event()
+
+    def service(self, details: Any) -> Any:
+        name = details.method.rpartition("/")[2]
+        if name in WELL:
+
+            async def well(request: bytes, context: Any) -> bytes:
+                return WELL[name]
+
+            return grpc.unary_unary_rpc_method_handler(well)
+        if details.method == STREAM:
+            return grpc.unary_stream_rpc_method_handler(self.many)
+        if details.method == LIVE:
+            return grpc.stream_stream_rpc_method_handler(self.live)
+        return grpc.unary_unary_rpc_method_handler(self.one)
+
+    async def answer(self, request: bytes, context: Any) -> bytes:
+        return request
+
+    async def answer_all(self, requests: Any, context: Any) -> None:
+        if isinstance(requests, bytes):
+            await context.write(requests)
+            return
+        while (message := await context.read()) is not aio.EOF:
+            await context.write(message)
+
+    async def flood(self, requests: Any, context: Any) -> None:
+        try:
+            while True:
+                await context.write(CHUNK)
+                self.written += 1
+        finally:
+            self.ended.set()
+
+    async def stall(self, requests: Any, context: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+
+
+@pytest.fixture
+async def bare(loader: LoaderUnderTest) -> AsyncIterator[BareBackend]:
+    backend = BareBackend()
+    server = aio.server(options=[("grpc.max_receive_message_length", -1)])
+    server.add_generic_rpc_handlers((backend,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    loader.add_model("m", "bare")
+    await loader.start(
+        "--external-backend", f"bare=127.0.0.1:{port}", "--max-message-size", str(LIMIT)
+    )
+    yield backend
+    await server.stop(None)
+
+
+async def idle(loader: LoaderUnderTest) -> bool:
+    return all(each.active_calls == 0 for each in (await model(loader)).instances)
+
+
+def unary(loader: LoaderUnderTest, request: bytes = b"x", **options: Any) -> Any:
+    return loader.channel.unary_unary(PREDICT)(request, metadata=MODEL, timeout=20, **options)
+
+
+def streaming(loader: LoaderUnderTest, request: bytes = b"x") -> Any:
+    return loader.channel.unary_stream(STREAM)(request, metadata=MODEL, timeout=60)
+
+
+def live(loader: LoaderUnderTest) -> Any:
+    return loader.channel.stream_stream(LIVE)(metadata=MODEL, timeout=60)
+
+
+async def read_all(call: Any) -> list[bytes]:
+    return [message async for message in call]
+
+
+async def refusal(running: Any) -> CorralError:
+    with pytest.raises(aio.AioRpcError) as failed:
+        await running
+    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return from_rpc_error(failed.value)
+
+
+def assert_too_large(error: CorralError, side: str, size: int) -> None:
+    assert error.reason == "MESSAGE_TOO_LARGE" and "--max-message-size" in error.message
+    facts = {"side": side, "size": str(size), "limit": str(LIMIT), "setting": "max_message_size"}
+    assert error.metadata == facts
+
+
+async def test_requests_that_are_too_large(loader: LoaderUnderTest, bare: BareBackend) -> None:
+    assert len(await unary(loader, b"x" * LIMIT)) == LIMIT
+    size = LIMIT + 1
+    assert_too_large(await refusal(unary(loader, b"x" * size)), "request", size)
+    assert_too_large(await refusal(read_all(streaming(loader, b"x" * size))), "request", size)
+    call = live(loader)
+    await call.write(b"small")
+    assert await call.read() == b"small"
+    await call.write(b"x" * size)
+    assert_too_large(await refusal(read_all_of(call)), "request", size)
+    await eventually(lambda: idle(loader), what="the end of the leases")
+    assert await unary(loader) == b"x"
+
+
+async def read_all_of(call: Any) -> None:
+    while await call.read() is not aio.EOF:
+        pass
+
+
+async def test_responses_that_are_too_large(loader: LoaderUnderTest, bare: BareBackend) -> None:
+    size = LIMIT + 1
+
+    async def one(request: bytes, context: Any) -> bytes:
+        return b"x" * size
+
+    async def many(requests: Any, context: Any) -> None:
+        await context.write(b"small")
+        await context.write(b"x" * size)
+
+    bare.one, bare.many, bare.live = one, many, many
+    assert_too_large(await refusal(unary(loader)), "response", size)
+    for call in (streaming(loader), live(loader)):
+        assert await call.read() == b"small"
+        assert_too_large(await refusal(read_all_of(call)), "response", size)
+    bare.one = bare.answer
+    assert await unary(loader) == b"x"
+
+
+async def test_far_too_large_requests_are_refused_by_grpc(
+    loader: LoaderUnderTest, bare: BareBackend
+) -> None:
+    error = await refusal(unary(loader, b"x" * (5 * LIMIT)))
+    assert "larger than max" in error.message
+
+
+@pytest.mark.parametrize("who", ["backend", "client"])
+async def test_a_slow_reader_holds_up_the_writer(
+    loader: LoaderUnderTest, bare: BareBackend, who: str
+) -> None:
+    """What is written and not read stays with its writer, not in the loader's memory."""
+    await unary(loader)
+    memory = psutil.Process(loader.service.pid).memory_info().rss
+    if who == "backend":
+        bare.many = bare.flood
+        call = streaming(loader)
+        await call.read()
+        count = lambda: bare.written
+    else:
+        bare.live = bare.stall
+        call = live(loader)
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            while True:
+                await call.write(CHUNK)
+                sent += 1
+
+        writer = asyncio.ensure_future(send())
+        count = lambda: sent
+    seen: list[int] = []
+
+    def stands_still() -> bool:
+        seen.append(count())
+        return len(seen) > 50 and seen[-50] == seen[-1] > 0
+
+    await eventually(stands_still, what="the writer's being held up", timeout=30)
+    # gRPC's windows: up to 8 MiB on each of the two connections, here and at the other end.
+    assert count() * len(CHUNK) < 48 << 20
+    assert psutil.Process(loader.service.pid).memory_info().rss - memory < 48 << 20
+    call.cancel()
+    if who == "client":
+        await asyncio.wait([writer])
+        assert writer.cancelled() or writer.exception() is not None
+    async with asyncio.timeout(10):
+        await bare.ended.wait()
+    await eventually(lambda: idle(loader), what="the end of the lease")
+
+
+async def test_what_the_gateway_adds_to_the_trailers(
+    loader: LoaderUnderTest, bare: BareBackend
+) -> None:
+    async def fail(requests: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.NOT_FOUND, "no", (("own", "1"),))
+
+    call = unary(loader)
+    await call
+    first = dict(await call.trailing_metadata())
+    instances = (await model(loader)).instances
+    assert first["corral-instance"] == instances[0].uid
+    assert float(first["corral-queue-ms"]) == 0 <= float(first["corral-load-ms"])
+    stream = streaming(loader)
+    await read_all(stream)
+    bidirectional = live(loader)
+    await bidirectional.done_writing()
+    await read_all_of(bidirectional)
+    answers = [
+        dict(await stream.trailing_metadata()),
+        dict(await bidirectional.trailing_metadata()),
+    ]
+    bare.one = bare.many = bare.live = fail
+    for failing in (unary(loader), read_all(streaming(loader)), read_all(live(loader))):
+        with pytest.raises(aio.AioRpcError) as failed:
+            await failing
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+        answers.append(dict(failed.value.trailing_metadata() or ()))
+        assert answers[-1]["own"] == "1"
+    for trailers in answers:
+        assert trailers["corral-instance"] == instances[0].uid
+        assert trailers["corral-queue-ms"] == trailers["corral-load-ms"] == "0"
+        assert trailers["x-request-id"]
+
+
+async def test_the_loaders_own_metadata_stay_here(
+    loader: LoaderUnderTest, bare: BareBackend
+) -> None:
+    seen: list[tuple[str, str | bytes]] = []
+
+    async def look(request: bytes, context: Any) -> bytes:
+        seen.extend(tuple(pair) for pair in context.invocation_metadata())
+        return request
+
+    bare.one = look
+    sent = (("b", "1"), ("a", "2"), ("a", "3"), ("c-bin", b"\0"), ("corral-client", "me"))
+    await loader.channel.unary_unary(PREDICT)(b"", metadata=(*MODEL, *sent), timeout=20)
+    assert [pair for pair in seen if pair[0] in ("a", "b", "c-bin")] == list(sent[:4])
+    assert not [key for key, _ in seen if key.startswith("corral-")]
+
+
+async def test_headers_come_before_the_first_message(
+    loader: LoaderUnderTest, bare: BareBackend
+) -> None:
+    """A client may wait for them before it goes on; also if there is nothing in them."""
+
+    async def begin(requests: Any, context: Any) -> None:
+        await context.send_initial_metadata(metadata)
+        await bare.answer_all(requests, context)
+
+    bare.live = begin
+    for metadata in ((), (("k", "v"),)):
+        call = live(loader)
+        async with asyncio.timeout(20):
+            assert dict(await call.initial_metadata()).get("k") == dict(metadata).get("k")
+        await call.write(b"x")
+        assert await call.read() == b"x"
+        await call.done_writing()
+        assert await call.read() is aio.EOF
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream", "live"])
+async def test_a_vanished_client_leaves_nothing_behind(
+    loader: LoaderUnderTest, bare: BareBackend, kind: str
+) -> None:
+    bare.one = bare.many = bare.live = bare.stall
+    async with aio.insecure_channel(
+        loader.service.address, options=[("grpc.use_local_subchannel_pool", 1)]
+    ) as channel:
+        if kind == "unary":
+            call: Any = channel.unary_unary(PREDICT)(b"x", metadata=MODEL)
+        elif kind == "stream":
+            call = channel.unary_stream(STREAM)(b"x", metadata=MODEL)
+        else:
+            call = channel.stream_stream(LIVE)(metadata=MODEL)
+            await call.write(b"x")
+
+        async def busy() -> bool:
+            return not await idle(loader)
+
+        await eventually(busy, what="the call")
+    async with asyncio.timeout(10):
+        await bare.ended.wait()
+    await eventually(lambda: idle(loader), what="the end of the lease")
