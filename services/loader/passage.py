@@ -9,13 +9,13 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 import grpc
-import structlog
 from grpc import aio
 
 from services.common.calls import CallRecord
 from services.common.errors import ControlPlaneOnlyError, MessageTooLargeError
 from services.common.interceptors import abort, code_name
 from services.common.status import status_code
+from services.common.structured import structlog
 
 from . import backend_status
 from .admission import Caller
