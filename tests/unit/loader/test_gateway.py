@@ -15,7 +15,7 @@ from grpc import aio
 from services.common.calls import CallRecord
 from services.common.config import ServiceSettings
 from services.common.errors import QueueFullError
-from services.common.server import GenericMount, Observe, serving
+from services.common.server import AnyMount, GenericMount, Observe, serving
 from services.common.status import from_rpc_error
 from services.loader.admission import Caller
 from services.loader.backend_catalog import Backend
@@ -98,7 +98,7 @@ class Backends(grpc.GenericRpcHandler):
 class World:
     """A gateway between a client and a backend."""
 
-    def __init__(self, channel: aio.Channel, turnstile: Turnstile, backend: Backends) -> None:
+    def __init__(self, channel: Any, turnstile: Turnstile, backend: Backends) -> None:
         self.channel = channel
         self.turnstile = turnstile
         self.backend = backend
@@ -121,7 +121,7 @@ async def world(position: int = 3) -> AsyncIterator[World]:
         gateway = Gateway(turnstile, max_message_size=1 << 20, cause_timeout=0.1)  # type: ignore[arg-type]
         channel: Any = None
         made = World(channel, turnstile, backend)
-        front = [gateway.mount(), Observe(made)]
+        front: list[AnyMount] = [gateway.mount(), Observe(made)]
         async with serving(name="gateway", settings=settings, mounts=front) as server:
             made.channel = aio.insecure_channel(server.address)
             yield made
