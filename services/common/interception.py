@@ -95,7 +95,7 @@ class InterceptedServer:
         """Do without: generated code adds each method a second time, as a "registered" one.
 
         For each of those grpc.aio keeps a task, and goes through all of them at every call of any:
-        0.1 ms a call for the loader's methods.
+        30 us a call for the loader's 25 methods.
         """
 
 

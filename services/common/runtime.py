@@ -43,7 +43,7 @@ def loop_factory(wanted: EventLoop) -> LoopFactory | None:
 def settle_memory() -> None:
     """Take what is there after the start for good, so that no search for garbage goes through it again.
 
-    A full one through 5,000 models stops all calls for a tenth of a second.
+    Calls wait for it meanwhile, the longer the more models there are.
     """
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
