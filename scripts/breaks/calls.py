@@ -144,8 +144,8 @@ BREAKS = (
         4,
         "a stream holds its lease to its first message only",
         f"{LOADER}/passage.py",
-        "            await write(response)\n",
-        "            lease.release()\n            await write(response)\n",
+        "                await write(response)\n",
+        "                lease.release()\n                await write(response)\n",
         f"{LIVES}::test_unload_waits_for_calls_and_refuses_when_they_stay",
     ),
     Break(

@@ -97,7 +97,10 @@ class Passage:
             self._check_size("request", request)
         lease, request = await self._acquire(request)
         if self._queue_told is not None:
-            await self._queue_told
+            try:
+                await self._queue_told
+            except aio.BaseError as gone:
+                raise _gone() from gone
         if lease.instance.ended.done():  # in the moment between the lease and now
             raise lease.instance.ended.result()
         connection = lease.instance.connection
@@ -133,7 +136,10 @@ class Passage:
         assert lease is not None
         async for response in call:
             lease.progress = math.inf  # it is the client's turn, as Lease.awaits_client() says
-            await write(response)
+            try:
+                await write(response)
+            except aio.BaseError as gone:
+                raise _gone() from gone
             lease.progress = now()
             self._sent += 1
         await self._finish(call)
@@ -255,7 +261,10 @@ class Passage:
 
     async def _pass_back_initial(self, initial: Any, *, empty: Any = False) -> None:
         if self._queue_told is None and (initial or empty):
-            await self._context.send_initial_metadata(passed_back(initial))
+            try:
+                await self._context.send_initial_metadata(passed_back(initial))
+            except aio.BaseError as gone:
+                raise _gone() from gone
 
     async def _finish(self, call: Any) -> None:
         trailing = await call.trailing_metadata()
@@ -317,3 +326,8 @@ class Passage:
         self._set_trailers(())
         self._code = status_code(error).name
         await abort(self._context, error, self._method.path, self._heading.request_id)
+
+
+def _gone() -> asyncio.CancelledError:
+    """Return the error for a client that takes nothing any more; gRPC says a moment later that it left."""
+    return asyncio.CancelledError("the client is gone")
