@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import grpc
 from grpc import aio
+from grpc_interceptor.server import AsyncServerInterceptor
 
 Behaviour = Callable[[Any, Any], Any]
 """A handler's function: takes the request (or their iterator) and the context."""
@@ -19,11 +20,12 @@ _FACTORIES: Final = {
 }
 
 
-class Interceptor(aio.ServerInterceptor):
+class Interceptor(AsyncServerInterceptor):
     """Something around each call, for streamed responses and for single ones.
 
-    A handler's `finally` (where something is given back) must run when the call ends, so a streamed
-    handler must be closed, not left to the garbage collector. A subclass handles single responses in
+    The library's own dispatch puts one more generator around each stream and leaves closing it to the
+    garbage collector; a handler's `finally` (where something is given back) must run when the call ends.
+    So a subclass handles single responses in
     `intercept`, and streamed ones in the function that `stream_handler` returns.
     """
 
