@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -24,6 +25,16 @@ class Call:
         self.slot = False
         self.worker = False
         self.memory: bytearray | None = None
+
+
+def allowed(metadata: Sequence[tuple[str, Any]], token: str) -> bool:
+    """Whether a call brought the token of this process; without one all are allowed."""
+    expected = f"Bearer {token}".encode()
+    return not token or any(
+        key == "authorization"
+        and hmac.compare_digest(value if isinstance(value, bytes) else value.encode(), expected)
+        for key, value in metadata
+    )
 
 
 class Slots:

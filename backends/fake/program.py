@@ -33,6 +33,7 @@ MAX_MESSAGE = 64 * 1024 * 1024
 # How long calls may still take after SIGTERM, in seconds.
 STOP_GRACE = 0.5
 _PARENT_INTERVAL = 0.5
+_TOKEN = "LOCALAI_GRPC_AUTH_TOKEN"
 _PARENT_WATCH = "LOCALAI_BACKEND_PARENT_WATCH"
 _FALSE = ("false", "0", "no", "off")
 
@@ -126,13 +127,17 @@ async def _serve(script: Script, address: str, parent: int) -> int:
     from corral.backend import backend_pb2  # noqa: F401 - fails here rather than in a call
 
     from .servicer import Backend, Newer
+    from .steps import Steps
 
     how = script.now()
     limits = ("grpc.max_receive_message_length", "grpc.max_send_message_length")
     options: list[tuple[str, Any]] = [("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options + [(limit, MAX_MESSAGE) for limit in limits])
     flood = disorder.Flood(script.now)
-    server.add_generic_rpc_handlers((Backend(script, flood).handlers(), Newer()))
+    token = os.environ.get(_TOKEN, "")
+    server.add_generic_rpc_handlers(
+        (Steps(script, token), Backend(script, flood, token).handlers(), Newer())
+    )
     socket = address.removeprefix("unix:").removeprefix("//")
     bound = _bind(server, "127.0.0.1:0" if how.elsewhere else address)
     await server.start()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,13 +15,12 @@ from corral.backend import backend_pb2 as pb
 
 from . import answers, disorder, streams
 from .behaviour import BehaviourError, Script
-from .call import Call, Slots
+from .call import Call, Slots, allowed
 from .errors import Answer, Refused, status_code
 from .model import Model
 from .stores import Jobs, Stores
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Backend"]
-TOKEN_VARIABLE = "LOCALAI_GRPC_AUTH_TOKEN"
 INITIAL = (("fake-initial", "i"),)
 TRAILING = (("fake-trailing", "t"), ("fake-bin", b"\0\1"))
 ECHO = "fake-echo-"
@@ -46,8 +43,8 @@ _NEEDS_NO_MODEL = _CONTROL | {
 class Backend:
     """All RPCs of the contract, and the state of the one model."""
 
-    def __init__(self, script: Script, flood: disorder.Flood) -> None:
-        """Begin without a model."""
+    def __init__(self, script: Script, flood: disorder.Flood, token: str) -> None:
+        """Begin without a model; calls bring the `token`, if there is one."""
         self._script = script
         self._model = Model(script)
         self._flood = flood
@@ -62,7 +59,7 @@ class Backend:
             "GetMetrics": self._model.metrics,
         }
         self._streams = streams.server(self._jobs)
-        self._token = os.environ.get(TOKEN_VARIABLE, "")
+        self._token = token
         self._workers = Slots()
         self._log = disorder.LogWriter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -164,20 +161,12 @@ class Backend:
         except BehaviourError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise
-        if call.how.check_token and self._token and not self._allowed(call):
+        if call.how.check_token and not allowed(call.metadata, self._token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong bearer token")
         if call.how.workers:
             await self._workers.take(call.how.workers)
             call.worker = True
         return call
-
-    def _allowed(self, call: Call) -> bool:
-        expected = f"Bearer {self._token}".encode()
-        return any(
-            key == "authorization"
-            and hmac.compare_digest(value if isinstance(value, bytes) else value.encode(), expected)
-            for key, value in call.metadata
-        )
 
     async def _admit(self, call: Call, identity: str) -> None:
         how, context = call.how, call.context

@@ -8,6 +8,7 @@ import pytest
 from tests.tools.faulty_http import FaultyServer
 from tests.tools.gallery_service import DATA, PATH, SMALL, SMALL_PATH
 from tests.tools.running import LoaderUnderTest
+from tests.tools.ways import World, running_world
 
 
 @pytest.fixture
@@ -34,3 +35,10 @@ async def running(loader: LoaderUnderTest) -> LoaderUnderTest:
     loader.add_model("m", "fake")
     await loader.start("--load-backoff", "1s")
     return loader
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A backend with a loader beside it, and all ways to both."""
+    with running_world(tmp_path_factory.mktemp("world")) as running:
+        yield running
