@@ -1,0 +1,84 @@
+"""A call with messages both ways, in which the test says when each of them is sent and read."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+from tests.tools.outcomes import Metadata, Outcome, Step, call_name, outcome, steps
+from tests.tools.waiting import eventually_sync
+from tests.tools.ways import Way, finish
+
+END = None
+
+
+class Talk:
+    """A call of the sync client, whose requests the test sends one by one."""
+
+    def __init__(
+        self,
+        way: Way,
+        *told: Step,
+        name: str = "Forward",
+        kind: str = "stream_stream",
+        metadata: Metadata = (),
+        **more: Any,
+    ) -> None:
+        self.way = way
+        self.id = call_name()
+        self.messages: list[bytes] = []
+        self.taken = 0
+        """How many messages gRPC has asked for; it asks for the next when one is on its way."""
+        self._kind = kind
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        named = (*metadata, ("fake-call", self.id), *steps(*told))
+        given = self._given() if kind.startswith("stream") else b""
+        self.call = way.start(name, given, kind=kind, metadata=named, **more)
+
+    def _given(self) -> Iterator[bytes]:
+        while (message := self._requests.get()) is not END:
+            self.taken += 1
+            yield message
+
+    def send(self, message: bytes) -> None:
+        self._requests.put(message)
+
+    def half_close(self) -> None:
+        self._requests.put(END)
+
+    def read(self) -> bytes:
+        message: bytes = next(self.call)
+        self.messages.append(message)
+        return message
+
+    def finish(self) -> Outcome:
+        """Read to the end, and return what the client saw of the whole call."""
+        rest = finish(self.call, self._kind)
+        self.half_close()  # gRPC leaves its thread with the requests alone
+        return outcome(self.call, [*self.messages, *rest.messages])
+
+    def progress(self) -> dict[str, Any]:
+        """Return how far the call has come at the backend."""
+        return progress(self.way, self.id)
+
+    def ended(self, how: str) -> None:
+        """Wait until the call has ended at the backend, in this way."""
+        end = eventually_sync(lambda: self.progress()["end"], what=f"the end of {self.id}")
+        assert end == how, self.way
+
+    def arrived(self) -> None:
+        """Wait until the backend has the call."""
+        eventually_sync(lambda: self.progress()["seen"], what=f"{self.id} at the backend")
+
+
+def progress(way: Way, name: str) -> dict[str, Any]:
+    """Return how far a call has come at the backend."""
+    answer: dict[str, Any] = json.loads(way.ask("Predict", [b""], ("progress", name)).messages[0])
+    return answer
+
+
+def release(way: Way, name: str) -> None:
+    """Let the calls go on that wait for this at the backend."""
+    way.ask("Predict", [b""], ("release", name), ("read",), ("echo",), ("write", 0, 1))
