@@ -81,4 +81,4 @@ def progress(way: Way, name: str) -> dict[str, Any]:
 
 def release(way: Way, name: str) -> None:
     """Let the calls go on that wait for this at the backend."""
-    way.ask("Predict", [b""], ("release", name), ("read",), ("echo",), ("write", 0, 1))
+    way.ask("Predict", [b""], ("release", name), ("write", 0, 1))
