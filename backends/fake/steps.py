@@ -191,7 +191,12 @@ class _Run:
                 await then(message)
 
     async def _send(self, message: bytes) -> None:
-        await self._context.write(message)
+        try:
+            await self._context.write(message)
+        except Exception:
+            # What grpc.aio raises when the client goes while it waits for room.
+            self._progress.end = "cancelled"
+            raise
         self._progress.sent += 1
 
 

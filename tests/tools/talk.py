@@ -7,7 +7,7 @@ import queue
 from collections.abc import Iterator
 from typing import Any
 
-from tests.tools.outcomes import Metadata, Outcome, Step, call_name, outcome, steps
+from tests.tools.outcomes import Metadata, Outcome, Step, call_name, kind_of, outcome, steps
 from tests.tools.waiting import eventually_sync
 from tests.tools.ways import Way, finish
 
@@ -22,7 +22,7 @@ class Talk:
         way: Way,
         *told: Step,
         name: str = "Forward",
-        kind: str = "stream_stream",
+        kind: str = "",
         metadata: Metadata = (),
         **more: Any,
     ) -> None:
@@ -31,9 +31,9 @@ class Talk:
         self.messages: list[bytes] = []
         self.taken = 0
         """How many messages gRPC has asked for; it asks for the next when one is on its way."""
-        self._kind = kind
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         named = (*metadata, ("fake-call", self.id), *steps(*told))
+        kind = self._kind = kind or kind_of(name)
         given = self._given() if kind.startswith("stream") else b""
         self.call = way.start(name, given, kind=kind, metadata=named, **more)
 
@@ -65,7 +65,7 @@ class Talk:
 
     def ended(self, how: str) -> None:
         """Wait until the call has ended at the backend, in this way."""
-        end = eventually_sync(lambda: self.progress()["end"], what=f"the end of {self.id}")
+        end = eventually_sync(lambda: self.progress()["end"], what=f"the end at {self.way}")
         assert end == how, self.way
 
     def arrived(self) -> None:

@@ -34,11 +34,15 @@ async def eventually(
 
 
 def eventually_sync(
-    condition: Callable[[], Any], *, timeout: float = 10.0, what: str = "the condition"
+    condition: Callable[[], Any],
+    *,
+    timeout: float = 10.0,
+    what: str = "the condition",
+    interval: float = POLL,
 ) -> Any:
     """Do the same in a test without a loop."""
     deadline = time.monotonic() + timeout
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true within {timeout:g} s"
-        time.sleep(POLL)
+        time.sleep(interval)
     return answer

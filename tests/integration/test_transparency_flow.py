@@ -1,0 +1,108 @@
+"""Who sends faster than the other side reads has to wait, on every way; nothing piles up between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from tests.tools.outcomes import Outcome
+from tests.tools.talk import Talk, release
+from tests.tools.waiting import eventually_sync
+from tests.tools.ways import Way, World, same
+
+MIB = 1024**2
+COUNT = 100
+"""Messages of 1 MiB: more than all buffers of gRPC and the system hold together."""
+
+STALLED = 40
+"""Messages that may be on their way while nobody reads."""
+
+ROOM = 32 * MIB
+"""Memory that the loader may need meanwhile, for one call or for several: windows and a few copies."""
+
+
+def memory(world: World) -> int:
+    resident: int = psutil.Process(world.loader.service.pid).memory_info().rss
+    return resident
+
+
+def stalled(count: Callable[[], int]) -> int:
+    """Wait until a count has begun and does not change for half a second; return it."""
+    seen: list[int] = []
+
+    def unchanged() -> bool:
+        seen.append(count())
+        return len(seen) > 25 and seen[-1] > 0 and len(set(seen[-25:])) == 1
+
+    eventually_sync(unchanged, what="the standstill", interval=0.02)
+    return seen[-1]
+
+
+@pytest.mark.parametrize("name", ["PredictStream", "Forward"])
+def test_a_client_that_does_not_read(world: World, name: str) -> None:
+    def ask(way: Way) -> Outcome:
+        before = memory(world)
+        talk = Talk(way, ("write", MIB, COUNT), name=name)
+        talk.read()
+        assert stalled(lambda: talk.progress()["sent"]) < STALLED, way
+        assert memory(world) - before < ROOM, way
+        return talk.finish()
+
+    seen = same(world, ask)
+    assert [message[:4] for message in seen.messages] == [
+        n.to_bytes(4, "big") for n in range(COUNT)
+    ]
+
+
+@pytest.mark.parametrize("name", ["Forward", "CountUploads"])
+def test_a_backend_that_does_not_read(world: World, name: str) -> None:
+    kind = "stream_unary" if name == "CountUploads" else "stream_stream"
+
+    def ask(way: Way) -> Outcome:
+        before = memory(world)
+        told = (("wait", f"{name}-{way}"), ("read",), ("write", 1, 1))
+        talk = Talk(way, *told, name=name, kind=kind)
+        message = bytes(MIB)
+        for _ in range(COUNT):
+            talk.send(message)
+        talk.half_close()
+        assert stalled(lambda: talk.taken) < STALLED, way
+        assert memory(world) - before < ROOM, way
+        release(way, f"{name}-{way}")
+        seen = talk.finish()
+        assert talk.progress()["received"] == COUNT
+        return seen
+
+    assert same(world, ask).messages == (b"\0",)
+
+
+def test_both_sides_slow(world: World) -> None:
+    """An echo whose answers nobody reads stops the requests too."""
+
+    def ask(way: Way) -> Outcome:
+        talk = Talk(way, ("echo",))
+        for _ in range(COUNT):
+            talk.send(bytes(MIB))
+        talk.half_close()
+        assert stalled(lambda: talk.taken) < 2 * STALLED, way
+        return talk.finish()
+
+    assert sum(map(len, same(world, ask).messages)) == COUNT * MIB
+
+
+def test_many_clients_that_do_not_read(world: World) -> None:
+    """The others do not feel them, and they get all in the end."""
+    for way in world.ways.values():
+        before = memory(world)
+        told = (("read",), ("write", MIB // 4, COUNT))
+        talks = [Talk(way, *told, name="PredictStream") for _ in range(16)]
+        assert stalled(lambda talks=talks: sum(t.progress()["sent"] for t in talks)) < 16 * STALLED
+        assert memory(world) - before < 2 * ROOM, way
+        assert way.ask("Predict", [b"x"], ("echo",)).messages == (b"x",)
+        for talk in talks[1:]:
+            talk.call.cancel()
+        for talk in talks[1:]:
+            talk.ended("cancelled")
+        assert len(talks[0].finish().messages) == COUNT
