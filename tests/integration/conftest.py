@@ -8,7 +8,7 @@ import pytest
 from tests.tools.faulty_http import FaultyServer
 from tests.tools.gallery_service import DATA, PATH, SMALL, SMALL_PATH
 from tests.tools.running import LoaderUnderTest
-from tests.tools.ways import World, running_world
+from tests.tools.transparency import World, running_world
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pytest
 
 from tests.tools.outcomes import Outcome
 from tests.tools.talk import Talk, release
+from tests.tools.transparency import World, same
 from tests.tools.waiting import eventually_sync
-from tests.tools.ways import Way, World, same
+from tests.tools.ways import Way
 
 MIB = 1024**2
 COUNT = 100
@@ -94,7 +95,7 @@ def test_both_sides_slow(world: World) -> None:
 
 def test_many_clients_that_do_not_read(world: World) -> None:
     """The others do not feel them, and they get all in the end."""
-    for way in world.ways.values():
+    for way in world.ways:
         before = memory(world)
         told = (("read",), ("write", MIB // 4, COUNT))
         talks = [Talk(way, *told, name="PredictStream") for _ in range(16)]

@@ -25,7 +25,8 @@ from tests.tools.outcomes import (
     pairs,
     steps,
 )
-from tests.tools.ways import Way, World, examples, same
+from tests.tools.transparency import World, examples, same
+from tests.tools.ways import Way
 
 CONTROL = ("LoadModel", "Free")
 ANSWERED = [name for name in METHODS if name not in CONTROL]
@@ -56,7 +57,7 @@ def test_any_message_passes(world: World, name: str) -> None:
     @examples(6)
     @given(batches(name, 60 if "stream" in kind_of(name) else 12))
     def passes(sent: list[bytes]) -> None:
-        for way in world.ways.values():
+        for way in world.ways:
             if name not in way.refuses:
                 assert echoed(way, name, sent) == sent, way
 
@@ -92,7 +93,7 @@ def bounded(message: bytes) -> bytes:
 @pytest.mark.parametrize("name", CONTROL)
 def test_the_control_plane_owns_loading(world: World, name: str) -> None:
     """The one difference in what is passed on: the gateway's models are shared."""
-    for way in world.ways.values():
+    for way in world.ways:
         if name not in way.refuses:
             assert way.ask(name, [b""], ("echo",)).code is grpc.StatusCode.OK
             continue
@@ -146,7 +147,7 @@ def test_any_metadata_pass(world: World, name: str) -> None:
     def passes(sent: Metadata, initial: Metadata, trailing: Metadata) -> None:
         told = (("initial", pairs(initial)), ("see",), ("end", "OK", "", pairs(trailing)))
         outcomes = {}
-        for way in world.ways.values():
+        for way in world.ways:
             seen = way.ask(name, [b""], *told, metadata=sent)
             (message,) = seen.messages
             arrived = json.loads(message)["metadata"]
@@ -168,7 +169,7 @@ def test_much_metadata_passes(world: World) -> None:
     """As much as servers of gRPC take for certain: 8 KiB."""
     much = [(f"key-{number}", "v" * 100) for number in range(30)]
     told = (("initial", pairs(much)), ("see",), ("end", "OK", "", pairs(much)))
-    for way in world.ways.values():
+    for way in world.ways:
         # The steps are metadata too, so there is room for less on the way to the backend.
         seen = way.ask("Predict", [b""], *told[1:2], metadata=much)
         assert sum(pair[0].startswith("key-") for pair in seen_by(seen)) == 30, way
@@ -184,7 +185,7 @@ def seen_by(outcome: Outcome) -> list[list[str]]:
 def test_what_a_way_adds(world: World) -> None:
     """Only trailing metadata, under names of Corral's own; the backend sees the call as it was made."""
     secret = base64.b64encode(b"\0\xff").decode()
-    for way in world.ways.values():
+    for way in world.ways:
         seen = way.ask("Predict", [b""], ("see",), metadata=(("a-bin", b"\0\xff"),))
         left = [pair for pair in seen_by(seen) if pair[0] not in (*HOP, "fake-steps")]
         assert left == [["a-bin", secret]], way
@@ -193,10 +194,10 @@ def test_what_a_way_adds(world: World) -> None:
 
 
 def test_a_deadline_arrives(world: World) -> None:
-    for way in world.ways.values():
+    for way in world.ways:
         seen = way.ask("Predict", [b""], ("see",), timeout=TIMEOUT)
         remaining = json.loads(seen.messages[0])["remaining"]
         assert TIMEOUT - 2 < remaining < TIMEOUT + 0.5, way
-    for way in world.ways.values():
+    for way in world.ways:
         seen = way.ask("Predict", [b""], ("see",), timeout=None)
         assert json.loads(seen.messages[0])["remaining"] is None, way

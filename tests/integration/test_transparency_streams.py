@@ -11,8 +11,9 @@ import pytest
 
 from tests.tools.outcomes import METHODS, Outcome, kind_of, method_of, pairs, steps
 from tests.tools.talk import Talk, release
+from tests.tools.transparency import World, same
 from tests.tools.waiting import eventually_sync
-from tests.tools.ways import Way, World, same
+from tests.tools.ways import Way
 
 Code = grpc.StatusCode
 BOTH = [name for name in METHODS if kind_of(name) == "stream_stream"]
@@ -82,7 +83,7 @@ def test_the_backend_ends_first_without_a_word_of_the_client(world: World) -> No
 @pytest.mark.parametrize("name", BOTH)
 def test_a_cancellation_is_no_half_close(world: World, name: str) -> None:
     """The end of a recording is one thing, its being thrown away another."""
-    for way in world.ways.values():
+    for way in world.ways:
         talk = Talk(way, ("echo", 1), ("read",), ("write", 5, 1), ("hang",), name=name)
         talk.send(b"one")
         talk.read()
@@ -95,7 +96,7 @@ def test_a_cancellation_is_no_half_close(world: World, name: str) -> None:
 
 
 def test_the_client_cancels_while_messages_are_on_their_way(world: World) -> None:
-    for way in world.ways.values():
+    for way in world.ways:
         talk = Talk(way, ("echo",), ("hang",))
         for _ in range(100):
             talk.send(b"x" * 100_000)
@@ -121,8 +122,8 @@ def test_initial_metadata_come_before_the_answer(world: World, name: str) -> Non
         answers = [one async for one in call] if kind.endswith("stream") else [await call]
         return [pair for pair in initial if pair[0].startswith("first")], answers
 
-    for way in world.ways.values():
-        initial, answers = way.world.run(ask(way, f"initial-{name}"))
+    for way in world.ways:
+        initial, answers = way.run(ask(way, f"initial-{name}"))
         assert (initial, answers) == (list(INITIAL), [b"\0"]), way
 
 
@@ -151,7 +152,7 @@ def test_streams_of_random_sizes_side_by_side(world: World) -> None:
         [chance.randbytes(max(0, chance.choice(edges) + chance.randint(-2, 2))) for _ in range(20)]
         for _ in range(8)
     ]
-    for way in world.ways.values():
+    for way in world.ways:
         talks = [Talk(way, ("echo",), name=chance.choice(BOTH)) for _ in rows]
         for talk, row in zip(talks, rows, strict=True):
             for message in row:
@@ -175,7 +176,7 @@ def test_the_aio_client(world: World) -> None:
         seen += [await call.read(), await call.read()]
         return seen, await call.code(), [p for p in await call.trailing_metadata() if p in INITIAL]
 
-    seen = [way.world.run(ask(way)) for way in world.ways.values()]
+    seen = [way.run(ask(way)) for way in world.ways]
     assert seen[0] == (
         [*(bytes([number]) for number in range(100)), b"\0\0", grpc.aio.EOF],
         Code.OK,

@@ -1,23 +1,13 @@
-"""The ways to a backend: to the process itself, and all those that go through a loader.
-
-Each leads to a process of its own, which runs the same program, so that the same calls find the same
-state; and each makes the same calls in the same words.
-"""
+"""The ways to a backend, for clients of both kinds: each makes the same calls in the same words."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.util import find_spec
+from typing import Any, Self, TypeVar
 
 import grpc
-from hypothesis import HealthCheck, Phase, settings
 
-from corral.loader.v1 import loader_pb2
-from tests.tools.fake_backend import Running, serving
 from tests.tools.outcomes import (
     TIMEOUT,
     Metadata,
@@ -29,47 +19,52 @@ from tests.tools.outcomes import (
     outcome_of,
     steps,
 )
-from tests.tools.running import LoaderUnderTest
 
 T = TypeVar("T")
+Run = Callable[[Awaitable[Any]], Any]
 
 CONTROL = frozenset({"LoadModel", "Free"})
-"""What a gateway does not pass on."""
+"""What a loader does not pass on: its models are shared."""
 
-LOCAL = (("grpc.use_local_subchannel_pool", 1),)
-UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+_LOCAL = (("grpc.use_local_subchannel_pool", 1),)
+_LARGEST = "grpc.max_receive_message_length"
+_UNLIMITED = ((_LARGEST, -1), ("grpc.max_send_message_length", -1))
 
 
 class Way:
-    """One way to a backend, for clients of both kinds."""
+    """A server that answers for a backend, or is it."""
 
     def __init__(
         self,
-        world: World,
         name: str,
         address: str,
+        run: Run,
+        *,
         metadata: Metadata = (),
         refuses: frozenset[str] = frozenset(),
     ) -> None:
-        self.world = world
+        """`run` runs what is asynchronous; `metadata` goes with each call."""
         self.name = name
         self.address = address
+        self.run = run
         self.metadata = tuple(metadata)
         self.refuses = refuses
-        options = [*LOCAL, *UNLIMITED]
-        self.channel = grpc.insecure_channel(address, options=options)
-        self.aio = world.run(_opened(address, options))
+        self.channel = self.open(*_UNLIMITED)
+        self.aio = run(self._open_aio())
 
     def __repr__(self) -> str:
         return self.name
 
     def close(self) -> None:
         self.channel.close()
-        self.world.run(self.aio.close())
+        self.run(self.aio.close())
 
-    def open(self, *options: tuple[str, Any], **more: Any) -> grpc.Channel:
-        """Return a channel of its own, with other options."""
-        return grpc.insecure_channel(self.address, options=[*LOCAL, *options], **more)
+    def open(self, *options: tuple[str, Any]) -> Any:
+        """Return a channel of its own."""
+        return grpc.insecure_channel(self.address, options=[*_LOCAL, *options])
+
+    async def _open_aio(self) -> Any:
+        return grpc.aio.insecure_channel(self.address, options=[*_LOCAL, *_UNLIMITED])
 
     def start(
         self,
@@ -95,23 +90,21 @@ class Way:
         given = iter(requests) if kind.startswith("stream") else requests[0]
         return finish(self.start(name, given, metadata=metadata, **more), kind)
 
-    def ask_aio(self, name: str, requests: Sequence[bytes], *told: Step, **more: Any) -> Outcome:
+    def ask_aio(self, name: str, requests: Sequence[bytes], *told: Step) -> Outcome:
         """Do the same with the client of grpc.aio."""
-        return self.world.run(self._ask_aio(name, requests, told, more))
+        seen: Outcome = self.run(self._ask_aio(name, requests, told))
+        return seen
 
-    async def _ask_aio(
-        self, name: str, requests: Sequence[bytes], told: Sequence[Step], more: dict[str, Any]
-    ) -> Outcome:
-        metadata = (*more.pop("metadata", ()), *(steps(*told) if told else ()))
-        kind = more.pop("kind", "") or kind_of(name)
-        more.setdefault("timeout", TIMEOUT)
+    async def _ask_aio(self, name: str, requests: Sequence[bytes], told: Sequence[Step]) -> Outcome:
+        kind = kind_of(name)
         given = iter(requests) if kind.startswith("stream") else requests[0]
-        call = method_of(self.aio, name, kind)(given, metadata=(*self.metadata, *metadata), **more)
+        metadata = (*self.metadata, *steps(*told))
+        call = method_of(self.aio, name)(given, metadata=metadata, timeout=TIMEOUT)
         messages: list[bytes] = []
         try:
             if kind.endswith("stream"):
                 async for message in call:
-                    messages.append(message)  # noqa: PERF401
+                    messages.append(message)  # noqa: PERF401 - what came before an error counts
             else:
                 messages.append(await call)
         except grpc.RpcError:
@@ -139,102 +132,45 @@ def finish(call: Any, kind: str = "stream_stream") -> Outcome:
     return outcome(call, messages)
 
 
-async def _opened(address: str, options: Any) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(address, options=options)
+LEASES = find_spec("corral.client") is not None
 
 
-class World:
-    """A backend that nobody loads, a loader, and the ways to the models of both."""
+class Leased(Way):
+    """The backend's own address, which the loader gives out: by the clients of the SDK."""
 
-    WAYS = ("direct", "gateway")
+    def __init__(self, name: str, loader: str, run: Run) -> None:
+        super().__init__(name, loader, run, refuses=CONTROL)
+        self.channel.model.ready(TIMEOUT)
+        run(self.aio.model.ready(TIMEOUT))
 
-    def __init__(self, home: Path, runner: asyncio.Runner) -> None:
-        self.loader = LoaderUnderTest(home / "loader")
-        self.ways: dict[str, Way] = {}
-        self._home = home / "direct"
-        self._home.mkdir()
-        self._runner = runner
-        self._open = AsyncExitStack()
-        self._direct: Running
+    def open(self, *options: tuple[str, Any]) -> Any:
+        from corral.client.blocking_calls import Router
 
-    def run(self, work: Awaitable[T]) -> T:
-        """Run what is asynchronous: all of it in one loop."""
+        from corral import client
 
-        async def awaited() -> T:
-            return await work
+        size = dict(options).get(_LARGEST, -1)
+        return _Channel(client.connect(self.name, self.address, max_message_size=size), Router)
 
-        return self._runner.run(awaited())
+    async def _open_aio(self) -> Any:
+        from corral.client import aio
 
-    def start(self, *arguments: str, **behaviour: Any) -> None:
-        self.run(self._start(arguments, {**BEHAVIOUR, **behaviour}))
-        self.ways["direct"] = Way(self, "direct", self._direct.address)
-        named = (("corral-model", "gateway"),)
-        self.ways["gateway"] = Way(self, "gateway", self.loader.service.address, named, CONTROL)
-
-    async def _start(self, arguments: Sequence[str], behaviour: dict[str, Any]) -> None:
-        address = f"unix:{self._home}/b.sock"
-        running = serving(self._home, "--addr", address, **behaviour)
-        self._direct = await self._open.enter_async_context(running)
-        await self._direct.load("gateway.bin")
-        for name in self.WAYS[1:]:
-            self.loader.add_backend(name, **{**behaviour, "announce": False})
-            self.loader.add_model(name, name)
-        await self.loader.start(*arguments)
-        for name in self.WAYS[1:]:
-            await self.loader.control.LoadModel(loader_pb2.LoadModelRequest(name=name))
-
-    def close(self) -> None:
-        for way in self.ways.values():
-            way.close()
-        self.run(self.loader.close())
-        self.run(self._open.aclose())
+        model = aio.connect(self.name, self.address, max_message_size=-1)
+        return _Channel(model, aio._Router)
 
 
-BEHAVIOUR = {
-    "echo": "prompt",
-    "tokens": 3,
-    "token_seconds": 0,
-    "write_files": False,
-    # What differs from process to process.
-    "identity": "fake.bin",
-    "state": "READY",
-    "memory_mib": 7,
-}
+class _Channel:
+    """What the stub of a client has for a channel, for calls on bare bytes."""
 
+    def __init__(self, model: Any, router: Callable[[Any], Any]) -> None:
+        self.model = model
+        self.close = model.close
+        self._router = router(model._keeper)
 
-@contextmanager
-def running_world(home: Path, *arguments: str, **behaviour: Any) -> Iterator[World]:
-    """Start a world, and end it."""
-    with asyncio.Runner() as runner:
-        world = World(home, runner)
-        try:
-            world.start(*arguments, **behaviour)
-            yield world
-        finally:
-            world.close()
+    def __getattr__(self, kind: str) -> Any:
+        return getattr(self._router, kind)
 
+    def __enter__(self) -> Self:
+        return self
 
-def same(world: World, act: Callable[[Way], Outcome]) -> Outcome:
-    """Do the same on every way, see that the client sees the same, and return that."""
-    outcomes = {way: act(way) for way in world.ways.values()}
-    first, *others = outcomes.items()
-    for way, seen in others:
-        assert seen == first[1], f"{way} has {seen}, {first[0]} {first[1]}"
-    return first[1]
-
-
-def examples(count: int) -> settings:
-    """Return settings for so many examples, always the same ones; more and others on demand.
-
-    TRANSPARENCY_EXAMPLES=100 tries a hundred times as many, and different ones in each run.
-    """
-    factor = int(os.environ.get("TRANSPARENCY_EXAMPLES", "0"))
-    return settings(
-        max_examples=count * (factor or 1),
-        derandomize=not factor,
-        # Backends have a state: what failed once may not fail again.
-        phases=(Phase.explicit, Phase.generate),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    def __exit__(self, *_: object) -> None:
+        self.close()

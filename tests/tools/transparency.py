@@ -1,0 +1,126 @@
+"""A backend that nobody loads, a loader, and the ways to the models of both, side by side.
+
+Each way leads to a process of its own, which runs the same program: the same calls find the same state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+from hypothesis import HealthCheck, Phase, settings
+
+from corral.loader.v1 import loader_pb2
+from tests.tools.fake_backend import serving
+from tests.tools.outcomes import Outcome
+from tests.tools.running import LoaderUnderTest
+from tests.tools.ways import CONTROL, LEASES, Leased, Way
+
+T = TypeVar("T")
+
+ENDPOINTS = find_spec("services.loader.endpoints") is not None
+MODELS = ["gateway", *["endpoint"] * ENDPOINTS, *["leased"] * LEASES]
+
+BEHAVIOUR = {
+    "echo": "prompt",
+    "tokens": 3,
+    "token_seconds": 0,
+    "write_files": False,
+    # What differs from process to process.
+    "identity": "fake.bin",
+    "state": "READY",
+    "memory_mib": 7,
+}
+
+
+class World:
+    """All ways to a backend, the one without a loader first."""
+
+    def __init__(self, home: Path, runner: asyncio.Runner) -> None:
+        self.loader = LoaderUnderTest(home / "loader")
+        self.ways: list[Way] = []
+        self._direct = home / "direct"
+        self._direct.mkdir()
+        self._runner = runner
+        self._open = AsyncExitStack()
+
+    def run(self, work: Awaitable[T]) -> T:
+        """Run what is asynchronous: all of it in one loop."""
+
+        async def awaited() -> T:
+            return await work
+
+        return self._runner.run(awaited())
+
+    def start(self, *arguments: str) -> None:
+        address = f"unix:{self._direct}/b.sock"
+        self.run(self._start(address, arguments))
+        loader = self.loader.service.address
+        self.ways.append(Way("direct", address, self.run))
+        for name in MODELS:
+            named = (("corral-model", name),)
+            if name == "gateway":
+                way = Way(name, loader, self.run, metadata=named, refuses=CONTROL)
+            elif name == "endpoint":
+                way = Way(name, f"unix:{self.loader.home}/run/models/{name}.sock", self.run)
+            else:
+                way = Leased(name, loader, self.run)
+            self.ways.append(way)
+
+    async def _start(self, address: str, arguments: Sequence[str]) -> None:
+        running = serving(self._direct, "--addr", address, **BEHAVIOUR)
+        await (await self._open.enter_async_context(running)).load()
+        for name in MODELS:
+            self.loader.add_backend(name, **BEHAVIOUR)
+            self.loader.add_model(name, name)
+        await self.loader.start(*arguments)
+        for name in MODELS:
+            await self.loader.control.LoadModel(loader_pb2.LoadModelRequest(name=name))
+
+    def close(self) -> None:
+        for way in self.ways:
+            way.close()
+        self.run(self.loader.close())
+        self.run(self._open.aclose())
+
+
+@contextmanager
+def running_world(home: Path, *arguments: str) -> Iterator[World]:
+    """Start a world, and end it; the loader takes these arguments."""
+    with asyncio.Runner() as runner:
+        world = World(home, runner)
+        try:
+            world.start(*arguments)
+            yield world
+        finally:
+            world.close()
+
+
+def same(world: World, act: Callable[[Way], Outcome]) -> Outcome:
+    """Do the same on every way, see that the client sees the same, and return that."""
+    first, *others = ((way, act(way)) for way in world.ways)
+    for way, seen in others:
+        assert seen == first[1], f"{way} has {seen}, {first[0]} {first[1]}"
+    return first[1]
+
+
+def examples(count: int) -> settings:
+    """Return settings for so many examples, always the same ones; more and others on demand.
+
+    TRANSPARENCY_EXAMPLES=100 tries a hundred times as many, and different ones in each run.
+    """
+    factor = int(os.environ.get("TRANSPARENCY_EXAMPLES", "0"))
+    return settings(
+        max_examples=count * (factor or 1),
+        derandomize=not factor,
+        database=None,
+        deadline=None,
+        # Backends have a state: what failed once may not fail again.
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=list(HealthCheck),
+    )
