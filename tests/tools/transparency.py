@@ -104,8 +104,8 @@ def running_world(home: Path, *arguments: str) -> Iterator[World]:
 def same(world: World, act: Callable[[Way], Outcome]) -> Outcome:
     """Do the same on every way, see that the client sees the same, and return that."""
     first, *others = ((way, act(way)) for way in world.ways)
-    for way, seen in others:
-        assert seen == first[1], f"{way} has {seen}, {first[0]} {first[1]}"
+    wrong = [one for one in others if one[1] != first[1]]
+    assert not wrong, f"{wrong} differ from {first}"
     return first[1]
 
 
