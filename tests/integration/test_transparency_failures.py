@@ -27,6 +27,7 @@ TRAILING: Metadata = (
     (DETAILS_KEY, b"\x08\x03\x12\x04text"),
 )
 ONE_OF_EACH = ["Predict", "PredictStream", "Forward", "CountUploads"]
+STREAMS = ("PredictStream", "Forward")
 KINDS = {"CountUploads": "stream_unary"}
 
 
@@ -58,7 +59,7 @@ def test_every_status(world: World, name: str) -> None:
             assert world.ways[0].ask_aio(name, [b""], *told) == seen
 
 
-@pytest.mark.parametrize("name", ["PredictStream", "Forward"])
+@pytest.mark.parametrize("name", STREAMS)
 def test_an_error_after_messages(world: World, name: str) -> None:
     for code in FAILURES:
         told = (
@@ -79,7 +80,7 @@ def test_any_failure(world: World, name: str) -> None:
         st.sampled_from(FAILURES),
         st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
         st.binary(max_size=40),
-        st.integers(0, 3 if name in ("PredictStream", "Forward") else 0),
+        st.integers(0, 3 if name in STREAMS else 0),
         st.booleans(),
     )
     def fails(code: Code, text: str, details: bytes, count: int, initial: bool) -> None:
@@ -87,7 +88,7 @@ def test_any_failure(world: World, name: str) -> None:
         told: list[Step] = [("read",), ("write", 3, count), ("end", code.name, text, trailing)]
         if initial:
             told.insert(0, ("initial", pairs(TRAILING[:2])))
-        seen = same(world, lambda way: ask(way, name, *told))
+        seen = same(world, lambda way: ask(way, name, *told), early=name in STREAMS)
         assert (seen.code, seen.details) == (code, text)
 
     fails()
@@ -97,7 +98,11 @@ def test_any_failure(world: World, name: str) -> None:
 def test_a_real_backend_refuses(world: World, name: str) -> None:
     for setting in ("status=DATA_LOSS", "status=UNAVAILABLE", f"unimplemented={name}", "no=1"):
         told = (("fake-set", setting), ("fake-echo-x", "y"))
-        same(world, lambda way, told=told: way.ask(name, [b""], metadata=told))
+        same(
+            world,
+            lambda way, told=told: way.ask(name, [b""], metadata=told),
+            early=name in STREAMS,
+        )
 
 
 def test_rpcs_that_the_backend_does_not_have(world: World) -> None:
@@ -144,7 +149,7 @@ def test_a_message_that_the_gateway_does_not_take(world: World, name: str) -> No
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_deadline_that_passes(world: World, name: str, count: int) -> None:
-    if count and name not in ("PredictStream", "Forward"):
+    if count and name not in STREAMS:
         pytest.skip("answers once")
 
     def ask(way: Way) -> Outcome:

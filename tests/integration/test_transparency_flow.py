@@ -99,7 +99,8 @@ def test_many_clients_that_do_not_read(world: World) -> None:
         before = memory(world)
         told = (("read",), ("write", MIB // 4, COUNT))
         talks = [Talk(way, *told, name="PredictStream") for _ in range(16)]
-        assert stalled(lambda talks=talks: sum(t.progress()["sent"] for t in talks)) < 16 * STALLED
+        sent = stalled(lambda talks=talks: sum(talk.progress()["sent"] for talk in talks))
+        assert sent < 16 * STALLED, way
         assert memory(world) - before < 2 * ROOM, way
         assert way.ask("Predict", [b"x"], ("echo",)).messages == (b"x",)
         for talk in talks[1:]:
