@@ -67,21 +67,26 @@ def test_any_message_passes(world: World, name: str) -> None:
 @pytest.mark.parametrize("name", ANSWERED)
 def test_a_real_backend_answers_the_same(world: World, name: str) -> None:
     """It parses what it gets, refuses what is no message, and has a state."""
+    method = METHODS[name]
 
     @examples(3)
     @given(batches(name, 4))
     def answers(sent: list[bytes]) -> None:
-        if METHODS[name].client_streaming:
-            same(world, lambda way: way.ask(name, sent))
-        else:
-            for message in map(bounded, sent) if name == "PredictStream" else sent:
-                same(world, lambda way, one=message: way.ask(name, [one]), early=streams)
+        calls = [sent] if method.client_streaming else [[bounded(name, one)] for one in sent]
+        for requests in calls:
+            same(
+                world,
+                lambda way, requests=requests: way.ask(name, requests),
+                early=method.server_streaming,
+            )
 
     answers()
 
 
-def bounded(message: bytes) -> bytes:
-    """Return a request that asks for few tokens."""
+def bounded(name: str, message: bytes) -> bytes:
+    """Return a request that asks for few tokens, if it asks for any."""
+    if name != "PredictStream":
+        return message
     try:
         parsed = pb.PredictOptions.FromString(message)
     except DecodeError:
