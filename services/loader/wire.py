@@ -13,12 +13,16 @@ def string_field(message: bytes, number: int) -> str:
     The last occurrence counts, as protobuf has it. Everything else is skipped by its length, so a
     request with an image in it costs no more than a short one.
     """
+    if _key(number) not in message:
+        return ""  # most requests name no model; this looks through a MiB in microseconds
     found = b""
     at, end = 0, len(message)
     try:
         while at < end:
             key, at = _varint(message, at)
             kind = key & 7
+            if key >> 3 == 0:
+                return ""  # no message: zeros, for one, would cost a step of this loop for each two
             if kind == _BYTES:
                 size, at = _varint(message, at)
                 if key >> 3 == number:
@@ -39,13 +43,18 @@ def string_field(message: bytes, number: int) -> str:
 
 def with_empty_string(message: bytes, number: int) -> bytes:
     """Return the message with a string field cleared, by a later and empty occurrence of it."""
+    return message + _key(number) + b"\0"
+
+
+def _key(number: int) -> bytes:
+    """Return how a string field of this number begins."""
     key = number << 3 | _BYTES
-    prefix = bytearray()
+    encoded = bytearray()
     while key > 0x7F:
-        prefix.append(key & 0x7F | 0x80)
+        encoded.append(key & 0x7F | 0x80)
         key >>= 7
-    prefix.append(key)
-    return message + bytes(prefix) + b"\0"
+    encoded.append(key)
+    return bytes(encoded)
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
