@@ -144,9 +144,8 @@ class Leased(Way):
         run(self.aio.model.ready(TIMEOUT))
 
     def open(self, *options: tuple[str, Any]) -> Any:
-        from corral.client.blocking_calls import Router
-
         from corral import client
+        from corral.client.blocking_calls import Router
 
         size = dict(options).get(_LARGEST, -1)
         return _Channel(client.connect(self.name, self.address, max_message_size=size), Router)
