@@ -30,6 +30,8 @@ from .wire import string_field, with_empty_string
 HALF_CLOSE_PAUSE = 0.005
 """Seconds from the end of a client's messages to the half-close at the backend: see `_send`."""
 
+_NO_RESPONSE = "the backend ended the call as if it had answered, but there is no response"
+
 
 class Passage:
     """One call: `begin` it, pass the answer back, `fail` if something is raised, and always `end` it."""
@@ -39,6 +41,7 @@ class Passage:
         "_cause_timeout",
         "_code",
         "_context",
+        "_headed",
         "_heading",
         "_lease",
         "_loader",
@@ -74,6 +77,7 @@ class Passage:
         self._peer: str = context.peer()
         self._lease: Lease | None = None
         self._call: Any = None
+        self._headed = False
         self._sending: asyncio.Task[None] | None = None
         self._status: BackendStatus | None = None
         self._queue_told: asyncio.Task[None] | None = None
@@ -121,8 +125,12 @@ class Passage:
 
     async def pass_back_one(self, call: Any) -> bytes:
         """Return the call's one response."""
-        response: bytes = await call
-        await self._pass_back_initial(await call.initial_metadata())
+        response: bytes | None = await call
+        initial = await call.initial_metadata()
+        if response is None:
+            trailing = await call.trailing_metadata()
+            raise aio.AioRpcError(grpc.StatusCode.INTERNAL, initial, trailing, _NO_RESPONSE)
+        await self._pass_back_initial(initial)
         await self._finish(call)
         self._sent = 1
         return response
@@ -260,7 +268,8 @@ class Passage:
     # To the client
 
     async def _pass_back_initial(self, initial: Any, *, empty: Any = False) -> None:
-        if self._queue_told is None and (initial or empty):
+        if self._queue_told is None and not self._headed and (initial or empty):
+            self._headed = True
             try:
                 await self._context.send_initial_metadata(passed_back(initial))
             except aio.BaseError as gone:
@@ -316,6 +325,8 @@ class Passage:
         if isinstance(error, aio.AioRpcError):
             code, details, trailing = error.code(), error.details() or "", self._trailing(error)
             self._code = code.name
+            with suppress(Exception):  # the client may have gone meanwhile
+                await self._pass_back_initial(error.initial_metadata())
             await self._context.abort(
                 code,
                 details,
