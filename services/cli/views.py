@@ -55,6 +55,8 @@ def model(message: loader_pb2.Model) -> View:
         "config_error": message.config_error,
         "retry_time": moment(message, "retry_time"),
         "queued_calls": message.queued_calls,
+        "endpoints": list(message.endpoints),
+        "endpoint_error": message.endpoint_error,
         "max_concurrent_calls": message.max_concurrent_calls,
         "concurrency_groups": list(message.concurrency_groups),
         "memory": reservations(message.memory),

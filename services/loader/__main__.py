@@ -7,10 +7,13 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from services.common.backoff import Backoff
+from services.common.binding import StartError
 from services.common.health import HealthServicer
+from services.common.logs import get_logger
 from services.common.mounts import AnyMount, Mount
 from services.common.names import MODELS, resource_name
 from services.common.server import run_service
@@ -25,6 +28,9 @@ from .capability import Machine, detect
 from .config import LoaderSettings
 from .connection import GrpcConnection
 from .devices import LocalDevices, gpu_totals
+from .endpoint import EndpointTimeouts
+from .endpoint_folder import FolderTakenError, endpoint_folder
+from .endpoints import Endpoints, EndpointSettings
 from .environment import backend_environment
 from .events import ChangeLog
 from .footprints import Footprints
@@ -58,6 +64,8 @@ from .supervision import Services
 from .supervisor import Supervisor
 from .tunables import LiveSettings, Tunables
 from .watchdog import Watchdog
+
+_log = get_logger(__name__)
 
 SERVICE = loader_pb2.DESCRIPTOR.services_by_name["LoaderService"].full_name
 
@@ -200,7 +208,10 @@ async def build(
         measure=ledger.take_measure,
         measure_interval=settings.measure_interval,
     )
+    endpoints = await _endpoints(settings, stack, loader, tasks, health)
     stack.push_async_callback(loader.close)
+    if endpoints is not None:
+        stack.push_async_callback(endpoints.drained, settings.grace)
 
     def tell_health(name: str, model: ModelView | None) -> None:
         if model is None:
@@ -210,6 +221,8 @@ async def build(
             health.set(resource_name(MODELS, name), ready, model.message or model.state)
 
     loader.listen(tell_health)
+    if endpoints is not None:
+        loader.listen(lambda name, _: endpoints.changed(name))
     loader.refresh()
     adoption = Adoption(
         models=models,
@@ -262,6 +275,51 @@ async def build(
         ),
         gateway.mount(),
     ]
+
+
+async def _endpoints(
+    settings: LoaderSettings,
+    stack: AsyncExitStack,
+    loader: Loader,
+    tasks: Background,
+    health: HealthServicer,
+) -> Endpoints | None:
+    """Give each model an address of its own, if that is wanted; sockets if their folder can be had."""
+    if settings.model_endpoints == "off":
+        return None
+    mode = int(settings.endpoint_mode, 8)
+    folder: Path | None = None
+    try:
+        folder = stack.enter_context(endpoint_folder(settings.runtime_path, mode))
+    except FolderTakenError as taken:
+        why = (
+            f"another loader has its sockets in {taken}; give this one its own with --runtime-path"
+        )
+        if "runtime_path" in settings.model_fields_set:
+            raise StartError(why) from None
+        _log.error("the models have no sockets", why=why)
+    except OSError as error:
+        why = f"{error.filename or settings.runtime_path}: {error.strerror or error}"
+        raise StartError(
+            f"the folder for the models' sockets cannot be used: {why}; choose another with"
+            " --runtime-path, or none with --model-endpoints off"
+        ) from error
+    timeouts = EndpointTimeouts(
+        cause=settings.exit_cause_timeout,
+        linger=settings.endpoint_linger,
+        connect=settings.endpoint_connect_timeout,
+    )
+    endpoints = Endpoints(
+        loader,
+        EndpointSettings(folder, mode, settings.ports, settings.endpoint_limit, timeouts),
+        tasks,
+    )
+    endpoints.published = loader.endpoints_changed
+    loader.endpoints_of = lambda name: (endpoints.addresses(name), endpoints.error(name))
+    stack.push_async_callback(endpoints.close)
+    tasks.spawn(endpoints.follow(), name="follow the endpoints")
+    tasks.spawn(endpoints.refuse(health.stopping), name="refuse at the endpoints")
+    return endpoints
 
 
 def main() -> int:

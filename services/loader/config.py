@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,6 +30,22 @@ class _BackendFolders(UnderHome):
 
     def __str__(self) -> str:
         return "<home>/backends and the bundled backends"
+
+
+class _RuntimeFolder(UnderHome):
+    # A home of its own is for a loader of its own: nothing of it stands elsewhere.
+    def __call__(self) -> Path:
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        if runtime and not os.environ.get("CORRAL_HOME", "").strip():
+            return Path(runtime) / "corral"
+        return super().__call__()
+
+    def __str__(self) -> str:
+        return f"$XDG_RUNTIME_DIR/corral, or {super().__str__()}"
+
+
+_MODE = re.compile(r"0?[0-7]{3}")
+_PORTS = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
 
 
 class LoaderSettings(ServiceSettings, Tunables):
@@ -178,6 +196,27 @@ class LoaderSettings(ServiceSettings, Tunables):
     exit_cause_timeout: Duration = 0.5
     """How long a call that was cut waits to learn how the backend ended."""
 
+    model_endpoints: Literal["on", "off"] = "on"
+    """Whether each model has an address of its own, which is to its clients a plain backend."""
+
+    runtime_path: Path = Field(default_factory=_RuntimeFolder("run"))
+    """The folder of the models' sockets, `models/<name>.sock`; one that no other loader uses."""
+
+    endpoint_mode: str = "0600"
+    """The permissions of the models' sockets, octal; who may write may call. Folders are opened to match."""
+
+    endpoint_ports: str = ""
+    """Loopback ports for models with `endpoint: {port: auto}`, for example 9100-9199; empty for none."""
+
+    endpoint_limit: int = Field(default=10_000, ge=1)
+    """The most models to have an endpoint; those that ask for one in their YAML come first."""
+
+    endpoint_linger: Duration = 2.0
+    """How long a client that was told to connect anew may take to close its connection to an endpoint."""
+
+    endpoint_connect_timeout: Duration = 5.0
+    """How long an endpoint may take to connect to a backend that is ready."""
+
     load_backoff_maximum: Duration = 300.0
     """The longest time for which a backend is not tried again after failed loads."""
 
@@ -203,3 +242,30 @@ class LoaderSettings(ServiceSettings, Tunables):
     @classmethod
     def _adoption(cls, value: Any) -> Any:
         return "off" if value is False else value  # so YAML reads `adoption: off`
+
+    @field_validator("model_endpoints", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+    @field_validator("endpoint_mode", mode="before")
+    @classmethod
+    def _octal(cls, value: Any) -> Any:
+        text = f"{value:04o}" if isinstance(value, int) else value  # YAML reads 0600 as octal
+        if isinstance(text, str) and not _MODE.fullmatch(text):
+            raise ValueError(f"{text!r} is no mode of a file; write it octal, such as 0600 or 0660")
+        return text
+
+    @field_validator("endpoint_ports")
+    @classmethod
+    def _range(cls, value: str) -> str:
+        found = _PORTS.fullmatch(value.strip())
+        if value.strip() and not (found and 0 < int(found[1]) <= int(found[2]) < 65536):
+            raise ValueError(f"{value!r} is no range of ports; write FIRST-LAST, such as 9100-9199")
+        return value
+
+    @property
+    def ports(self) -> range:
+        """The ports of endpoint_ports."""
+        found = _PORTS.fullmatch(self.endpoint_ports.strip())
+        return range(int(found[1]), int(found[2]) + 1) if found else range(0)

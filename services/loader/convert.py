@@ -92,6 +92,8 @@ def model(view: ModelView) -> pb.Model:
         ],
         crash_count=view.crashes,
         last_unload=_unload(view.last_unload) if view.last_unload else None,
+        endpoints=view.endpoints,
+        endpoint_error=view.endpoint_error,
     )
 
 

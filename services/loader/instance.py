@@ -135,6 +135,11 @@ class Instance:
         for lease in list(self.leases):
             lease.cut()
 
+    def drain(self) -> None:
+        """Tell whoever could begin calls without asking that there are to be no more."""
+        for lease in list(self.leases):
+            lease.drain()
+
     async def answers(self, timeout: float) -> bool:
         """Whether the backend says that it is well; no as soon as it has ended."""
         if self.connection is None or self.ended.done():
@@ -226,6 +231,9 @@ class Lease:
         """The instance goes away."""
         if self._on_cut:
             self._on_cut()
+
+    def drain(self) -> None:
+        """The instance is to take no more calls; this one goes on."""
 
     def release(self) -> None:
         """Let go."""

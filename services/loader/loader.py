@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 
 from services.common.errors import (
@@ -24,6 +24,7 @@ from .admission import ANYONE, Caller, CallMeter
 from .backend import Backend
 from .backend_catalog import BackendCatalog
 from .capacity import Capacity, NextLoad
+from .counted_calls import CountedCalls
 from .events import ChangeLog
 from .eviction import Plan
 from .following import Follower
@@ -76,6 +77,8 @@ class Loader:
         self._force_in_the_end = force_in_the_end
         self.scheduler: Scheduler
         """Set by the wiring: the scheduler asks the models, and they ask it."""
+        self.endpoints_of: Callable[[str], tuple[tuple[str, ...], str]] = lambda name: ((), "")
+        """Set by the wiring: a model's endpoints, and why it lacks one."""
         self._calls = calls
         self._pins = pins
         self._ledger = ledger
@@ -154,6 +157,18 @@ class Loader:
         """
         entry, supervisor, candidates = self._prepare(name)
         return await supervisor.acquire(entry, candidates, calls=False)
+
+    def count_calls(self, instance: Instance, *, stands_still: Callable[[], float]) -> CountedCalls:
+        """Return what counts the calls of a connection to the instance that goes past the gateway.
+
+        `stands_still` returns since when the backend owes something, by the monotonic clock.
+        """
+        supervisor = self._supervisors[instance.model]
+        return supervisor.count_calls(instance, stands_still=stands_still)
+
+    def entries(self) -> Mapping[str, ModelEntry]:
+        """Return all models by name as they were at the last look, usable or not."""
+        return self._follower.models.by_name
 
     def probe(self, name: str) -> Lease | None:
         """Return a lease that neither counts nor holds, if the model is ready now; never loads."""
@@ -422,12 +437,27 @@ class Loader:
 
     def _view(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
         if supervisor is not None:
-            return view(entry, supervisor, pinned=self.pinned(entry))
+            return self._picture(entry, supervisor)
         kept = self._resting.get(entry.name)
         if kept is None or kept[0] is not entry:
-            kept = (entry, view(entry, None, pinned=self.pinned(entry)))
+            kept = (entry, self._picture(entry, None))
             self._resting[entry.name] = kept
         return kept[1]
+
+    def _picture(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
+        endpoints, error = self.endpoints_of(entry.name)
+        return view(
+            entry,
+            supervisor,
+            pinned=self.pinned(entry),
+            endpoints=endpoints,
+            endpoint_error=error,
+        )
+
+    def endpoints_changed(self, name: str) -> None:
+        """Tell that a model has other endpoints now."""
+        self._resting.pop(name, None)
+        self._publish(name)
 
     def backends_changed(self, names: Collection[str]) -> None:
         """Take note that these backends came, went or were replaced."""

@@ -2,7 +2,7 @@
 
 Fields are those that the loader or a backend's LoadModel needs; all others (pipelines, sampling) are
 for clients, are kept in the file, and do not make it invalid. The names, and which of them reach the
-backend, are LocalAI's (reference: localai-loader, sections 5.2 to 5.5); `memory` is Corral's own.
+backend, are LocalAI's (reference: localai-loader, sections 5.2 to 5.5); `memory` and `endpoint` are Corral's own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -166,6 +166,16 @@ class Proxy(_Section):
     cache_prompt: bool = False
 
 
+AUTO = "auto"
+
+
+class Endpoint(_Section):
+    """Corral's own: addresses of the model beside its Unix socket."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] | None = None
+    """A loopback port, or `auto` for one of the range that the service's `--endpoint-ports` names."""
+
+
 class ModelConfig(_Section):
     """One model's configuration."""
 
@@ -179,6 +189,7 @@ class ModelConfig(_Section):
     known_usecases: Texts = Field(default_factory=list)
     concurrency_groups: Texts = Field(default_factory=list)
     limits: Limits = Limits()
+    endpoint: Endpoint | None = None
     memory: Annotated[dict[str, int], BeforeValidator(_memory)] = Field(default_factory=dict)
     """What the model needs, in bytes, by device (`ram`, `gpu0`) or wherever it is; wins over estimates."""
     download_files: list[DownloadFile] = Field(default_factory=list)

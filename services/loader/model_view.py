@@ -73,6 +73,10 @@ class ModelView:
     failures: tuple[FailureView, ...]
     crashes: int
     last_unload: LastUnload | None
+    endpoints: tuple[str, ...] = ()
+    """Addresses of its own, where it is a plain backend."""
+    endpoint_error: str = ""
+    """Why it lacks an address that it should have."""
 
     @property
     def etag(self) -> str:
@@ -99,7 +103,14 @@ class ModelFilter:
         )
 
 
-def view(entry: ModelEntry, supervisor: Supervisor | None, *, pinned: bool) -> ModelView:
+def view(
+    entry: ModelEntry,
+    supervisor: Supervisor | None,
+    *,
+    pinned: bool,
+    endpoints: tuple[str, ...] = (),
+    endpoint_error: str = "",
+) -> ModelView:
     """Return the picture of a model now."""
     state = supervisor.state if supervisor else None
     phase = state.phase if state else Phase.STOPPED
@@ -128,6 +139,8 @@ def view(entry: ModelEntry, supervisor: Supervisor | None, *, pinned: bool) -> M
         failures=_failures(supervisor),
         crashes=state.crashes if state else 0,
         last_unload=supervisor.last_unload if supervisor else None,
+        endpoints=endpoints,
+        endpoint_error=endpoint_error,
     )
 
 

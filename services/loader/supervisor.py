@@ -19,6 +19,7 @@ from . import causes
 from . import lifecycle as life
 from .admission import ANYONE, Caller
 from .backoffs import Backoffs
+from .counted_calls import CountedCalls
 from .eviction import Occupant
 from .instance import Instance, Lease
 from .leases import Leases
@@ -154,6 +155,12 @@ class Supervisor:
     def probe(self) -> Lease | None:
         """Return a lease that neither counts nor holds, if the model is ready."""
         return self._leases.probe()
+
+    def count_calls(self, instance: Instance, *, stands_still: Callable[[], float]) -> CountedCalls:
+        """Return what counts the calls of a connection to the instance that goes past the gateway."""
+        return CountedCalls(
+            instance, self._released, self._services.calls, stands_still=stands_still
+        )
 
     def begin_load(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
         """Begin to load, without waiting for it. Raises LoadBackoffError."""
@@ -388,6 +395,7 @@ class Supervisor:
         self._post(life.StopRequested(reason, force))
 
     def _drain(self, instance: Instance) -> None:
+        instance.drain()  # in the same step as the look at who holds it
         if not instance.holds:
             self._post(life.Drained(instance.generation))
         else:

@@ -77,6 +77,8 @@ def _facts(view: views.View) -> list[Fact]:
         ("config", view["config_file"], ""),
         ("use", ", ".join(view["usecases"]), ""),
         ("groups", ", ".join(view["concurrency_groups"]), ""),
+        *(("endpoint", address, "") for address in view["endpoints"]),
+        ("no endpoint", view["endpoint_error"], "red"),
         ("pinned", "yes" if view["pinned"] else "", ""),
         ("crashes", phrases.crashes(view), "red"),
     ]

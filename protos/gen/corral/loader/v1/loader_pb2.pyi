@@ -161,6 +161,8 @@ class Model(_message.Message):
     FAILURES_FIELD_NUMBER: _builtins.int
     CRASH_COUNT_FIELD_NUMBER: _builtins.int
     LAST_UNLOAD_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    ENDPOINT_ERROR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `models/{model}`. The part after `models/` is the value of the metadata key `corral-model`."""
     state: Global___Model.State.ValueType
@@ -189,6 +191,8 @@ class Model(_message.Message):
     """
     crash_count: _builtins.int
     """Crashes in a row, without a stable time between."""
+    endpoint_error: _builtins.str
+    """Why the model lacks an endpoint that it should have, for people. Empty if it lacks none."""
     @_builtins.property
     def state_time(self) -> _timestamp_pb2.Timestamp:
         """When `state` last changed. Unset if it never did."""
@@ -221,6 +225,12 @@ class Model(_message.Message):
     def last_unload(self) -> Global___Unload:
         """Why the model was unloaded the last time. Unset if it never was."""
 
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses of the model's own, as gRPC takes them (`unix:/path`, `127.0.0.1:9001`), that stay the same whether it
+        is loaded or not: to its clients each is a plain `backend.Backend` server of this one model. The first call loads it.
+        """
+
     def __init__(
         self,
         *,
@@ -244,10 +254,12 @@ class Model(_message.Message):
         failures: _abc.Iterable[Global___CandidateFailure] | None = ...,
         crash_count: _builtins.int = ...,
         last_unload: Global___Unload | None = ...,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        endpoint_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_unload", b"last_unload", "retry_time", b"retry_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "concurrency_groups", b"concurrency_groups", "config_error", b"config_error", "config_file", b"config_file", "crash_count", b"crash_count", "etag", b"etag", "failures", b"failures", "instances", b"instances", "last_unload", b"last_unload", "max_concurrent_calls", b"max_concurrent_calls", "memory", b"memory", "model_file", b"model_file", "name", b"name", "pinned", b"pinned", "queued_calls", b"queued_calls", "retry_time", b"retry_time", "state", b"state", "state_message", b"state_message", "state_time", b"state_time", "usecases", b"usecases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "concurrency_groups", b"concurrency_groups", "config_error", b"config_error", "config_file", b"config_file", "crash_count", b"crash_count", "endpoint_error", b"endpoint_error", "endpoints", b"endpoints", "etag", b"etag", "failures", b"failures", "instances", b"instances", "last_unload", b"last_unload", "max_concurrent_calls", b"max_concurrent_calls", "memory", b"memory", "model_file", b"model_file", "name", b"name", "pinned", b"pinned", "queued_calls", b"queued_calls", "retry_time", b"retry_time", "state", b"state", "state_message", b"state_message", "state_time", b"state_time", "usecases", b"usecases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,242 @@
+"""Follows the frames from a client to the backend of a spliced connection, and changes the least it must.
+
+Each request gets the backend's token, as one more header field at the end of its header block. Frames of
+streams that do not go to the backend (refused, or answered here) are taken out. All else passes as it is.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from .endpoint_requests import Kind, Request, RequestHeaders
+from .header_block import LARGEST, BrokenFramesError, block_end, content, with_field
+from .http2 import (
+    ACK,
+    CANCEL,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADER,
+    HEADERS,
+    MAX_FRAME,
+    PADDED,
+    RST_STREAM,
+    SETTINGS,
+    WITH_PRIORITY,
+    rst_stream,
+)
+from .open_streams import PROBE, SENT, OpenStreams
+
+_words = struct.Struct(">Q").unpack_from
+_pack = struct.Struct(">Q").pack
+_STREAM = 0x7FFFFFFF
+_SHAPE = END_HEADERS | PADDED | WITH_PRIORITY
+_KEPT = 64
+"""Streams answered here for which a late frame may still come."""
+
+
+class ClientFrames:
+    """One client's side of a connection that is spliced."""
+
+    __slots__ = (
+        "_control",
+        "_field",
+        "_headers",
+        "_part",
+        "_skip",
+        "_skip_stops",
+        "_streams",
+        "_watches",
+        "acks",
+        "answered",
+        "closed",
+        "finished",
+        "returned",
+    )
+
+    def __init__(
+        self,
+        streams: OpenStreams,
+        headers: RequestHeaders,
+        field: bytes,
+        *,
+        acks: int,
+        answered: dict[int, Request | None],
+        control: Callable[[int, Request], None],
+    ) -> None:
+        """Add `field` to each request, and leave out the first `acks` acknowledgements of SETTINGS.
+
+        `answered` are the streams whose frames stop here, each with its request if that is to be answered
+        when it is whole; `control` is called then.
+        """
+        self._streams = streams
+        self._headers = headers
+        self._field = field
+        self._control = control
+        self._part = b""
+        """The beginning of a frame that is looked at whole."""
+        self._skip = 0
+        """Bytes of the DATA in progress that are still to come."""
+        self._skip_stops = False
+        self.acks = acks
+        self.answered = answered
+        self.closed = False
+        """The client was told to open no more streams."""
+        self._watches = bool(answered)
+        self.returned = 0
+        """Bytes of DATA taken out, for which the client is to be given its window back."""
+        self.finished = 0
+        """Calls that the client ended itself in what was fed last."""
+
+    def close(self) -> None:
+        """Take out streams that are opened from now on: the client is told so."""
+        self.closed = self._watches = True
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next piece and return what goes on to the backend.
+
+        Raises HeadersError or BrokenFramesError when the connection cannot be followed any more.
+        """
+        self.finished = 0
+        if self._part:
+            data = self._part + data
+            self._part = b""
+        size = len(data)
+        at = self._skip
+        start = 0
+        if at:
+            if self._skip_stops:
+                start = min(at, size)
+            if at > size:
+                self._skip = at - size
+                return data[start:]
+            self._skip = 0
+        pieces: list[bytes] = []
+        last = size - HEADER
+        known = self._headers.known
+        field = self._field
+        streams = self._streams
+        while at <= last:
+            (words,) = _words(data, at)
+            end = at + HEADER + (words >> 40)
+            kind = words >> 32 & 255
+            if kind == DATA:
+                if words & END_STREAM << 24 or self._watches:
+                    stream = (words << 8 | data[at + 8]) & _STREAM
+                    if self._watches and self._stops(stream):
+                        pieces.append(data[start:at])
+                        start = min(end, size)
+                        self._skip_stops = True
+                        self.returned += words >> 40
+                        if words & END_STREAM << 24:
+                            self._whole(stream)
+                        at = end
+                        continue
+                    if words & END_STREAM << 24:
+                        streams.sent(stream)
+                self._skip_stops = False
+                at = end
+                continue
+            if end > size:
+                if words >> 40 > LARGEST:
+                    raise BrokenFramesError("a control frame is longer than any may be")
+                break
+            if kind == HEADERS:
+                stream = (words << 8 | data[at + 8]) & _STREAM
+                if words >> 24 & _SHAPE == END_HEADERS and not self._watches:
+                    request = known.get(data[at + HEADER : end])
+                    if (
+                        request is not None
+                        and request.kind is Kind.CALL
+                        and stream > streams.last
+                        and (words >> 40) + len(field) <= MAX_FRAME
+                    ):
+                        # Nearly every call: the same block as before, and nothing special about it.
+                        streams.last = stream
+                        streams.flags[stream] = SENT if words & END_STREAM << 24 else 0
+                        streams.calls += 1
+                        if field:
+                            pieces += (
+                                data[start:at],
+                                _pack(words + (len(field) << 40)),
+                                data[at + 8 : end],
+                                field,
+                            )
+                            start = end
+                        at = end
+                        continue
+                end = block_end(data, at)
+                if not end:
+                    break
+                pieces += (data[start:at], self._block(stream, words >> 24, data[at:end]))
+                start = end
+            elif kind == RST_STREAM:
+                stream = (words << 8 | data[at + 8]) & _STREAM
+                if self._stops(stream):
+                    self.answered.pop(stream, None)
+                    pieces.append(data[start:at])
+                    start = end
+                else:
+                    self.finished += streams.ended(stream)
+            elif kind == SETTINGS:
+                if words & ACK << 24 and self.acks:
+                    self.acks -= 1
+                    pieces.append(data[start:at])
+                    start = end
+            elif self._watches and self._stops((words << 8 | data[at + 8]) & _STREAM):
+                pieces.append(data[start:at])
+                start = end
+            at = end
+        if at > size:
+            self._skip = at - size
+            rest = data[start:]
+        else:
+            self._part = data[at:]
+            rest = data[start:at]
+        if not pieces:
+            return rest
+        pieces.append(rest)
+        return b"".join(pieces)
+
+    def _stops(self, stream: int) -> bool:
+        return stream in self.answered or (self.closed and stream > self._streams.last)
+
+    def _whole(self, stream: int) -> None:
+        """All of a request that does not go to the backend is here."""
+        request = self.answered.get(stream)
+        if request is not None:
+            self.answered[stream] = None
+            self._control(stream, request)
+
+    def _block(self, stream: int, flags: int, frames: bytes) -> bytes:
+        """Return what goes to the backend for a whole header block of any kind."""
+        block = content(frames)
+        request = self._headers.known.get(block)
+        changed = False
+        if request is None:
+            request = self._headers.read(block)
+            changed = self._headers.changed
+        if self.closed and stream > self._streams.last:
+            return b""
+        ends = bool(flags & END_STREAM)
+        if stream <= self._streams.last or not stream & 1:
+            if stream in self.answered:
+                self._whole(stream)
+                return b""
+            if ends:
+                self._streams.sent(stream)
+            return frames  # trailers, or a late frame: the backend will know
+        self._streams.last = stream
+        if request.kind is Kind.CONTROL:
+            while len(self.answered) >= _KEPT:
+                del self.answered[next(iter(self.answered))]
+            self.answered[stream] = request
+            self._watches = True
+            if ends:
+                self._whole(stream)
+            # The backend's header table must follow the client's; without a message, nothing is done.
+            return frames + rst_stream(stream, CANCEL) if changed else b""
+        probe = PROBE if request.kind is Kind.PROBE else 0
+        self._streams.opened(stream, probe | (SENT if ends else 0))
+        return with_field(frames, self._field)

@@ -1,0 +1,92 @@
+"""Where the sockets of model endpoints stand: one folder a loader, a name for each model."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+LONGEST_PATH = 107
+"""Bytes: Linux's sun_path holds 108 with the closing zero."""
+_DIGEST = 8
+_PLAIN = re.compile(r"[A-Za-z0-9_+@=~-][A-Za-z0-9._+@:=~-]*")
+"""Names that are the same in a file system and in the path of a gRPC address, which is a URI."""
+_SHORTEST = len("x-.sock") + _DIGEST
+
+
+class FolderTakenError(Exception):
+    """Another loader has its sockets there."""
+
+
+def socket_path(folder: Path, model: str) -> Path:
+    """Return where the model's socket stands; a name that cannot stand in a path is written otherwise.
+
+    What it cannot have is replaced by `_` and what is too long is cut; a digest of the name follows then.
+    """
+    room = LONGEST_PATH - len(os.fsencode(folder)) - len("/.sock")
+    if _PLAIN.fullmatch(model) and len(model) <= room:
+        return folder / f"{model}.sock"
+    digest = hashlib.sha256(model.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGEST]
+    plain = re.sub(r"[^A-Za-z0-9._+@:=~-]", "_", model).lstrip(".") or "model"
+    return folder / f"{plain[: max(room - _DIGEST - 1, 1)]}-{digest}.sock"
+
+
+@contextmanager
+def endpoint_folder(runtime: Path, socket_mode: int) -> Iterator[Path]:
+    """Hold the folder for this process, and yield where its sockets go; they are removed at the end.
+
+    Who may use a socket by its mode may enter the folder, nobody else. Sockets that a killed loader left
+    are cleared away. Where the path is too long for any socket, a folder among the temporary files stands
+    in for it. Raises OSError, and FolderTakenError if another loader uses it.
+    """
+    folder = runtime / "models"
+    if len(os.fsencode(folder)) + 1 + _SHORTEST > LONGEST_PATH:
+        digest = hashlib.sha256(os.fsencode(runtime.absolute())).hexdigest()[:12]
+        runtime = Path(tempfile.gettempdir()) / f"corral-run-{os.getuid()}-{digest}"
+        folder = runtime / "models"
+    mode = _folder_mode(socket_mode)
+    runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_owner(runtime)
+    lock = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderTakenError(str(runtime)) from None
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(mode)
+        runtime.chmod(mode)
+        _clear(folder)
+        yield folder
+        _clear(folder)
+        with suppress(OSError):
+            folder.rmdir()
+    finally:
+        os.close(lock)
+
+
+def _folder_mode(socket_mode: int) -> int:
+    """Return 0700, and leave to pass for the group and others if they may write to a socket."""
+    group = 0o010 if socket_mode & 0o020 else 0
+    others = 0o001 if socket_mode & 0o002 else 0
+    return 0o700 | group | others
+
+
+def _check_owner(folder: Path) -> None:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not a folder of this user")
+
+
+def _clear(folder: Path) -> None:
+    # Whoever holds the lock is alone here, so all of them are dead.
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()

@@ -1,0 +1,124 @@
+"""What a request asks for, by its header block: a call, a probe, or what only the control plane may do.
+
+Whoever wants to know a request's method must follow the connection's header table (RFC 7541). That takes
+tens of microseconds a call; so what a block meant is kept, for as long as the table stays as it is. gRPC
+clients send the same bytes again and again, so that most calls cost one look into a dictionary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from typing import Any
+
+_LARGEST = 1024 * 1024
+"""Bytes of a request's header fields: far above what any gRPC server takes (8 to 16 KiB)."""
+_ANY_TABLE = 2**32
+"""The table's size is the backend's to limit."""
+_KEPT = 128
+"""Blocks whose meaning is kept for one connection: with varying metadata hardly any comes twice."""
+
+_SERVICE = b"/backend.Backend/"
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+
+class Kind(Enum):
+    """How a request is treated."""
+
+    CALL = "call"
+    PROBE = "probe"
+    """Never loads a model, and never counts as its use."""
+    CONTROL = "control"
+    """Answered here: it would take the model from its other clients."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a header block says."""
+
+    kind: Kind
+    path: str
+    timeout: float | None = None
+    """Seconds until the client's deadline."""
+
+    @property
+    def method(self) -> str:
+        """The RPC's name, if it is one of the contract."""
+        return self.path[len(_SERVICE) :] if self.path.startswith(_SERVICE.decode()) else ""
+
+
+class HeadersError(Exception):
+    """The header table cannot be followed any more: the connection is of no use."""
+
+
+class RequestHeaders:
+    """Follows the header table of one client, and tells what its requests are."""
+
+    __slots__ = ("_decoder", "changed", "known")
+
+    def __init__(self) -> None:
+        """Begin with an empty table."""
+        self._decoder = _hpack().Decoder(max_header_list_size=_LARGEST)
+        self._decoder.max_allowed_table_size = _ANY_TABLE
+        self.known: dict[bytes, Request] = {}
+        """Blocks that can be told without reading them; they leave the table as it is."""
+        self.changed = False
+        """Whether the block that was read last changed the table."""
+
+    def read(self, block: bytes) -> Request:
+        """Return what a block says that is not known yet. Raises HeadersError."""
+        table = self._decoder.header_table
+        entries = table.dynamic_entries
+        before = (len(entries), table.maxsize, entries[0] if entries else None)
+        try:
+            fields = self._decoder.decode(block, raw=True)
+        except (_hpack().HPACKError, UnicodeError, IndexError) as error:
+            raise HeadersError(f"a header block cannot be read: {error}") from error
+        entries = table.dynamic_entries
+        newest = entries[0] if entries else None
+        self.changed = (len(entries), table.maxsize) != before[:2] or newest is not before[2]
+        request = _request(fields)
+        if self.changed or len(self.known) >= _KEPT:
+            self.known.clear()
+        if not self.changed:
+            self.known[block] = request
+        return request
+
+
+@cache
+def _hpack() -> Any:
+    import hpack  # its tables take a while, which a start need not wait for
+
+    return hpack
+
+
+def _request(fields: Any) -> Request:
+    path, timeout = b"", None
+    for name, value in fields:
+        if name == b":path":
+            path = bytes(value)
+        elif name == b"grpc-timeout":
+            timeout = _seconds(bytes(value))
+    return Request(_kind(path), path.decode("latin-1"), timeout)
+
+
+def _kind(path: bytes) -> Kind:
+    if path.startswith(_SERVICE):
+        return _KINDS.get(path[len(_SERVICE) :], Kind.CALL)
+    # What every gRPC server may have beside its own services: health, reflection, channelz.
+    return Kind.PROBE if path.startswith(b"/grpc.") else Kind.CALL
+
+
+_KINDS = {
+    b"Health": Kind.PROBE,
+    b"Status": Kind.PROBE,
+    b"GetMetrics": Kind.PROBE,
+    b"LoadModel": Kind.CONTROL,
+    b"Free": Kind.CONTROL,
+}
+
+
+def _seconds(value: bytes) -> float | None:
+    digits, unit = value[:-1], _UNITS.get(value[-1:])
+    return int(digits) * unit if unit and digits.isdigit() else None
