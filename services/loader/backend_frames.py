@@ -24,6 +24,9 @@ from .open_streams import BEGUN, OpenStreams
 _words = struct.Struct(">Q").unpack_from
 """Length (24 bits), type, flags, and all but the last byte of the stream."""
 _STREAM = 0x7FFFFFFF
+_BEGINS = HEADERS << 8 | END_HEADERS
+_ENDS = HEADERS << 8 | END_HEADERS | END_STREAM
+"""Type and flags of the two header blocks that nearly every response has."""
 _NOT_PLAIN = 0xFF << 32 | END_STREAM << 24
 """Bits that tell any other frame from DATA that goes on."""
 
@@ -103,6 +106,7 @@ class BackendFrames:
             ended = self._streams.ended(self._ending)
             self._ending = 0
         last = size - HEADER
+        opened = self._streams.flags
         while at <= last:
             (words,) = _words(data, at)
             if not words & _NOT_PLAIN:
@@ -110,7 +114,16 @@ class BackendFrames:
                 continue
             start = at
             at += HEADER + (words >> 40)
-            kind = words >> 32 & 255
+            shape = words >> 24 & 0xFFFF
+            if shape == _BEGINS:
+                stream = (words << 8 | data[start + 8]) & _STREAM
+                if stream in opened:
+                    opened[stream] |= BEGUN
+                continue
+            if shape == _ENDS and at <= size:
+                ended += self._streams.ended((words << 8 | data[start + 8]) & _STREAM)
+                continue
+            kind = shape >> 8
             if kind > RST_STREAM:
                 if kind == GOAWAY:
                     if start + HEADER + 4 > size:

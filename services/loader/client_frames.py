@@ -31,7 +31,9 @@ from .open_streams import PROBE, SENT, OpenStreams
 _words = struct.Struct(">Q").unpack_from
 _pack = struct.Struct(">Q").pack
 _STREAM = 0x7FFFFFFF
-_SHAPE = END_HEADERS | PADDED | WITH_PRIORITY
+_END_STREAM = END_STREAM << 24
+_SHAPE = (END_HEADERS | PADDED | WITH_PRIORITY) << 24
+_PLAIN = END_HEADERS << 24
 _KEPT = 64
 """Streams answered here for which a late frame may still come."""
 
@@ -114,58 +116,56 @@ class ClientFrames:
             self._skip = 0
         pieces: list[bytes] = []
         last = size - HEADER
-        known = self._headers.known
+        calls = self._headers.calls
         field = self._field
+        room = MAX_FRAME - len(field)
+        added = len(field) << 40
         streams = self._streams
+        opened = streams.flags
         while at <= last:
             (words,) = _words(data, at)
-            end = at + HEADER + (words >> 40)
+            length = words >> 40
+            end = at + HEADER + length
             kind = words >> 32 & 255
             if kind == DATA:
-                if words & END_STREAM << 24 or self._watches:
+                if words & _END_STREAM or self._watches:
                     stream = (words << 8 | data[at + 8]) & _STREAM
                     if self._watches and self._stops(stream):
                         pieces.append(data[start:at])
                         start = min(end, size)
                         self._skip_stops = True
-                        self.returned += words >> 40
-                        if words & END_STREAM << 24:
+                        self.returned += length
+                        if words & _END_STREAM:
                             self._whole(stream)
                         at = end
                         continue
-                    if words & END_STREAM << 24:
-                        streams.sent(stream)
+                    if words & _END_STREAM and stream in opened:
+                        opened[stream] |= SENT
                 self._skip_stops = False
                 at = end
                 continue
             if end > size:
-                if words >> 40 > LARGEST:
+                if length > LARGEST:
                     raise BrokenFramesError("a control frame is longer than any may be")
                 break
             if kind == HEADERS:
                 stream = (words << 8 | data[at + 8]) & _STREAM
-                if words >> 24 & _SHAPE == END_HEADERS and not self._watches:
-                    request = known.get(data[at + HEADER : end])
-                    if (
-                        request is not None
-                        and request.kind is Kind.CALL
-                        and stream > streams.last
-                        and (words >> 40) + len(field) <= MAX_FRAME
-                    ):
-                        # Nearly every call: the same block as before, and nothing special about it.
-                        streams.last = stream
-                        streams.flags[stream] = SENT if words & END_STREAM << 24 else 0
-                        streams.calls += 1
-                        if field:
-                            pieces += (
-                                data[start:at],
-                                _pack(words + (len(field) << 40)),
-                                data[at + 8 : end],
-                                field,
-                            )
-                            start = end
-                        at = end
-                        continue
+                if (
+                    words & _SHAPE == _PLAIN
+                    and data[at + HEADER : end] in calls
+                    and stream > streams.last
+                    and length <= room
+                    and not self._watches
+                ):
+                    # Nearly every call: the same block as before, and nothing special about it.
+                    streams.last = stream
+                    opened[stream] = SENT if words & _END_STREAM else 0
+                    streams.calls += 1
+                    if field:
+                        pieces += (data[start:at], _pack(words + added), data[at + 8 : end], field)
+                        start = end
+                    at = end
+                    continue
                 end = block_end(data, at)
                 if not end:
                     break

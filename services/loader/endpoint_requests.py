@@ -55,12 +55,14 @@ class HeadersError(Exception):
 class RequestHeaders:
     """Follows the header table of one client, and tells what its requests are."""
 
-    __slots__ = ("_decoder", "changed", "known")
+    __slots__ = ("_decoder", "calls", "changed", "known")
 
     def __init__(self) -> None:
         """Begin with an empty table."""
         self._decoder = _hpack().Decoder(max_header_list_size=_LARGEST)
         self._decoder.max_allowed_table_size = _ANY_TABLE
+        self.calls: set[bytes] = set()
+        """Blocks of calls that nothing is special about."""
         self.known: dict[bytes, Request] = {}
         """Blocks that can be told without reading them; they leave the table as it is."""
         self.changed = False
@@ -81,8 +83,11 @@ class RequestHeaders:
         request = _request(fields)
         if self.changed or len(self.known) >= _KEPT:
             self.known.clear()
+            self.calls.clear()
         if not self.changed:
             self.known[block] = request
+            if request.kind is Kind.CALL:
+                self.calls.add(block)
         return request
 
 

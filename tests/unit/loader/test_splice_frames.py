@@ -122,7 +122,9 @@ def replies(draw: Any) -> list[list[Frame]]:
             groups.append(headers(stream, block, end, cuts, draw(st.integers(0, 5))))
         else:
             size = draw(st.integers(0, 120))
-            groups.append([data(stream, size, draw(st.integers(0, 3)) == 0, draw(st.integers(0, 9)))])
+            groups.append(
+                [data(stream, size, draw(st.integers(0, 3)) == 0, draw(st.integers(0, 9)))]
+            )
     return groups
 
 
@@ -153,7 +155,9 @@ def test_streams_end_with_the_last_byte_of_their_last_frame(
         truth = truth - {ends}
         ends = 0
         steps.append((at, set(truth)))
-    boundaries = {len(wire([f for group in groups[:n] for f in group])) for n in range(len(groups) + 1)}
+    boundaries = {
+        len(wire([f for group in groups[:n] for f in group])) for n in range(len(groups) + 1)
+    }
     seen, count = 0, 8
     for piece in pieces(wire([frame for group in groups for frame in group]), sizes):
         count -= reader.feed(piece)
@@ -236,7 +240,9 @@ def requests(draw: Any) -> Sent:
     return sent
 
 
-def understood(wired: bytes) -> tuple[dict[int, list[tuple[bytes, bytes]]], dict[int, int], set[int]]:
+def understood(
+    wired: bytes,
+) -> tuple[dict[int, list[tuple[bytes, bytes]]], dict[int, int], set[int]]:
     """What a backend makes of it: requests by stream, bytes of data, streams that were reset."""
     decoder = Decoder(max_header_list_size=2**20)
     decoder.max_allowed_table_size = 2**16
@@ -261,7 +267,9 @@ TOKEN = (b"authorization", b"Bearer secret-of-the-backend")
 
 @settings(deadline=None)
 @given(requests(), sizes)
-def test_each_request_gets_the_token_and_the_rest_is_as_it_was(sent: Sent, sizes: list[int]) -> None:
+def test_each_request_gets_the_token_and_the_rest_is_as_it_was(
+    sent: Sent, sizes: list[int]
+) -> None:
     opened, control = OpenStreams(), []
     reader = ClientFrames(
         opened,
