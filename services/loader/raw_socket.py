@@ -10,7 +10,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-READ = 128 * 1024
+READ = 64 * 1024
 """Bytes to read at once: what is not written on at once waits in memory, for each connection."""
 
 
