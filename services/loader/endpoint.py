@@ -25,6 +25,8 @@ from .splice import Connection
 
 _log = get_logger(__name__)
 
+_FRESH = ".new"
+"""The name of a socket before it listens: no longer than any that it can get."""
 _BACKLOG = 128
 _AT_ONCE = 64
 """Connections to accept before others get their turn."""
@@ -81,7 +83,7 @@ class Endpoint:
     def listen_at(self, path: Path, mode: int) -> None:
         """Listen on a Unix socket with these permissions, in place of what is there. Raises OSError."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        fresh = path.with_name(f".{path.name[:32]}.new")
+        fresh = path.with_name(_FRESH)
         try:
             with suppress(FileNotFoundError):
                 fresh.unlink()

@@ -116,6 +116,7 @@ class Connection:
         "_greeting",
         "_headers",
         "_held",
+        "_leases",
         "_loop",
         "_model",
         "_moved",
@@ -151,6 +152,8 @@ class Connection:
         """A probe waits for the backend, which is there."""
         self._moved = 0.0
         """When the backend last sent something, or began to owe something; by the monotonic clock."""
+        self._leases: list[Lease] = []
+        """Of calls that have been waiting, until all is counted as one."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """Waits for a lease, and answers that take time, by stream."""
         self._timer: asyncio.TimerHandle | None = None
@@ -225,7 +228,7 @@ class Connection:
         if self._probing:
             self._probing = False
             if instance := self._model.probe():
-                self._attach(instance, None)
+                self._attach(instance)
         elif not self._streams.calls and not self._tasks:
             if held.size > _IDLE_BYTES or held.dead > _IDLE_REQUESTS:
                 self._end(None)  # it connects anew, with nothing to be kept
@@ -256,10 +259,20 @@ class Connection:
             self._refuse(stream, error)
             return
         self._tasks.pop(stream, None)
-        if self.state is not State.HELD:
+        self._leases.append(lease)
+        if len(self._leases) == 1:
+            # Who waited for the same has its lease in the same turn of the loop.
+            self._loop.call_soon(self._take_leases)
+
+    def _take_leases(self) -> None:
+        if self.state is State.HELD and self._leases:
+            self._attach(self._leases[0].instance)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        leases, self._leases = self._leases, []
+        for lease in leases:
             lease.release()
-        else:
-            self._attach(lease.instance, lease)
 
     def _withdrawn(self, stream: int) -> None:
         """The client reset a stream of which the backend has not heard."""
@@ -303,15 +316,14 @@ class Connection:
 
     # To a backend
 
-    def _attach(self, instance: Instance, lease: Lease | None) -> None:
+    def _attach(self, instance: Instance) -> None:
         """Count what is open as the instance's calls from now on, and connect to it."""
         self.state = State.CONNECTING
         calls = self._calls = self._model.count_calls(instance, self._stands_still)
         self._moved = time.monotonic()
         if self._streams.calls:
-            calls.begin(self._streams.calls, counted=1 if lease else 0)
-        if lease is not None:
-            lease.release()
+            calls.begin(self._streams.calls, counted=len(self._leases))
+        self._let_go()
         tasks, self._tasks = self._tasks, {}
         for stream, task in tasks.items():
             if stream in self._streams.flags:
@@ -549,6 +561,7 @@ class Connection:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
+        self._let_go()
         if not whole:
             self._release(calls)
             self.close()
@@ -601,6 +614,7 @@ class Connection:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
+        self._let_go()
         calls, self._calls = self._calls, None
         self._streams.flags.clear()
         self._streams.calls = 0
