@@ -178,6 +178,14 @@ async def test_a_slow_load_is_waited_for(loader: LoaderUnderTest) -> None:
         assert await calls(loader) == (0, 1) and loads(loader) == 1
 
 
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def there(path: Path) -> bool:
+    return path.exists()
+
+
 async def queued(loader: LoaderUnderTest) -> int:
     return (await model(loader)).queued_calls
 
@@ -212,7 +220,7 @@ async def test_no_call_is_lost_by_unloads(running: LoaderUnderTest) -> None:
 
     async with client(address) as one, client(address) as two:
         workers = [asyncio.ensure_future(work(stub)) for stub in (one, one, two)]
-        for cycle in range(6):
+        for _ in range(6):
             before = done
             await eventually(lambda before=before: done > before + 20 or workers[0].done())
             await running.control.UnloadModel(unload())
@@ -309,10 +317,10 @@ async def test_it_lives_without_a_backend(running: LoaderUnderTest) -> None:
 
 async def test_who_may_use_a_socket(running: LoaderUnderTest) -> None:
     path = Path((await endpoint(running)).removeprefix("unix:"))
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert mode(path) == 0o600
+    assert mode(path.parent) == 0o700
     await running.service.stop()
-    assert not path.exists()
+    assert not there(path)
 
 
 async def test_endpoints_follow_the_models(loader: LoaderUnderTest) -> None:
@@ -329,9 +337,9 @@ async def test_endpoints_follow_the_models(loader: LoaderUnderTest) -> None:
     assert await endpoint(loader, "auto", 1) == f"127.0.0.1:{second}"
     odd = await endpoint(loader, "with/slash")
     assert odd.startswith(f"unix:{folder}/with_slash-")
-    assert stat.S_IMODE((folder / "m.sock").stat().st_mode) == 0o660
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o710
-    assert not (folder / "off.sock").exists()
+    assert mode(folder / "m.sock") == 0o660
+    assert mode(folder) == 0o710
+    assert not there(folder / "off.sock")
     for address in (odd, f"127.0.0.1:{first}"):
         async with client(address) as stub:
             assert (await stub.Predict(prompt("a"))).message
@@ -360,10 +368,10 @@ async def test_a_killed_loaders_sockets_are_taken_over(running: LoaderUnderTest)
     runtime = str(running.home / "run")
     with pytest.raises(AssertionError, match="another loader has its sockets"):
         await start_service("loader", running.home / "second", "--runtime-path", runtime)
-    assert path.exists()
+    assert there(path)
     running.service.process.send_signal(signal.SIGKILL)
     await running.service.process.wait()
-    assert path.exists()
+    assert there(path)
     (path.parent / "gone.sock").touch()
     await running.channel.close()
     await running.start()
