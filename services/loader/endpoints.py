@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -61,6 +62,7 @@ class Endpoints:
         self._dirty: dict[str, None] = {}
         self._changed = asyncio.Event()
         self._refusing = False
+        self._refusing_since = 0.0
         self._told = False
         self.published: Callable[[str], None] = lambda name: None
         """Called when a model's addresses changed."""
@@ -236,13 +238,16 @@ class Endpoints:
 
     def drain(self) -> None:
         """Listen no longer; connections end with their calls."""
-        self._refusing = True
+        if not self._refusing:
+            self._refusing = True
+            self._refusing_since = time.monotonic()
         for endpoint in self._open.values():
             endpoint.drain()
 
     async def drained(self, timeout: float) -> None:
-        """Wait until the calls in progress have ended, for `timeout` seconds at most."""
+        """Wait until the calls in progress have ended, for `timeout` seconds from `drain` at most."""
         self.drain()
+        timeout -= time.monotonic() - self._refusing_since
         with suppress(DeadlineError):
             await wait_until(lambda: not self.calls, timeout=timeout, what="the end of all calls")
 

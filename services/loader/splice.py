@@ -17,14 +17,15 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 from services.common.errors import CorralError, ModelUnloadedError, ServiceUnreachableError
 from services.common.logs import get_logger
-from services.common.status import to_status
 
 from .admission import Caller
+from .backend_dial import dial, dial_now
 from .backend_frames import BackendFrames, Greeting
+from .call_failures import call_failure
 from .client_frames import ClientFrames
 from .counted_calls import CountedCalls
 from .endpoint_requests import HeadersError, Kind, Request, RequestHeaders
@@ -36,15 +37,15 @@ from .http2 import (
     PROTOCOL_ERROR,
     SETTINGS,
     bearer,
-    failure,
     frame,
     goaway,
     reply,
     window_update,
 )
 from .instance import Instance, Lease
-from .open_streams import BEGUN, PROBE, SENT, OpenStreams
+from .open_streams import PROBE, SENT, OpenStreams
 from .raw_socket import READ, RawSocket
+from .spliced_model import Model
 
 _log = get_logger(__name__)
 
@@ -55,43 +56,6 @@ _IDLE_REQUESTS = 100
 """What may be kept of requests that were answered, before the client is asked to connect anew."""
 _LAST_READS = 64
 """Pieces to take from a backend that has ended: more than fit into a socket."""
-
-
-class Model(Protocol):
-    """What a connection asks of the model behind its endpoint."""
-
-    name: str
-    cause_timeout: float
-    linger_timeout: float
-    connect_timeout: float
-
-    async def acquire(self, caller: Caller) -> Lease:
-        """Return a lease for a call, loading the model first if it must be. Raises CorralError."""
-        ...
-
-    def probe(self) -> Instance | None:
-        """Return the instance if the model is ready; never loads."""
-        ...
-
-    def count_calls(self, instance: Instance, stands_still: Any) -> CountedCalls:
-        """Return what counts this connection's calls."""
-        ...
-
-    def lost(self, instance: Instance, error: CorralError) -> None:
-        """An external backend cannot be reached any more."""
-        ...
-
-    def answer(self, request: Request) -> Coroutine[Any, Any, bytes] | bytes:
-        """Return the message that answers a request which no backend gets. Raises CorralError."""
-        ...
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task."""
-        ...
-
-    def closed(self, connection: Connection) -> None:
-        """The connection is closed."""
-        ...
 
 
 class State(Enum):
@@ -290,7 +254,7 @@ class Connection:
             return
         self._streams.ended(stream)
         self._held.leave_out(stream)
-        self._own(_failure(stream, 0, error))
+        self._own(call_failure(stream, 0, error))
         if not self._streams.calls and not self._tasks and self.state is State.HELD:
             self._end(None)
 
@@ -299,7 +263,7 @@ class Connection:
         try:
             answer = self._model.answer(request)
         except CorralError as error:
-            self._own(_failure(stream, 0, error))
+            self._own(call_failure(stream, 0, error))
             return
         if isinstance(answer, bytes):
             self._own(reply(stream, answer))
@@ -310,7 +274,7 @@ class Connection:
         try:
             self._own(reply(stream, await answer))
         except CorralError as error:
-            self._own(_failure(stream, 0, error))
+            self._own(call_failure(stream, 0, error))
         finally:
             self._tasks.pop(stream, None)
 
@@ -332,7 +296,7 @@ class Connection:
                 self._tasks[stream] = task
         calls.on_drain(self.drain)
         try:
-            sock = _connect_now(instance.address)
+            sock = dial_now(instance.address)
         except OSError as error:
             self._unreachable(instance, error)
             return
@@ -343,31 +307,11 @@ class Connection:
         calls.on_cut(self._cut)
 
     async def _connect(self, instance: Instance) -> None:
-        host, _, port = instance.address.rpartition(":")
-        sock: socket.socket | None = None
         try:
-            async with asyncio.timeout(self._model.connect_timeout):
-                if instance.address.startswith("unix:"):
-                    sock = socket.socket(socket.AF_UNIX)
-                    sock.setblocking(False)
-                    path = instance.address.removeprefix("unix:")
-                    await self._loop.sock_connect(sock, path)
-                else:
-                    host = host.strip("[]")
-                    found = await self._loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-                    family, kind, protocol, _, address = found[0]
-                    sock = socket.socket(family, kind, protocol)
-                    sock.setblocking(False)
-                    await self._loop.sock_connect(sock, address)
+            sock = await dial(instance.address, self._model.connect_timeout)
         except (OSError, TimeoutError, ValueError) as error:
-            if sock is not None:
-                sock.close()
             self._tasks.pop(0, None)
             self._unreachable(instance, error)
-        except asyncio.CancelledError:
-            if sock is not None:
-                sock.close()
-            raise
         else:
             self._tasks.pop(0, None)
             self._splice(instance, sock)
@@ -571,7 +515,7 @@ class Connection:
             frames += held.to_client
         error = cause or ModelUnloadedError(f"model {self._model.name!r} was unloaded")
         for stream, flags in self._streams.flags.items():
-            frames += _failure(stream, flags, error)
+            frames += call_failure(stream, flags, error)
         frames += goaway(self._streams.last, code)
         self._streams.flags.clear()
         self._streams.calls = 0
@@ -620,26 +564,3 @@ class Connection:
         self._streams.calls = 0
         self._release(calls)
         self._model.closed(self)
-
-
-def _failure(stream: int, flags: int, error: CorralError) -> bytes:
-    status = to_status(error)
-    details = status.SerializeToString()
-    return failure(stream, status.code, status.message, details, begun=bool(flags & BEGUN))
-
-
-def _connect_now(address: str) -> socket.socket | None:
-    """Connect to a Unix socket, which takes no time; None for any other, or one whose queue is full."""
-    if not address.startswith("unix:"):
-        return None
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.setblocking(False)
-        sock.connect(address.removeprefix("unix:"))
-    except BlockingIOError:
-        sock.close()
-        return None
-    except OSError:
-        sock.close()
-        raise
-    return sock
