@@ -136,7 +136,7 @@ async def test_an_open_stream_holds_its_model(loader: LoaderUnderTest) -> None:
         stream.cancel()
         await eventually(lambda: _is(calls(loader), (1, 3)))
         await loader.control.UnloadModel(unload(force=True))
-        assert isinstance(await refused(second.read()), ModelUnloadedError)
+        assert isinstance(await refused(end(second)), ModelUnloadedError)
         assert (await model(loader)).state == UNLOADED
         assert (await other.Predict(prompt("and again"), timeout=20)).message
 
@@ -184,6 +184,11 @@ def mode(path: Path) -> int:
 
 def there(path: Path) -> bool:
     return path.exists()
+
+
+async def end(stream: Any) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
 
 
 async def queued(loader: LoaderUnderTest) -> int:
@@ -249,10 +254,6 @@ async def test_a_crash_is_told_with_its_cause(running: LoaderUnderTest) -> None:
         for stream in streams:
             await stream.read()
         psutil.Process((await model(running)).instances[0].pid).kill()
-
-        async def end(stream: Any) -> None:
-            while await stream.read() is not grpc.aio.EOF:
-                pass
 
         for stream in streams:
             error = await refused(end(stream))
