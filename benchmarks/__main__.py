@@ -1,4 +1,8 @@
-"""Run the benchmarks: `python -m benchmarks [--full] [NAME ...]`. Each prints a table of ratios."""
+"""Run the benchmarks: `python -m benchmarks [--full] [--peers] [NAME ...]`.
+
+Prints figures beside their goals, and writes all of them to benchmarks/results/<date>.json;
+`python -m benchmarks report FILE [DOCUMENT]` prints such a file as Markdown, or puts it into a document.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +10,94 @@ import argparse
 import asyncio
 import importlib
 import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
 
+from . import report
 from .figures import machine
+from .record import RECORD, RESULTS, facts, read
 
+SHORT = ("unary", "streams", "memory", "services", "loading", "cold")
+"""What a short run has, if nothing is named."""
 NAMES = (
-    "gateway",
+    *SHORT,
+    "coalescing",
     "startup",
     "models",
-    "cold",
     "neighbours",
     "cycles",
     "death",
     "eviction",
+    "peers",
 )
 
 
 def main() -> int:
-    """Run those that are named, or all."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    """Run those that are named, or all; return the exit code."""
+    if sys.argv[1:2] == ["report"]:
+        return _report(sys.argv[2:])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--full", action="store_true", help="as long as the goals say, not short")
+    parser.add_argument(
+        "--full", action="store_true", help="everything, at the length of the goals"
+    )
+    parser.add_argument("--peers", action="store_true", help="other servers of models too")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes")
     given = parser.parse_args()
     if unknown := set(given.names) - set(NAMES):
         parser.error(
             f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}"
         )
+    names = given.names or [name for name in (NAMES if given.full else SHORT) if name != "peers"]
+    if given.peers and "peers" not in names:
+        names.append("peers")
+    began = time.monotonic()
     print(f"on {machine()}")
-    for name in given.names or NAMES:
-        asyncio.run(importlib.import_module(f"benchmarks.{name}").run(full=given.full))
+    for place, name in enumerate(names):
+        print(f"\n[{place + 1}/{len(names)}] {name}", flush=True)
+        _run(name, full=given.full)
+    RECORD.full = given.full
+    RECORD.facts = facts(time.monotonic() - began)
+    out = given.out or RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}.json"
+    RECORD.write(out)
+    print(f"\n{report.goals(RECORD)}\n")
+    for failure in RECORD.failures:
+        print(f"FAILED {failure['where']}: {failure['why']}")
+    print(f"written to {out}; {RECORD.facts['seconds']} s")
+    return bool(RECORD.failures)
+
+
+def _run(name: str, *, full: bool) -> None:
+    """Run one; what it raises ends no other."""
+    RECORD.benchmark = name
+    try:
+        asyncio.run(
+            importlib.import_module(f"benchmarks.{_MODULES.get(name, name)}").run(full=full)
+        )
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+        traceback.print_exc()
+        RECORD.failed(name, error)
+
+
+_MODULES = {"peers": "beside_peers"}
+"""The modules of those that are called otherwise."""
+
+
+def _report(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks report")
+    parser.add_argument("file", type=Path, help="a run's JSON")
+    parser.add_argument("document", type=Path, nargs="?", help="a document with marks for it")
+    given = parser.parse_args(words)
+    if given.document:
+        report.write(given.file, given.document)
+    else:
+        print(report.markdown(read(given.file)), end="")
     return 0
 
 

@@ -19,7 +19,7 @@ import grpc
 from corral.backend import backend_pb2_grpc
 from tests.tools.running import LoaderUnderTest
 
-from .figures import PROMPT, count_starts, ms, named, predict, show, starts, timed, unload
+from .figures import PROMPT, count_starts, heading, ms, named, predict, show, starts, timed, unload
 
 CLIENTS = 200
 REPETITIONS = 7
@@ -55,7 +55,7 @@ async def run(*, full: bool) -> None:
         finally:
             await loader.close()
     alone, crowd, warm = map(statistics.median, (result.alone, result.crowd, result.warm))
-    print(
+    heading(
         f"cold: {CLIENTS} clients with a connection each, {REPETITIONS} interleaved repetitions,"
         f" medians; a load takes {LOAD_SECONDS:g} s and the start of a Python backend"
     )

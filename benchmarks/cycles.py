@@ -16,7 +16,7 @@ import psutil
 
 from tests.tools.running import LoaderUnderTest
 
-from .figures import cpu, load, ms, predict, show, unload
+from .figures import cpu, heading, load, ms, predict, show, unload
 
 CYCLES = 200
 FULL = 1000
@@ -68,7 +68,7 @@ async def run(*, full: bool) -> None:
             used = cpu(loader.service.pid) - used
         finally:
             await loader.close()
-    print(f"cycles: {count} times load, call, unload, after {WARM_UP} to warm up")
+    heading(f"cycles: {count} times load, call, unload, after {WARM_UP} to warm up")
     show("cycles a second (a Python backend)", f"{count / seconds:.2f}")
     show("  the loader's processor time a cycle", ms(used / count))
     for name, pooled in (("processes", 0), ("descriptors", 0), ("threads", THREADS)):

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.tools.running import LoaderUnderTest
 
-from .figures import load, ms, show
+from .figures import heading, load, ms, show
 
 GOAL = 0.1
 """Seconds."""
@@ -41,7 +41,7 @@ async def run(*, full: bool) -> None:
                     times[name].append(await _kill(loader, f"m{number}"))
         finally:
             await loader.close()
-    print(f"death: kill -9 until Watch of grpc.health.v1 says NOT_SERVING, {REPETITIONS} each")
+    heading(f"death: kill -9 until Watch of grpc.health.v1 says NOT_SERVING, {REPETITIONS} each")
     for name, found in times.items():
         show(f"{name}, median", ms(statistics.median(found)))
         show("  max", ms(max(found)), ms(GOAL), met=max(found) <= GOAL)

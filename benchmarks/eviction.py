@@ -20,7 +20,7 @@ from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
 from tests.tools.running import LoaderUnderTest
 
-from .figures import count_starts, ms, named, predict, show, starts, timed, unload
+from .figures import count_starts, heading, ms, named, predict, show, starts, timed, unload
 
 REPETITIONS = 15
 MODELS = ("a", "b")
@@ -75,16 +75,17 @@ async def run(*, full: bool) -> None:
             evictions, by_hand = await _decisions(loader)
         finally:
             await loader.close()
-    print(f"eviction: one place, two models; {REPETITIONS} interleaved repetitions, medians")
+    heading(f"eviction: one place, two models; {REPETITIONS} interleaved repetitions, medians")
     show("unload one, load the other, call it", ms(statistics.median(by_hand)))
     show("call it, which evicts one", ms(statistics.median(evictions)))
     pairs = zip(evictions, by_hand, strict=True)
     show("  added by the decision", ms(statistics.median(x - y for x, y in pairs)))
     seconds = FULL_SECONDS if full else SECONDS
     for pattern in PATTERNS:
-        print(
-            f"  two groups of {CLIENTS} clients that {pattern.name}, {seconds:g} s;"
-            f" a load takes {pattern.load:g} s and the start of a Python backend"
+        show(
+            f"two groups of {CLIENTS} clients that {pattern.name}, {seconds:g} s;"
+            f" a load takes {pattern.load:g} s and the start of a Python backend",
+            "",
         )
         for rule, bound in RULES.items():
             _report(rule, pattern, bound, await _contest(pattern, bound, seconds))
@@ -172,7 +173,7 @@ def _report(rule: str, pattern: Pattern, bound: float, contest: Contest) -> None
     # A call may come just when the other model was let in: its load, its turn, and then one's own load.
     goal = bound + 2 * (pattern.load + START_SECONDS)
     longest = max(contest.waits)
-    print(f"  {rule}")
+    show(rule, "")
     show("  loads a second", f"{contest.loads / contest.seconds:.2f}")
     show("  share of the time in which a model serves", f"{serving * 100:.0f} %")
     # Who is kept for no longer than the bound cannot make up for a load that takes longer.

@@ -6,6 +6,7 @@ import asyncio
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -15,6 +16,8 @@ import psutil
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
 from tests.tools.running import LoaderUnderTest
+
+from .record import RECORD, Line
 
 PROMPT = backend_pb2.PredictOptions(Prompt="hello")
 LABEL = 52
@@ -29,10 +32,25 @@ def machine() -> str:
     )
 
 
+def heading(text: str) -> None:
+    """Print and record what the figures that follow are of."""
+    RECORD.heading = text
+    print(text, flush=True)
+
+
 def show(label: str, figure: str, goal: str = "", *, met: bool | None = None) -> None:
-    """Print a figure, and beside it the goal and whether it is met."""
+    """Print and record a figure, and beside it the goal and whether it is met."""
     verdict = "" if met is None else f"  goal {goal}: {'met' if met else 'NOT MET'}"
-    print(f"  {label:{LABEL}}{figure:>18}{verdict}")
+    print(f"  {label:{LABEL}}{figure:>18}{verdict}", flush=True)
+    RECORD.lines.append(Line(RECORD.benchmark, RECORD.heading, label, figure, goal, met))
+
+
+def progress(text: str, *, end: bool = False) -> None:
+    """Say what is going on: on one line that is written over, if somebody looks."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K  {text}", end="\n" if end else "", file=sys.stderr, flush=True)
+    elif end:
+        print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def ms(seconds: float) -> str:

@@ -27,7 +27,7 @@ from corral.loader.v1 import loader_pb2 as pb
 from tests.tools.processes import free_port
 from tests.tools.running import LoaderUnderTest
 
-from .figures import count_starts, cpu, load, ms, p99, paced, predict, show, starts, unload
+from .figures import count_starts, cpu, heading, load, ms, p99, paced, predict, show, starts, unload
 
 GOAL = 2.0
 """Times the p99 alone."""
@@ -207,7 +207,7 @@ async def run(*, full: bool) -> None:
                             used[name].append(share)
         finally:
             await loader.close()
-    print(
+    heading(
         f"neighbours: p99 of model A at {RATE:.0f} calls a second, {rounds} interleaved rounds,"
         " medians of the rounds"
     )
@@ -226,7 +226,7 @@ def _report(name: str, times: dict[tuple[str, str], list[list[float]]], used: fl
         [p99(window) for window in times[name, how]] for how in ("quiet", "alone", "loader")
     )
     ratio = statistics.median(x / y for x, y in zip(loader, quiet, strict=True))
-    print(f"  while B {name} (the loader uses {used * 100:.0f} % of a processor)")
+    show(f"while B {name} (the loader uses {used * 100:.0f} % of a processor)", "")
     show("  A alone", ms(statistics.median(quiet)))
     show("  beside B, which runs without the loader", ms(statistics.median(alone)))
     show("  beside B, through the loader", ms(statistics.median(loader)))

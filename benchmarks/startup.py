@@ -29,7 +29,7 @@ from tests.tools.running import LoaderUnderTest
 from tests.tools.service import environment
 from tests.tools.waiting import eventually
 
-from .figures import ms, show, unload
+from .figures import heading, ms, show, unload
 
 GOAL = 0.05
 """Seconds."""
@@ -68,7 +68,7 @@ async def run(*, full: bool) -> None:
                     await _through(loader, kind, result)
         finally:
             await loader.close()
-    print(f"startup: {repetitions} interleaved pairs, medians, from the start of the process")
+    heading(f"startup: {repetitions} interleaved pairs, medians, from the start of the process")
     for kind, result in results.items():
         _report(kind, result)
 
@@ -79,7 +79,7 @@ def _report(kind: str, result: Result) -> None:
     beyond = ready - median(result.alone_loaded)
     alone = median([sum(pair) for pair in zip(result.alone, result.alone_loaded, strict=True)])
     through = median([sum(pair) for pair in zip(result.loader, result.loader_ready, strict=True)])
-    print(f"  {KINDS[kind]}")
+    show(KINDS[kind], "")
     show("  start to listening, alone", ms(median(result.alone)))
     show("  start to listening, through the loader", ms(median(result.loader)))
     show("  listening to loaded, by a direct client", ms(median(result.alone_loaded)))

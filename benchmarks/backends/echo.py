@@ -65,7 +65,7 @@ class _Token(grpc.aio.ServerInterceptor):
         async def refuse(request: Any, context: Any) -> None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong token")
 
-        self._refuse = grpc.unary_unary_rpc_method_handler(refuse)
+        self._refuse: Any = grpc.unary_unary_rpc_method_handler(refuse)
 
     async def intercept_service(
         self,
@@ -88,7 +88,8 @@ async def serve(address: str) -> None:
             ("grpc.so_reuseport", 0),
         ],
     )
-    backend_pb2_grpc.add_BackendServicer_to_server(Echo(), server)
+    servicer: Any = Echo
+    backend_pb2_grpc.add_BackendServicer_to_server(servicer(), server)
     port = server.add_insecure_port(address)
     await server.start()
     if not address.startswith("unix:"):
@@ -99,11 +100,12 @@ async def serve(address: str) -> None:
         asyncio.get_running_loop().add_signal_handler(sign, ended.set)
     await ended.wait()
     await server.stop(0)
-    if address.startswith("unix:"):
-        Path(address.removeprefix("unix:")).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--addr", required=True)
-    asyncio.run(serve(parser.parse_args().addr))
+    address = parser.parse_args().addr
+    asyncio.run(serve(address))
+    if address.startswith("unix:"):
+        Path(address.removeprefix("unix:")).unlink(missing_ok=True)

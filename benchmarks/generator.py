@@ -1,0 +1,145 @@
+"""One run of the load generator, and what it cost whom."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import native
+from .clocks import cpu_seconds
+
+SLACK = 60.0
+"""Seconds beyond its own end after which a load generator is taken to hang."""
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to call and how; `paced`, `drain` and the rest as native/load.cc tells."""
+
+    method: str
+    request: Path
+    mode: str = "unary"
+    concurrency: int = 1
+    seconds: float = 1.0
+    warmup: float = 0.2
+    paced: float = 0.0
+    drain: float = 20.0
+    connections: int = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run; processor times are microseconds an operation: a call, or a message of a stream."""
+
+    rate: float
+    """Operations a second."""
+    p50: float
+    """Microseconds: of a call, or of a paced message's delay; 0 for other streams."""
+    p99: float
+    cpu: float
+    """Of what is between client and backend; without such, the backend's."""
+    backend_cpu: float
+    client_cpu: float
+    operations: int
+    errors: int
+    error: str
+
+
+class LoadError(RuntimeError):
+    """The load generator could not do its work, or no call succeeded."""
+
+
+def _command(load: Load, target: str, metadata: Metadata) -> list[str]:
+    command = [str(native.LOAD), "--target", target]
+    for name in ("method", "request", "mode", "concurrency", "seconds", "warmup", "paced", "drain"):
+        command += [f"--{name}", str(getattr(load, name))]
+    command += ["--connections", str(load.connections)]
+    for key, value in metadata:
+        command += ["--metadata", f"{key}={value}"]
+    return command
+
+
+async def generate(
+    load: Load,
+    target: str,
+    metadata: Metadata = (),
+    *,
+    between: Sequence[int] = (),
+    backend: Sequence[int] = (),
+) -> Sample:
+    """Run it against a target; `between` and `backend` are whose processor time counts.
+
+    Raises LoadError.
+    """
+    before = cpu_seconds(between), cpu_seconds(backend)
+    process = await asyncio.create_subprocess_exec(
+        *_command(load, target, metadata),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(load.warmup + load.seconds + load.drain + SLACK):
+            out, err = await process.communicate()
+    except TimeoutError:
+        raise LoadError("the load generator hangs") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise LoadError(
+            err.decode().strip() or f"the load generator ended with {process.returncode}"
+        )
+    after = cpu_seconds(between), cpu_seconds(backend)
+    return _sample(json.loads(out), after[0] - before[0], after[1] - before[1], bool(between))
+
+
+def _sample(said: Mapping[str, Any], between: float, backend: float, proxied: bool) -> Sample:
+    total = said["total"]
+    if not said["ops"]:
+        raise LoadError(said["error"] or "not one operation ended in time")
+    behind = backend / total * 1e6
+    return Sample(
+        rate=said["rps"],
+        p50=said["p50_us"],
+        p99=said["p99_us"],
+        cpu=between / total * 1e6 if proxied else behind,
+        backend_cpu=behind,
+        client_cpu=said["cpu_us"],
+        operations=said["ops"],
+        errors=said["errors"],
+        error=said["error"],
+    )
+
+
+@asynccontextmanager
+async def open_streams(load: Load, target: str, metadata: Metadata = ()) -> AsyncIterator[None]:
+    """Keep streams open as long as the block lasts; it begins when each had its first message.
+
+    Raises LoadError.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *_command(load, target, metadata),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(SLACK):
+            line = (await process.stderr.readline()).decode().strip()
+        if line != "open":
+            raise LoadError(line or "the load generator ended early")
+        yield
+    except TimeoutError:
+        raise LoadError("the streams did not open") from None
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,110 @@
+"""What the data plane is to reach, and whether a run shows it. Pure: it only looks at a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .record import Record
+from .stage import BARE, DIRECT, ENDPOINT, GATEWAY, RESOLVED, SPLICE
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of one path beside another path's: at most, or at least, a limit."""
+
+    text: str
+    measurement: str
+    backend: str
+    path: str
+    base: str
+    figure: str
+    """A figure of `Sample`."""
+    limit: float
+    at_least: bool = False
+    added: bool = False
+    """The difference in milliseconds, not the ratio."""
+    base_backend: str = ""
+    """The other path's backend, where it is another."""
+
+
+@dataclass(frozen=True)
+class Single:
+    """A single value of the record that is to be at most so much."""
+
+    text: str
+    value: str
+    limit: float
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A goal, what was measured (None: nothing), and how it stands."""
+
+    text: str
+    limit: str
+    measured: float | None
+    met: bool | None
+
+
+CPP, PYTHON = "C++", "Python"
+UNARY, BULK, PACED = "unary-1kib-32", "saturated-64", "paced-64"
+
+GOALS: tuple[Goal, ...] = (
+    *(
+        Goal(f"gateway, CPU a unary call against the bare proxy ({backend} backend)",
+             UNARY, backend, GATEWAY, BARE, "cpu", 1.2)
+        for backend in (CPP, PYTHON)
+    ),
+    Goal("gateway, CPU a streamed message against the bare proxy",
+         BULK, CPP, GATEWAY, BARE, "cpu", 1.15),
+    Goal("gateway, 64 streams of 20 messages/s: added to the median delay, ms",
+         PACED, CPP, GATEWAY, DIRECT, "p50", 0.4, added=True),
+    Goal("endpoint, unary calls 32 at a time against direct",
+         UNARY, CPP, ENDPOINT, DIRECT, "rate", 0.6, at_least=True),
+    Goal("endpoint, 64 saturated streams against direct",
+         BULK, CPP, ENDPOINT, DIRECT, "rate", 0.75, at_least=True),
+    Goal("endpoint, CPU a unary call against a blind splice",
+         UNARY, CPP, ENDPOINT, SPLICE, "cpu", 1.4),
+    Goal("endpoint, CPU a streamed message against a blind splice",
+         BULK, CPP, ENDPOINT, SPLICE, "cpu", 1.4),
+    Goal("ResolveModel, unary calls 32 at a time against direct",
+         UNARY, CPP, RESOLVED, DIRECT, "rate", 0.97, at_least=True),
+    Goal("ResolveModel, 64 saturated streams against direct",
+         BULK, CPP, RESOLVED, DIRECT, "rate", 0.97, at_least=True),
+)  # fmt: skip
+
+PEER_UNARY = "peers-unary-32"
+"""Peers are measured together with our own paths, under this name; a peer's backend is itself."""
+PEERS: dict[str, tuple[str, ...]] = {}
+
+SINGLES = (
+    Single("memory of an idle stream through the gateway against the bare proxy (1,000)",
+           "idle_stream_ratio", 1.15),
+    Single("four idle services together, PSS", "idle_services_pss_mb", 120, "MB"),
+)  # fmt: skip
+
+
+def verdicts(record: Record) -> Iterator[Verdict]:
+    """Return how each goal stands."""
+    for goal in GOALS:
+        yield _judged(goal, record)
+    for single in SINGLES:
+        value = record.values.get(single.value)
+        met = None if value is None else value <= single.limit
+        yield Verdict(single.text, f"≤ {single.limit:g} {single.unit}".strip(), value, met)
+
+
+def _judged(goal: Goal, record: Record) -> Verdict:
+    limit = f"{'≥' if goal.at_least else '≤'} {goal.limit:g}"
+    row = record.row(goal.measurement, goal.backend, goal.path)
+    base = record.row(goal.measurement, goal.base_backend or goal.backend, goal.base)
+    if row is None or base is None:
+        return Verdict(goal.text, limit, None, None)
+    measure: Callable[[], float] = lambda: (
+        row.added(goal.figure, base) / 1e3 if goal.added else row.ratio(goal.figure, base)
+    )
+    measured = measure()
+    met = measured >= goal.limit if goal.at_least else measured <= goal.limit
+    return Verdict(goal.text, limit, measured, met)

@@ -1,0 +1,231 @@
+"""Everything that is measured, running side by side: backends, a loader before them, bare proxies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from corral.loader.v1 import loader_pb2 as pb
+from tests.tools.processes import free_port
+from tests.tools.running import LoaderUnderTest
+from tests.tools.service import environment
+
+from . import native
+from .clocks import tree
+from .figures import load, named
+from .generator import Load, Metadata, Sample, generate
+
+READY_TIMEOUT = 20.0
+TOKEN = "bench"
+FOLDER = Path(__file__).parent
+BACKENDS: dict[str, list[str]] = {
+    "C++": [str(native.BACKEND)],
+    "Python": [sys.executable, str(FOLDER / "backends" / "echo.py")],
+}
+
+DIRECT = "direct"
+BARE = "bare proxy"
+GATEWAY = "gateway"
+SPLICE = "blind splice"
+ENDPOINT = "endpoint"
+RESOLVED = "ResolveModel"
+PATHS = (DIRECT, BARE, GATEWAY, SPLICE, ENDPOINT, RESOLVED)
+
+Place = tuple[str, Metadata]
+"""Where to call, and with what metadata."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to a backend."""
+
+    name: str
+    backend: str
+    find: Callable[[], Awaitable[Place]]
+    between: Callable[[], list[int]] = field(default=list)
+    behind: Callable[[], list[int]] = field(default=list)
+
+    async def measure(self, load: Load) -> Sample:
+        """Run a load over it. Raises LoadError, and whatever finding the place raises."""
+        target, metadata = await self.find()
+        return await generate(load, target, metadata, between=self.between(), backend=self.behind())
+
+
+def model_of(backend: str) -> str:
+    """Return the name of the model that this backend holds."""
+    return "m-" + backend.replace("+", "p").lower()
+
+
+class Stage:
+    """A loader with a model for each backend, and beside it the same backends without a loader."""
+
+    def __init__(self, home: Path, stack: AsyncExitStack, backends: tuple[str, ...]) -> None:
+        """Lay out the folders below `home`; the stack ends what is started."""
+        self.home = home
+        self.loader = LoaderUnderTest(home)
+        self.backends = backends
+        self._stack = stack
+        self._instances: dict[str, int] = {}
+        for backend in backends:
+            add_backend(self.loader, model_of(backend), BACKENDS[backend])
+            self.loader.add_model(model_of(backend), model_of(backend))
+
+    async def start_loader(self) -> None:
+        """Start the loader and load the models."""
+        await self.loader.start("--log-level", "warn")
+        self._stack.push_async_callback(self.loader.close)
+        for backend in self.backends:
+            model = await load(self.loader, model_of(backend))
+            self._instances[backend] = model.instances[0].pid
+
+    def loader_pids(self) -> list[int]:
+        """Return the loader's processes without its backends."""
+        return tree(self.loader.service.pid, *self._instances.values())
+
+    def instance_pids(self, backend: str) -> list[int]:
+        """Return the processes of the instance that the loader started."""
+        return tree(self._instances[backend])
+
+    async def direct(self, backend: str) -> Route:
+        """Start a backend without a loader, and return the way to it."""
+        socket = f"unix:{self.home}/{model_of(backend)}.sock"
+        process = await self.start(
+            *BACKENDS[backend], "--addr", socket, LOCALAI_GRPC_AUTH_TOKEN=TOKEN
+        )
+        return Route(DIRECT, backend, _fixed(socket, _BEARER), behind=lambda: tree(process.pid))
+
+    async def proxy(self, direct: Route, name: str) -> Route:
+        """Start a proxy before a backend that has no loader, and return the way through it."""
+        program, listen = {
+            BARE: ("floor_proxy.py", f"127.0.0.1:{free_port()}"),  # as the loader listens
+            SPLICE: ("floor_splice.py", f"unix:{self.home}/{model_of(direct.backend)}-s.sock"),
+        }[name]
+        to, metadata = await direct.find()
+        process = await self.start(
+            sys.executable, str(FOLDER / program), "--listen", listen, "--backend", to
+        )
+        return Route(
+            name, direct.backend, _fixed(listen, metadata), lambda: tree(process.pid), direct.behind
+        )
+
+    def gateway(self, backend: str) -> Route:
+        """Return the way through the loader."""
+        place = _fixed(self.loader.service.address, named(model_of(backend)))
+        return self._own(GATEWAY, backend, place, self.loader_pids)
+
+    def endpoint(self, backend: str) -> Route:
+        """Return the way over the model's own address."""
+
+        async def find() -> Place:
+            sockets = sorted(self.home.rglob(f"{model_of(backend)}.sock"))
+            sockets = [path for path in sockets if path.parent.name == "models"]
+            if not sockets:
+                raise FileNotFoundError("the loader gave the model no endpoint")
+            return f"unix:{sockets[0]}", ()
+
+        return self._own(ENDPOINT, backend, find, self.loader_pids)
+
+    def resolved(self, backend: str) -> Route:
+        """Return the way that ResolveModel tells, under a lease."""
+
+        async def find() -> Place:
+            request = pb.ResolveModelRequest(name=model_of(backend))
+            answer = await self.loader.control.ResolveModel(request)
+            return answer.address, (("authorization", f"Bearer {answer.token}"),)
+
+        return self._own(RESOLVED, backend, find, list)
+
+    def _own(
+        self,
+        name: str,
+        backend: str,
+        find: Callable[[], Awaitable[Place]],
+        between: Callable[[], list[int]],
+    ) -> Route:
+        return Route(name, backend, find, between, lambda: self.instance_pids(backend))
+
+    async def start(self, *command: str, **env: str) -> asyncio.subprocess.Process:
+        """Start a program, wait for its ready line, and end it with the stage."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment(**env),
+        )
+        self._stack.push_async_callback(_end, process)
+        assert process.stdout is not None
+        async with asyncio.timeout(READY_TIMEOUT):
+            line = (await process.stdout.readline()).decode()
+        if not line.startswith("ready"):
+            program = command[1] if command[0] == sys.executable else command[0]
+            raise RuntimeError(f"{Path(program).name} did not start")
+        return process
+
+
+_BEARER: Metadata = (("authorization", f"Bearer {TOKEN}"),)
+
+
+def _fixed(target: str, metadata: Metadata) -> Callable[[], Awaitable[Place]]:
+    async def find() -> Place:
+        return target, metadata
+
+    return find
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.communicate()
+
+
+def add_backend(loader: LoaderUnderTest, name: str, command: list[str]) -> None:
+    """Install a backend of this folder for a loader."""
+    folder = loader.backends / name
+    folder.mkdir()
+    run = folder / "run.sh"
+    run.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    run.chmod(0o755)
+    (folder / "metadata.json").write_text(
+        json.dumps({"name": name, "corral": {"addresses": ["unix", "tcp"], "announces": True}})
+    )
+
+
+@asynccontextmanager
+async def stage(*backends: str) -> AsyncIterator[Stage]:
+    """Lay out a stage with these backends, and leave nothing of it."""
+    await native.build()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        async with AsyncExitStack() as stack:
+            yield Stage(Path(folder) / "home", stack, backends)
+
+
+async def routes(stage: Stage, backend: str, paths: tuple[str, ...] = PATHS) -> dict[str, Route]:
+    """Return the ways to one backend, and start what they need; `direct` is always among them.
+
+    One that cannot be started is there, and raises when it is measured.
+    """
+    direct = await stage.direct(backend)
+    found = {DIRECT: direct}
+    for name in paths:
+        if name in (BARE, SPLICE):
+            try:
+                found[name] = await stage.proxy(direct, name)
+            except (OSError, RuntimeError, TimeoutError) as error:
+                found[name] = Route(name, backend, _failing(error))
+    own = {GATEWAY: stage.gateway, ENDPOINT: stage.endpoint, RESOLVED: stage.resolved}
+    found |= {name: make(backend) for name, make in own.items() if name in paths}
+    return {name: found[name] for name in PATHS if name in found}
+
+
+def _failing(error: Exception) -> Callable[[], Awaitable[Place]]:
+    async def find() -> Place:
+        raise error
+
+    return find

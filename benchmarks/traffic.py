@@ -1,0 +1,109 @@
+"""Calls and streams over all paths: each once a repetition, in turn, so that all have the same machine."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+
+from corral.backend import backend_pb2
+
+from .figures import heading, progress
+from .generator import Load, LoadError
+from .record import RECORD, Row
+from .report import tables
+from .stage import PATHS, Route, routes, stage
+
+REPETITIONS = 5
+PREDICT = "/backend.Backend/Predict"
+STREAM = "/backend.Backend/PredictStream"
+FAILURES = (OSError, RuntimeError, TimeoutError, grpc.aio.AioRpcError)
+"""What ends the measurement of one path, and of no other."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is called, how, and over what."""
+
+    key: str
+    title: str
+    request: backend_pb2.PredictOptions
+    load: Load
+    backends: tuple[str, ...] = ("C++", "Python")
+    paths: tuple[str, ...] = PATHS
+
+    @property
+    def kind(self) -> str:
+        """What an operation is."""
+        return "call" if self.load.mode == "unary" else "message"
+
+
+def seconds(measurements: Sequence[Measurement]) -> float:
+    """Return about how long they take at least."""
+    return REPETITIONS * sum(
+        len(m.backends) * len(m.paths) * (m.load.seconds + m.load.warmup + 0.1)
+        for m in measurements
+    )
+
+
+async def measure(name: str, measurements: Sequence[Measurement]) -> None:
+    """Measure all and print the tables."""
+    heading(
+        f"{name}: {REPETITIONS} interleaved repetitions, medians"
+        f" (about {seconds(measurements) / 60:.1f} minutes)"
+    )
+    rows: list[Row] = []
+    backends = [b for b in ("C++", "Python") if any(b in m.backends for m in measurements)]
+    with tempfile.TemporaryDirectory() as folder:
+        async with stage(*backends) as it:
+            await it.start_loader()
+            for backend in backends:
+                ways = await routes(it, backend)
+                for measurement in measurements:
+                    if backend in measurement.backends:
+                        request = Path(folder) / measurement.key
+                        request.write_bytes(measurement.request.SerializeToString())
+                        chosen = [ways[path] for path in measurement.paths]
+                        rows += await _repeat(replace_request(measurement, request), chosen)
+    RECORD.traffic += rows
+    print(tables(rows))
+
+
+def replace_request(measurement: Measurement, request: Path) -> Measurement:
+    """Return the measurement with the file of its request."""
+    return replace(measurement, load=replace(measurement.load, request=request))
+
+
+async def _repeat(measurement: Measurement, ways: Sequence[Route]) -> list[Row]:
+    rows = [
+        Row(measurement.key, measurement.title, measurement.kind, way.backend, way.name)
+        for way in ways
+    ]
+    working = list(zip(ways, rows, strict=True))
+    began = time.monotonic()
+    for repetition in range(REPETITIONS):
+        # There and back, so that nobody always follows the same neighbour.
+        for way, row in list(working) if repetition % 2 == 0 else list(reversed(working)):
+            where = f"{way.backend} backend, {way.name}"
+            progress(f"{measurement.title}, {where} ({repetition + 1}/{REPETITIONS})")
+            try:
+                sample = await way.measure(measurement.load)
+            except LoadError as error:
+                RECORD.failed(f"{where}, {measurement.title}", error)
+            except FAILURES as error:
+                RECORD.failed(where, error)
+            else:
+                if sample.errors:
+                    why = f"{sample.errors} calls failed: {sample.error}"
+                    RECORD.failed(f"{where}, {measurement.title}", why)
+                row.samples.append(sample)
+                continue
+            working.remove((way, row))
+            row.samples.clear()
+    backend = ways[0].backend
+    progress(f"{measurement.title}, {backend} backend: {time.monotonic() - began:.0f} s", end=True)
+    return [row for row in rows if row.samples]
