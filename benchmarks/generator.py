@@ -47,6 +47,8 @@ class Sample:
     """Of what is between client and backend; without such, the backend's."""
     backend_cpu: float
     client_cpu: float
+    size: float
+    """Mean bytes of an answer."""
     operations: int
     errors: int
     error: str
@@ -113,6 +115,7 @@ def _sample(said: Mapping[str, Any], between: float, backend: float, proxied: bo
         cpu=between / total * 1e6 if proxied else behind,
         backend_cpu=behind,
         client_cpu=said["cpu_us"],
+        size=said["bytes"] / total,
         operations=said["ops"],
         errors=said["errors"],
         error=said["error"],

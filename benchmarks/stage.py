@@ -9,8 +9,9 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from corral.loader.v1 import loader_pb2 as pb
 from tests.tools.processes import free_port
@@ -51,11 +52,14 @@ class Route:
     find: Callable[[], Awaitable[Place]]
     between: Callable[[], list[int]] = field(default=list)
     behind: Callable[[], list[int]] = field(default=list)
+    instead: dict[str, Any] = field(default_factory=dict)
+    """What of a `Load` is another on this way: a peer's method and request."""
 
     async def measure(self, load: Load) -> Sample:
         """Run a load over it. Raises LoadError, and whatever finding the place raises."""
         target, metadata = await self.find()
-        return await generate(load, target, metadata, between=self.between(), backend=self.behind())
+        own = replace(load, **self.instead)
+        return await generate(own, target, metadata, between=self.between(), backend=self.behind())
 
 
 def model_of(backend: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
 import signal
 import struct
 import time
@@ -52,7 +53,8 @@ class Echo(backend_pb2_grpc.BackendServicer):
             yield pb.Reply(message=struct.pack("<q", time.monotonic_ns()) + rest)
             number += 1
             if rate:
-                due += 1 / rate
+                # Streams that began together must not send together.
+                due += (random.random() if number == 1 else 1) / rate
                 await asyncio.sleep(max(due - time.monotonic(), 0))
 
 

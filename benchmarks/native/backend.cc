@@ -2,7 +2,7 @@
 //
 // Predict answers with the prompt, or with Metadata["size"] bytes. PredictStream answers with Tokens
 // messages (0: until cancelled) of Metadata["size"] bytes (16), as fast as they are taken or
-// Metadata["rate"] a second; the first at once. A streamed message begins with the time it was sent at:
+// Metadata["rate"] a second; the first at once, the second after any part of the pause. A streamed message begins with the time it was sent at:
 // CLOCK_MONOTONIC in nanoseconds, 8 bytes, little-endian.
 #include <grpcpp/alarm.h>
 #include <grpcpp/generic/async_generic_service.h>
@@ -73,7 +73,8 @@ class Call {
         if (--left_ == 0) return Finish(grpc::Status::OK);
         if (pause_ == 0) return Send();
         state_ = kWait;
-        due_ += pause_;
+        // Streams that began together must not send together.
+        due_ += sent_++ ? pause_ : int64_t(pause_ * (rand() / double(RAND_MAX)));
         return alarm_.Set(server_->queue.get(), Due(), this);
       case kWait:
         return done_ ? Finish({grpc::StatusCode::CANCELLED, "cancelled"}) : Send();
@@ -162,7 +163,7 @@ class Call {
   Server* server_;
   State state_ = kRequest;
   bool done_ = false;
-  int64_t left_ = -1, pause_ = 0, due_ = 0;
+  int64_t left_ = -1, sent_ = 0, pause_ = 0, due_ = 0;
   grpc::GenericServerContext context_;
   grpc::GenericServerAsyncReaderWriter stream_;
   grpc::ByteBuffer request_;

@@ -111,8 +111,9 @@ class Load {
     exit(1);
   }
 
-  void Count(int64_t now, int64_t latency) {
+  void Count(int64_t now, int64_t latency, const grpc::ByteBuffer& response) {
     ++total;
+    bytes_ += response.Length();
     if (now < begin_ || now >= end_) return;
     ++ops_;
     if (latency >= 0) latencies_.push_back(latency);
@@ -190,12 +191,12 @@ class Load {
     }
     printf(
         "{\"ops\": %ld, \"total\": %ld, \"errors\": %ld, \"error\": \"%s\", \"opened\": %d, "
-        "\"seconds\": %.3f, \"rps\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"cpu_us\": %.2f}\n",
+        "\"seconds\": %.3f, \"rps\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"cpu_us\": %.2f, \"bytes\": %ld}\n",
         ops_, total, errors_, error.c_str(), opened_, options.seconds, ops_ / options.seconds,
-        Percentile(0.5), Percentile(0.99), total ? cpu / total : 0);
+        Percentile(0.5), Percentile(0.99), total ? cpu / total : 0, bytes_);
   }
 
-  int64_t begin_ = 0, end_ = 0, ops_ = 0, errors_ = 0;
+  int64_t begin_ = 0, end_ = 0, ops_ = 0, errors_ = 0, bytes_ = 0;
   int opened_ = 0;
   bool cancelled_ = false;
   std::string error_;
@@ -236,7 +237,7 @@ void Call::Next(bool ok) {
     case kRead: {
       if (!ok) return Finish();
       int64_t now = Now(), sent = load_->options.paced > 0 ? SentAt(response_) : 0;
-      load_->Count(now, sent ? now - sent : -1);
+      load_->Count(now, sent ? now - sent : -1, response_);
       if (!opened_) {
         opened_ = true;
         load_->Opened();
@@ -258,7 +259,7 @@ void Call::End() {
     load_->Failed(status_);
   } else if (state_ == kUnary) {
     int64_t now = Now();
-    load_->Count(now, now - began_);
+    load_->Count(now, now - began_, response_);
   }
   response_.Clear();
   if (load_->Goes()) return Start();

@@ -1,0 +1,77 @@
+"""What idle streams take: a thousand open ones, on each path, in processes that were started for them."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from corral.backend import backend_pb2
+
+from .clocks import memory
+from .figures import heading, progress, show
+from .generator import Load, open_streams
+from .record import RECORD
+from .stage import BARE, DIRECT, ENDPOINT, GATEWAY, SPLICE, Route, routes, stage
+from .traffic import FAILURES, PREDICT, REPETITIONS, STREAM
+
+STREAMS = 1000
+SETTLE = 0.5
+"""Seconds from the last stream's first message to the look at the memory."""
+PATHS = (BARE, GATEWAY, SPLICE, ENDPOINT)
+GOAL = 1.15
+"""Times what a stream takes in the bare proxy."""
+
+
+async def run(*, full: bool) -> None:
+    """Measure and print."""
+    heading(f"memory: PSS of {STREAMS} idle streams, {REPETITIONS} fresh starts, medians")
+    before: dict[str, list[float]] = defaultdict(list)
+    grown: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        request = backend_pb2.PredictOptions(Prompt="x" * 1024)
+        (folder / "call").write_bytes(request.SerializeToString())
+        # The first message comes at once, the second not while anybody looks.
+        request = backend_pb2.PredictOptions(Metadata={"rate": "0.0001"})
+        (folder / "stream").write_bytes(request.SerializeToString())
+        for repetition in range(REPETITIONS):
+            progress(f"{repetition + 1}/{REPETITIONS}")
+            async with stage("C++") as it:
+                await it.start_loader()
+                for path, way in (await routes(it, "C++", (DIRECT, *PATHS))).items():
+                    try:
+                        start, end = await _measure(way, folder)
+                    except FAILURES as error:
+                        RECORD.failed(f"C++ backend, {path}", error)
+                        continue
+                    before[path].append(start)
+                    grown[path].append(end - start)
+    progress("done", end=True)
+    for path, values in grown.items():
+        each = median(values) / STREAMS / 1024
+        start = median(before[path]) / 2**20
+        label = "the backend itself" if path == DIRECT else path
+        show(label, f"{each:.1f} KiB a stream, {start:.0f} MiB without")
+    if GATEWAY in grown and BARE in grown:
+        ratio = median(a / b for a, b in zip(grown[GATEWAY], grown[BARE], strict=False))
+        RECORD.values["idle_stream_ratio"] = ratio
+        show("a stream through the gateway against the bare proxy", f"{ratio:.2f}",
+             f"{GOAL:g}", met=ratio <= GOAL)  # fmt: skip
+
+
+async def _measure(way: Route, folder: Path) -> tuple[int, int]:
+    """Return the memory before and with the streams, once a few calls have made what every call needs."""
+    calls = Load(PREDICT, folder / "call", concurrency=8, seconds=0.3)
+    await way.measure(calls)
+    pids = way.between() or way.behind()
+    start = memory(pids)
+    target, metadata = await way.find()
+    streams = replace(calls, method=STREAM, request=folder / "stream", mode="stream")
+    streams = replace(streams, concurrency=STREAMS, seconds=3600, paced=1, drain=0)
+    async with open_streams(streams, target, metadata):
+        await asyncio.sleep(SETTLE)
+        return start, memory(pids)
