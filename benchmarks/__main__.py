@@ -19,7 +19,7 @@ from . import report
 from .figures import machine
 from .record import RECORD, RESULTS, facts, read
 
-SHORT = ("unary", "streams", "memory", "services", "loading", "cold")
+SHORT = ("unary", "streams", "memory", "idle", "loading", "cold")
 """What a short run has, if nothing is named."""
 NAMES = (
     *SHORT,

@@ -24,8 +24,6 @@ class Goal:
     at_least: bool = False
     added: bool = False
     """The difference in milliseconds, not the ratio."""
-    base_backend: str = ""
-    """The other path's backend, where it is another."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,26 @@ GOALS: tuple[Goal, ...] = (
          BULK, CPP, RESOLVED, DIRECT, "rate", 0.97, at_least=True),
 )  # fmt: skip
 
-PEER_UNARY = "peers-unary-32"
-"""Peers are measured together with our own paths, under this name; a peer's backend is itself."""
-PEERS: dict[str, tuple[str, ...]] = {}
+OURS = "all"
+"""The backend in the rows of a run beside peers, where a path's name says what is behind it."""
+BESIDE = "peers-unary-1kib-32"
+
+
+def _ahead(way: str, backend: str, peer: str, limit: float) -> Goal:
+    text = f"{way} before a {backend} backend, 32 at a time, against {peer}"
+    return Goal(text, BESIDE, OURS, f"{way}, {backend}", peer, "rate", limit, at_least=True)
+
+
+PEER_GOALS = (
+    _ahead(GATEWAY, PYTHON, "mlserver-worker", 1.6),
+    _ahead(GATEWAY, PYTHON, "ray", 3),
+    _ahead(GATEWAY, PYTHON, "pytriton", 3),
+    _ahead(ENDPOINT, PYTHON, "mlserver", 1.5),
+    *(
+        _ahead(ENDPOINT, CPP, peer, 1)
+        for peer in ("mlserver", "mlserver-worker", "triton", "pytriton", "bentoml", "ray")
+    ),
+)
 
 SINGLES = (
     Single("memory of an idle stream through the gateway against the bare proxy (1,000)",
@@ -88,7 +103,8 @@ SINGLES = (
 
 def verdicts(record: Record) -> Iterator[Verdict]:
     """Return how each goal stands."""
-    for goal in GOALS:
+    peers = PEER_GOALS if any(row.measurement == BESIDE for row in record.traffic) else ()
+    for goal in (*GOALS, *peers):
         yield _judged(goal, record)
     for single in SINGLES:
         value = record.values.get(single.value)
@@ -99,7 +115,7 @@ def verdicts(record: Record) -> Iterator[Verdict]:
 def _judged(goal: Goal, record: Record) -> Verdict:
     limit = f"{'≥' if goal.at_least else '≤'} {goal.limit:g}"
     row = record.row(goal.measurement, goal.backend, goal.path)
-    base = record.row(goal.measurement, goal.base_backend or goal.backend, goal.base)
+    base = record.row(goal.measurement, goal.backend, goal.base)
     if row is None or base is None:
         return Verdict(goal.text, limit, None, None)
     measure: Callable[[], float] = lambda: (

@@ -30,7 +30,7 @@ async def run(*, full: bool) -> None:
     """Measure and print."""
     heading(f"memory: PSS of {STREAMS} idle streams, {REPETITIONS} fresh starts, medians")
     before: dict[str, list[float]] = defaultdict(list)
-    grown: dict[str, list[float]] = defaultdict(list)
+    grown: dict[str, dict[int, float]] = defaultdict(dict)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         request = backend_pb2.PredictOptions(Prompt="x" * 1024)
@@ -49,15 +49,15 @@ async def run(*, full: bool) -> None:
                         RECORD.failed(f"C++ backend, {path}", error)
                         continue
                     before[path].append(start)
-                    grown[path].append(end - start)
+                    grown[path][repetition] = end - start
     progress("done", end=True)
     for path, values in grown.items():
-        each = median(values) / STREAMS / 1024
-        start = median(before[path]) / 2**20
+        each = median(values.values()) / STREAMS / 1024
+        without = median(before[path]) / 2**20
         label = "the backend itself" if path == DIRECT else path
-        show(label, f"{each:.1f} KiB a stream, {start:.0f} MiB without")
-    if GATEWAY in grown and BARE in grown:
-        ratio = median(a / b for a, b in zip(grown[GATEWAY], grown[BARE], strict=False))
+        show(label, f"{each:.1f} KiB a stream, {without:.0f} MiB without")
+    if both := grown[GATEWAY].keys() & grown[BARE].keys():
+        ratio = median(grown[GATEWAY][n] / grown[BARE][n] for n in both)
         RECORD.values["idle_stream_ratio"] = ratio
         show("a stream through the gateway against the bare proxy", f"{ratio:.2f}",
              f"{GOAL:g}", met=ratio <= GOAL)  # fmt: skip
@@ -65,7 +65,7 @@ async def run(*, full: bool) -> None:
 
 async def _measure(way: Route, folder: Path) -> tuple[int, int]:
     """Return the memory before and with the streams, once a few calls have made what every call needs."""
-    calls = Load(PREDICT, folder / "call", concurrency=8, seconds=0.3)
+    calls = Load(PREDICT, folder / "call", concurrency=8, seconds=1)
     await way.measure(calls)
     pids = way.between() or way.behind()
     start = memory(pids)

@@ -21,14 +21,16 @@ from tests.tools.service import environment
 from . import native
 from .clocks import tree
 from .figures import load, named
-from .generator import Load, Metadata, Sample, generate
+from .generator import Load, LoadError, Metadata, Sample, generate
 
 READY_TIMEOUT = 20.0
 TOKEN = "bench"
 FOLDER = Path(__file__).parent
+PYTHON = [sys.executable, "-P"]
+"""A program's own folder is no place to import from: its neighbours have names of their own."""
 BACKENDS: dict[str, list[str]] = {
     "C++": [str(native.BACKEND)],
-    "Python": [sys.executable, str(FOLDER / "backends" / "echo.py")],
+    "Python": [*PYTHON, str(FOLDER / "backends" / "echo.py")],
 }
 
 DIRECT = "direct"
@@ -56,10 +58,14 @@ class Route:
     """What of a `Load` is another on this way: a peer's method and request."""
 
     async def measure(self, load: Load) -> Sample:
-        """Run a load over it. Raises LoadError, and whatever finding the place raises."""
+        """Run a load over it, a second time if it failed. Raises LoadError, and whatever finding the place raises."""
         target, metadata = await self.find()
         own = replace(load, **self.instead)
-        return await generate(own, target, metadata, between=self.between(), backend=self.behind())
+        pids = {"between": self.between(), "backend": self.behind()}
+        try:
+            return await generate(own, target, metadata, **pids)
+        except LoadError:  # a machine that had no time for it for a moment is no result
+            return await generate(own, target, metadata, **pids)
 
 
 def model_of(backend: str) -> str:
@@ -97,6 +103,10 @@ class Stage:
         """Return the processes of the instance that the loader started."""
         return tree(self._instances[backend])
 
+    def all_pids(self) -> list[int]:
+        """Return the loader's processes with its backends."""
+        return tree(self.loader.service.pid)
+
     async def direct(self, backend: str) -> Route:
         """Start a backend without a loader, and return the way to it."""
         socket = f"unix:{self.home}/{model_of(backend)}.sock"
@@ -105,15 +115,13 @@ class Stage:
         )
         return Route(DIRECT, backend, _fixed(socket, _BEARER), behind=lambda: tree(process.pid))
 
-    async def proxy(self, direct: Route, name: str) -> Route:
+    async def proxy(
+        self, direct: Route, name: str, program: str, listen: str, *options: str
+    ) -> Route:
         """Start a proxy before a backend that has no loader, and return the way through it."""
-        program, listen = {
-            BARE: ("floor_proxy.py", f"127.0.0.1:{free_port()}"),  # as the loader listens
-            SPLICE: ("floor_splice.py", f"unix:{self.home}/{model_of(direct.backend)}-s.sock"),
-        }[name]
         to, metadata = await direct.find()
         process = await self.start(
-            sys.executable, str(FOLDER / program), "--listen", listen, "--backend", to
+            *PYTHON, str(FOLDER / program), "--listen", listen, "--backend", to, *options
         )
         return Route(
             name, direct.backend, _fixed(listen, metadata), lambda: tree(process.pid), direct.behind
@@ -168,7 +176,7 @@ class Stage:
         async with asyncio.timeout(READY_TIMEOUT):
             line = (await process.stdout.readline()).decode()
         if not line.startswith("ready"):
-            program = command[1] if command[0] == sys.executable else command[0]
+            program = command[len(PYTHON)] if command[0] == sys.executable else command[0]
             raise RuntimeError(f"{Path(program).name} did not start")
         return process
 
@@ -217,10 +225,14 @@ async def routes(stage: Stage, backend: str, paths: tuple[str, ...] = PATHS) -> 
     """
     direct = await stage.direct(backend)
     found = {DIRECT: direct}
+    places = {
+        BARE: ("floor_proxy.py", f"127.0.0.1:{free_port()}"),  # as the loader listens
+        SPLICE: ("floor_splice.py", f"unix:{stage.home}/{model_of(backend)}-s.sock"),
+    }
     for name in paths:
         if name in (BARE, SPLICE):
             try:
-                found[name] = await stage.proxy(direct, name)
+                found[name] = await stage.proxy(direct, name, *places[name])
             except (OSError, RuntimeError, TimeoutError) as error:
                 found[name] = Route(name, backend, _failing(error))
     own = {GATEWAY: stage.gateway, ENDPOINT: stage.endpoint, RESOLVED: stage.resolved}

@@ -65,20 +65,21 @@ async def measure(name: str, measurements: Sequence[Measurement]) -> None:
                 ways = await routes(it, backend)
                 for measurement in measurements:
                     if backend in measurement.backends:
-                        request = Path(folder) / measurement.key
-                        request.write_bytes(measurement.request.SerializeToString())
                         chosen = [ways[path] for path in measurement.paths]
-                        rows += await _repeat(replace_request(measurement, request), chosen)
+                        rows += await repeat(with_request(measurement, Path(folder)), chosen)
     RECORD.traffic += rows
     print(tables(rows))
 
 
-def replace_request(measurement: Measurement, request: Path) -> Measurement:
-    """Return the measurement with the file of its request."""
+def with_request(measurement: Measurement, folder: Path) -> Measurement:
+    """Write the request to a file in the folder; return the measurement that sends it."""
+    request = folder / measurement.key
+    request.write_bytes(measurement.request.SerializeToString())
     return replace(measurement, load=replace(measurement.load, request=request))
 
 
-async def _repeat(measurement: Measurement, ways: Sequence[Route]) -> list[Row]:
+async def repeat(measurement: Measurement, ways: Sequence[Route]) -> list[Row]:
+    """Measure each way in turn, again and again; return what worked."""
     rows = [
         Row(measurement.key, measurement.title, measurement.kind, way.backend, way.name)
         for way in ways

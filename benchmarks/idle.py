@@ -28,9 +28,7 @@ READY_TIMEOUT = 30.0
 async def run(*, full: bool) -> None:
     """Measure and print."""
     seconds = FULL_SECONDS if full else SECONDS
-    heading(
-        f"services: the four services idle for {seconds:g} s, memory as a median of {LOOKS} looks"
-    )
+    heading(f"idle: the four services idle for {seconds:g} s, memory as a median of {LOOKS} looks")
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         folders = ["--models-path", str(home / "models"), "--backends-path", str(home / "backends")]
