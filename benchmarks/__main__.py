@@ -23,6 +23,7 @@ SHORT = ("unary", "streams", "memory", "idle", "loading", "cold")
 """What a short run has, if nothing is named."""
 NAMES = (
     *SHORT,
+    "sdk",
     "coalescing",
     "startup",
     "models",

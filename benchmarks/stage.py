@@ -89,7 +89,8 @@ class Stage:
 
     async def start_loader(self) -> None:
         """Start the loader and load the models."""
-        await self.loader.start("--log-level", "warn")
+        runtime = str(self.home / "run")
+        await self.loader.start("--log-level", "warn", "--runtime-path", runtime)
         self._stack.push_async_callback(self.loader.close)
         for backend in self.backends:
             model = await load(self.loader, model_of(backend))
@@ -136,11 +137,11 @@ class Stage:
         """Return the way over the model's own address."""
 
         async def find() -> Place:
-            sockets = sorted(self.home.rglob(f"{model_of(backend)}.sock"))
-            sockets = [path for path in sockets if path.parent.name == "models"]
-            if not sockets:
-                raise FileNotFoundError("the loader gave the model no endpoint")
-            return f"unix:{sockets[0]}", ()
+            request = pb.GetModelRequest(name=model_of(backend))
+            model = (await self.loader.control.GetModel(request)).model
+            if not model.endpoints:
+                raise RuntimeError(f"the model has no endpoint: {model.endpoint_error}")
+            return model.endpoints[0], ()
 
         return self._own(ENDPOINT, backend, find, self.loader_pids)
 
