@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install gen baseline fmt check test e2e bench demo prove wheel clean
+.PHONY: help install gen baseline fmt check test e2e bench bench-full demo prove wheel clean
 
 help: ## List the targets
-	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 install: $(READY) ## Make the virtual environment with everything for users and developers
 
@@ -45,8 +45,11 @@ test: $(READY) ## All tests, side by side: most of their time is waiting for pro
 e2e: $(READY) ## The tests of the whole, with real models
 	$(BIN)/pytest tests/e2e
 
-bench: $(READY) ## The benchmarks: ratios, measured side by side
+bench: $(READY) ## The benchmarks in short, about five minutes: paths side by side, figures beside goals
 	$(BIN)/python -m benchmarks
+
+bench-full: $(READY) ## All benchmarks at the length of their goals, about 40 minutes (PEERS=1: other servers too)
+	$(BIN)/python -m benchmarks --full $(if $(PEERS),--peers)
 
 prove: $(READY) ## Break each invariant in a copy, and see that a test notices (ONLY=3: those of one)
 	$(BIN)/python -m scripts.break_rules $(if $(ONLY),--only $(ONLY))

@@ -49,7 +49,9 @@ UNLOAD = "UnloadModel"
 async def _measure(it: Stage, backend: str) -> dict[str, float]:
     model = model_of(backend)
     began = time.perf_counter()
-    process = await it.start(*BACKENDS[backend], "--addr", f"unix:{it.home}/alone.sock")
+    process = await it.start(
+        *BACKENDS[backend], "--addr", f"unix:{it.home}/alone.sock", session=True
+    )
     found = {ALONE: time.perf_counter() - began}
     process.terminate()
     await asyncio.wait_for(process.wait(), 10)

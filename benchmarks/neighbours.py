@@ -31,7 +31,7 @@ from .figures import count_starts, cpu, heading, load, ms, p99, paced, predict, 
 
 GOAL = 2.0
 """Times the p99 alone."""
-ROUNDS, FULL_ROUNDS = 3, 10
+ROUNDS, FULL_ROUNDS = 3, 5
 RATE = 100.0
 LOAD_SECONDS = 5.0
 OTHER_SECONDS = 4.0

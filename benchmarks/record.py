@@ -1,7 +1,8 @@
 """What one run of the benchmarks found, as it goes into its JSON file.
 
     {"schema": 1, "date", "seconds", "full", "commit", "machine": {...},
-     "traffic":  [{"measurement", "title", "kind", "backend", "path", "samples": [Sample, ...]}],
+     "traffic":  [{"measurement", "title", "kind", "backend", "path",
+                   "samples": [Sample, ...], "medians": {...}}],
      "lines":    [{"benchmark", "heading", "label", "figure", "goal", "met"}],
      "values":   {"name": number},
      "failures": [{"where", "why"}]}
@@ -51,6 +52,11 @@ class Row:
         """Return the median of a figure of the samples."""
         values: list[float] = [getattr(sample, of) for sample in self.samples]
         return median(values)
+
+    def medians(self) -> dict[str, float]:
+        """Return the medians of all figures."""
+        names = ("rate", "p50", "p99", "cpu", "backend_cpu", "client_cpu")
+        return {name: round(self.median(name), 3) for name in names}
 
     def ratio(self, of: str, base: Row) -> float:
         """Return the median of the figure's ratios to the samples taken beside them."""
@@ -113,7 +119,7 @@ class Record:
             "schema": SCHEMA,
             "full": self.full,
             **self.facts,
-            "traffic": [asdict(row) for row in self.traffic],
+            "traffic": [asdict(row) | {"medians": row.medians()} for row in self.traffic],
             "lines": [asdict(line) for line in self.lines],
             "values": self.values,
             "failures": self.failures,
@@ -137,7 +143,10 @@ def read(path: Path) -> Record:
     return Record(
         full=content["full"],
         traffic=[
-            Row(**{**row, "samples": [Sample(**sample) for sample in row["samples"]]})
+            Row(
+                *(row[name] for name in ("measurement", "title", "kind", "backend", "path")),
+                [Sample(**sample) for sample in row["samples"]],
+            )
             for row in content["traffic"]
         ],
         lines=[Line(**line) for line in content["lines"]],

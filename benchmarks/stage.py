@@ -112,7 +112,7 @@ class Stage:
         """Start a backend without a loader, and return the way to it."""
         socket = f"unix:{self.home}/{model_of(backend)}.sock"
         process = await self.start(
-            *BACKENDS[backend], "--addr", socket, LOCALAI_GRPC_AUTH_TOKEN=TOKEN
+            *BACKENDS[backend], "--addr", socket, session=True, LOCALAI_GRPC_AUTH_TOKEN=TOKEN
         )
         return Route(DIRECT, backend, _fixed(socket, _BEARER), behind=lambda: tree(process.pid))
 
@@ -164,13 +164,19 @@ class Stage:
     ) -> Route:
         return Route(name, backend, find, between, lambda: self.instance_pids(backend))
 
-    async def start(self, *command: str, **env: str) -> asyncio.subprocess.Process:
-        """Start a program, wait for its ready line, and end it with the stage."""
+    async def start(
+        self, *command: str, session: bool = False, **env: str
+    ) -> asyncio.subprocess.Process:
+        """Start a program, wait for its ready line, and end it with the stage.
+
+        A backend gets a session of its own, as from the loader: the scheduler may share by sessions.
+        """
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             env=environment(**env),
+            start_new_session=session,
         )
         self._stack.push_async_callback(_end, process)
         assert process.stdout is not None
