@@ -21,18 +21,10 @@ from .record import RECORD, RESULTS, facts, read
 
 SHORT = ("unary", "streams", "memory", "idle", "loading", "cold")
 """What a short run has, if nothing is named."""
-NAMES = (
-    *SHORT,
-    "sdk",
-    "coalescing",
-    "startup",
-    "models",
-    "neighbours",
-    "cycles",
-    "death",
-    "eviction",
-    "peers",
-)
+FULL = (*SHORT, "sdk", "coalescing", "startup", "models", "neighbours")
+LONG = ("death", "cycles", "eviction")
+"""Of the loader, not of its data plane: run when they are named."""
+NAMES = (*FULL, *LONG, "peers")
 
 
 def main() -> int:
@@ -46,7 +38,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument(
-        "--full", action="store_true", help="everything, at the length of the goals"
+        "--full", action="store_true", help="all but those that must be named, and longer"
     )
     parser.add_argument("--peers", action="store_true", help="other servers of models too")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes")
@@ -55,7 +47,7 @@ def main() -> int:
         parser.error(
             f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}"
         )
-    names = given.names or [name for name in (NAMES if given.full else SHORT) if name != "peers"]
+    names = given.names or list(FULL if given.full else SHORT)
     if given.peers and "peers" not in names:
         names.append("peers")
     began = time.monotonic()

@@ -10,10 +10,11 @@ from pathlib import Path
 from .clocks import cpu_seconds, memory
 from .figures import heading, progress, show
 from .goals import OURS
+from .paths import BARE, DIRECT, ENDPOINT, GATEWAY
 from .peers import PEERS, Running, UnavailableError
 from .record import RECORD
 from .report import tables
-from .stage import BARE, DIRECT, ENDPOINT, GATEWAY, Route, Stage, routes, stage
+from .stage import Route, Stage, routes, stage
 from .traffic import REPETITIONS, Measurement, repeat, with_request
 from .unary import measurement
 

@@ -15,8 +15,9 @@ from tests.tools.processes import free_port
 
 from .figures import heading, ms, progress, show
 from .generator import Load, Sample
+from .paths import BARE
 from .record import RECORD
-from .stage import BARE, Route, routes, stage
+from .stage import Route, routes, stage
 from .traffic import FAILURES, REPETITIONS, STREAM
 
 WINDOWS = {"joining what piled up": 0.0, "a window of 5 ms": 0.005, "a window of 20 ms": 0.02}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .paths import BARE, DIRECT, ENDPOINT, GATEWAY, RESOLVED, SPLICE
 from .record import Record
-from .stage import BARE, DIRECT, ENDPOINT, GATEWAY, RESOLVED, SPLICE
 
 
 @dataclass(frozen=True)

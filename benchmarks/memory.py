@@ -14,8 +14,9 @@ from corral.backend import backend_pb2
 from .clocks import memory
 from .figures import heading, progress, show
 from .generator import Load, open_streams
+from .paths import BARE, DIRECT, ENDPOINT, GATEWAY, SPLICE
 from .record import RECORD
-from .stage import BARE, DIRECT, ENDPOINT, GATEWAY, SPLICE, Route, routes, stage
+from .stage import Route, routes, stage
 from .traffic import FAILURES, PREDICT, REPETITIONS, STREAM
 
 STREAMS = 1000

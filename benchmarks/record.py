@@ -144,8 +144,8 @@ def read(path: Path) -> Record:
         full=content["full"],
         traffic=[
             Row(
-                *(row[name] for name in ("measurement", "title", "kind", "backend", "path")),
-                [Sample(**sample) for sample in row["samples"]],
+                **{name: row[name] for name in ("measurement", "title", "kind", "backend", "path")},
+                samples=[Sample(**sample) for sample in row["samples"]],
             )
             for row in content["traffic"]
         ],

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .goals import Verdict, verdicts
+from .paths import BARE, DIRECT, GATEWAY
 from .plot import plot
 from .record import Line, Record, Row, read
 
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
-BARE, DIRECT = "bare proxy", "direct"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -64,7 +64,7 @@ def _throughput(row: Row, beside: dict[str, Row]) -> str:
 
 def _processor(row: Row, beside: dict[str, Row]) -> str:
     base = beside.get(BARE)
-    ratio = f" ({row.ratio('cpu', base):.2f})" if base and row.path == "gateway" else ""
+    ratio = f" ({row.ratio('cpu', base):.2f})" if base and row.path == GATEWAY else ""
     return f"{number(row.median('cpu'))}{ratio}"
 
 

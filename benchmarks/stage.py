@@ -22,6 +22,7 @@ from . import native
 from .clocks import tree
 from .figures import load, named
 from .generator import Load, LoadError, Metadata, Sample, generate
+from .paths import BARE, DIRECT, ENDPOINT, GATEWAY, PATHS, RESOLVED, SPLICE
 
 READY_TIMEOUT = 20.0
 TOKEN = "bench"
@@ -32,14 +33,6 @@ BACKENDS: dict[str, list[str]] = {
     "C++": [str(native.BACKEND)],
     "Python": [*PYTHON, str(FOLDER / "backends" / "echo.py")],
 }
-
-DIRECT = "direct"
-BARE = "bare proxy"
-GATEWAY = "gateway"
-SPLICE = "blind splice"
-ENDPOINT = "endpoint"
-RESOLVED = "ResolveModel"
-PATHS = (DIRECT, BARE, GATEWAY, SPLICE, ENDPOINT, RESOLVED)
 
 Place = tuple[str, Metadata]
 """Where to call, and with what metadata."""
@@ -89,8 +82,8 @@ class Stage:
 
     async def start_loader(self) -> None:
         """Start the loader and load the models."""
-        runtime = str(self.home / "run")
-        await self.loader.start("--log-level", "warn", "--runtime-path", runtime)
+        runtime = {"CORRAL_LOADER_RUNTIME_PATH": str(self.home / "run")}
+        await self.loader.start("--log-level", "warn", env=runtime)
         self._stack.push_async_callback(self.loader.close)
         for backend in self.backends:
             model = await load(self.loader, model_of(backend))

@@ -14,9 +14,10 @@ from corral.backend import backend_pb2
 
 from .figures import heading, progress
 from .generator import Load, LoadError
+from .paths import PATHS
 from .record import RECORD, Row
 from .report import tables
-from .stage import PATHS, Route, routes, stage
+from .stage import Route, routes, stage
 
 REPETITIONS = 5
 PREDICT = "/backend.Backend/Predict"
