@@ -13,7 +13,7 @@ from .goals import OURS
 from .paths import BARE, DIRECT, ENDPOINT, GATEWAY
 from .peers import PEERS, Running, UnavailableError
 from .record import RECORD
-from .report import tables
+from .report import by_path
 from .stage import Route, Stage, routes, stage
 from .traffic import REPETITIONS, Measurement, repeat, with_request
 from .unary import measurement
@@ -51,7 +51,7 @@ async def run(*, full: bool) -> None:
             case = Measurement(f"peers-{case.key}", case.title, case.request, case.load)
             rows = await repeat(with_request(case, folder), ways)
             RECORD.traffic += rows
-            print(tables(rows))
+            print(by_path(rows))
 
 
 def _ours(way: Route) -> Route:

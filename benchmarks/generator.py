@@ -53,6 +53,12 @@ class Sample:
     errors: int
     error: str
 
+    @property
+    def server_cpu(self) -> float:
+        """Of all but the client."""
+        # Equal to the last digit only where nothing is between: then it is the same figure.
+        return self.cpu + (self.backend_cpu if self.cpu != self.backend_cpu else 0)
+
 
 class LoadError(RuntimeError):
     """The load generator could not do its work, or no call succeeded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import median
 
 from .goals import Verdict, verdicts
 from .paths import BARE, DIRECT, GATEWAY
@@ -84,6 +85,25 @@ _VIEWS = (
 )
 
 
+def by_path(rows: Sequence[Row]) -> str:
+    """Return one table for each measurement, with a line for each path: for many paths side by side."""
+    parts = []
+    for measurement in dict.fromkeys(row.measurement for row in rows):
+        own = [row for row in rows if row.measurement == measurement]
+        cells = [
+            [
+                row.path,
+                number(row.median("rate")),
+                number(median(sample.server_cpu for sample in row.samples)),
+                _latency(row, {}),
+            ]
+            for row in own
+        ]
+        head = ["", "calls/s", "CPU of all servers, µs a call", "p50 / p99, ms"]
+        parts.append(f"**{own[0].title}**\n\n{table(head, cells)}")
+    return "\n\n".join(parts)
+
+
 def goals(record: Record) -> str:
     """Return the table of the goals."""
 
@@ -135,7 +155,7 @@ def markdown(record: Record) -> str:
         tables([row for row in record.traffic if not row.measurement.startswith("peers")]),
     ]
     if peers := [row for row in record.traffic if row.measurement.startswith("peers")]:
-        parts += ["### Peers", tables(peers)]
+        parts += ["### Peers", by_path(peers)]
     if record.lines:
         parts += ["### The rest", lines(record)]
     if record.failures:
