@@ -85,7 +85,12 @@ _MODULES = {"peers": "beside_peers"}
 def _report(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report")
     parser.add_argument("file", type=Path, help="a run's JSON")
-    parser.add_argument("document", type=Path, nargs="?", help="a document with marks for it")
+    parser.add_argument(
+        "document",
+        type=Path,
+        nargs="?",
+        help="a document with marks for it; plot and JSON go beside it",
+    )
     given = parser.parse_args(words)
     if given.document:
         report.write(given.file, given.document)

@@ -113,15 +113,15 @@ def _sample(said: Mapping[str, Any], between: float, backend: float, proxied: bo
     total = said["total"]
     if not said["ops"]:
         raise LoadError(said["error"] or "not one operation ended in time")
-    behind = backend / total * 1e6
+    behind = round(backend / total * 1e6, 3)
     return Sample(
         rate=said["rps"],
         p50=said["p50_us"],
         p99=said["p99_us"],
-        cpu=between / total * 1e6 if proxied else behind,
+        cpu=round(between / total * 1e6, 3) if proxied else behind,
         backend_cpu=behind,
         client_cpu=said["cpu_us"],
-        size=said["bytes"] / total,
+        size=round(said["bytes"] / total, 1),
         operations=said["ops"],
         errors=said["errors"],
         error=said["error"],

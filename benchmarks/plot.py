@@ -39,6 +39,8 @@ def plot(record: Record) -> str:
         f'<text x="{28 + 130 * place}" y="{y + 18}">{escape(name)} backend</text>'
         for place, (name, colour) in enumerate(COLOURS.items())
     )
+    note = "bars on a logarithmic scale; CPU: of what is between, else of the backend"
+    legend += f'<text x="{WIDTH + 10}" y="{y + 18}">{note}</text>'
     style = 'font-family="sans-serif" font-size="11" fill="#333"'
     size = f'width="{2 * WIDTH}" height="{y + 30}" viewBox="0 0 {2 * WIDTH} {y + 30}"'
     back = '<rect width="100%" height="100%" fill="white"/>'

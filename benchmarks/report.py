@@ -165,10 +165,11 @@ def markdown(record: Record) -> str:
 
 
 def write(file: Path, document: Path) -> None:
-    """Put a run's results between a document's marks, and its plot beside it."""
-    record = read(file)
+    """Put a run's results between a document's marks, its plot and its JSON beside it."""
+    record, content = read(file), file.read_text()
     text = document.read_text()
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
     document.write_text(f"{head}{BEGIN}\n{markdown(record)}\n{END}{tail}")
     document.with_suffix(".svg").write_text(plot(record))
+    document.with_suffix(".json").write_text(content)

@@ -102,6 +102,12 @@ def test_document(tmp_path: Path) -> None:
     assert copy.with_suffix(".svg").exists()
 
 
+def test_document_shows_the_run_beside_it() -> None:
+    file = DOCUMENT.with_suffix(".json")
+    shown = DOCUMENT.read_text().split(report.BEGIN)[1].split(report.END)[0]
+    assert shown.strip() == (report.markdown(read(file)).strip() if file.exists() else "")
+
+
 def test_tables_are_aligned() -> None:
     lines = report.table(["", "figure"], [["a", "1"], ["long", "1,000,000"]]).splitlines()
     assert len({len(line) for line in lines}) == 1
