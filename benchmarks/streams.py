@@ -33,7 +33,7 @@ def paced(width: int, backends: tuple[str, ...], seconds: float) -> Measurement:
         mode="stream",
         concurrency=width,
         seconds=seconds,
-        warmup=0.5,
+        warmup=max(0.5, width / 400),  # until all are open, through a Python proxy too
         paced=rate,
         drain=0,
     )

@@ -24,7 +24,7 @@ def measurement(size: str, width: int, backends: tuple[str, ...], seconds: float
         PREDICT,
         Path(),
         concurrency=width,
-        seconds=seconds * (2 if bulky else 1),
+        seconds=seconds * ((3 if width > 32 else 2) if bulky else 1),
         warmup=0.6 if bulky else 0.2,
     )
     request = backend_pb2.PredictOptions(Prompt="x" * SIZES[size])
