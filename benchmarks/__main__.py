@@ -50,15 +50,15 @@ def main() -> int:
     names = given.names or list(FULL if given.full else SHORT)
     if given.peers and "peers" not in names:
         names.append("peers")
+    out = given.out or RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}.json"
+    RECORD.full = given.full
     began = time.monotonic()
     print(f"on {machine()}")
     for place, name in enumerate(names):
         print(f"\n[{place + 1}/{len(names)}] {name}", flush=True)
         _run(name, full=given.full)
-    RECORD.full = given.full
-    RECORD.facts = facts(time.monotonic() - began)
-    out = given.out or RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}.json"
-    RECORD.write(out)
+        RECORD.facts = facts(time.monotonic() - began)
+        RECORD.write(out)  # after each: a run that is cut short has been of use
     print(f"\n{report.goals(RECORD)}\n")
     for failure in RECORD.failures:
         print(f"FAILED {failure['where']}: {failure['why']}")

@@ -20,7 +20,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +33,7 @@ from .generator import Sample
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("grpcio", "protobuf", "psutil")
+PACKAGES = ("grpcio", "protobuf", "uvloop")
 
 
 @dataclass
@@ -168,10 +168,17 @@ def facts(seconds: float) -> dict[str, Any]:
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "system": f"{platform.system()} {platform.release()}",
             "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
+            **{name: _version(name) for name in PACKAGES},
             "load": round(os.getloadavg()[0], 1),
         },
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _commit() -> str:

@@ -2,8 +2,8 @@
 //
 // Predict answers with the prompt, or with Metadata["size"] bytes. PredictStream answers with Tokens
 // messages (0: until cancelled) of Metadata["size"] bytes (16), as fast as they are taken or
-// Metadata["rate"] a second; the first at once, the second after any part of the pause. A streamed message begins with the time it was sent at:
-// CLOCK_MONOTONIC in nanoseconds, 8 bytes, little-endian.
+// Metadata["rate"] a second; the first at once, the second after any part of the pause. A streamed message
+// begins with the time it was sent at: CLOCK_MONOTONIC in nanoseconds, 8 bytes, little-endian.
 #include <grpcpp/alarm.h>
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
@@ -108,16 +108,20 @@ class Call {
       std::vector<grpc::Slice> slices;
       std::string bytes;
       request_.Dump(&slices);
-      for (const auto& slice : slices) bytes.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
-      if (!options.ParseFromString(bytes)) return Finish({grpc::StatusCode::INVALID_ARGUMENT, "no PredictOptions"});
+      for (const auto& slice : slices)
+        bytes.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+      if (!options.ParseFromString(bytes))
+        return Finish({grpc::StatusCode::INVALID_ARGUMENT, "no PredictOptions"});
       auto number = [&](const char* key, double otherwise) {
         auto found = options.metadata().find(key);
         return found == options.metadata().end() ? otherwise : atof(found->second.c_str());
       };
       if (name == "Predict") {
         double size = number("size", -1);
-        if (size < 0) reply_.mutable_message()->swap(*options.mutable_prompt());
-        else reply_.set_message(std::string(size_t(size), 'x'));
+        if (size < 0)
+          reply_.mutable_message()->swap(*options.mutable_prompt());
+        else
+          reply_.set_message(std::string(size_t(size), 'x'));
         return Last(reply_);
       }
       left_ = options.tokens() ? options.tokens() : -1;
@@ -194,8 +198,10 @@ void Server::Run(const std::string& address) {
   bool ok;
   while (queue->Next(&tag, &ok)) {
     auto which = reinterpret_cast<uintptr_t>(tag);
-    if (which & 1) reinterpret_cast<Call*>(which - 1)->Done();
-    else static_cast<Call*>(tag)->Next(ok);
+    if (which & 1)
+      reinterpret_cast<Call*>(which - 1)->Done();
+    else
+      static_cast<Call*>(tag)->Next(ok);
   }
 }
 
@@ -209,7 +215,8 @@ int main(int count, char** words) {
     fprintf(stderr, "backend: --addr HOST:PORT or unix:/path is needed\n");
     return 2;
   }
-  if (const char* given = getenv("LOCALAI_GRPC_AUTH_TOKEN"); given && *given) token = std::string("Bearer ") + given;
+  if (const char* given = getenv("LOCALAI_GRPC_AUTH_TOKEN"); given && *given)
+    token = std::string("Bearer ") + given;
   sigset_t ends;
   sigemptyset(&ends);
   sigaddset(&ends, SIGTERM);

@@ -191,7 +191,8 @@ class Load {
     }
     printf(
         "{\"ops\": %ld, \"total\": %ld, \"errors\": %ld, \"error\": \"%s\", \"opened\": %d, "
-        "\"seconds\": %.3f, \"rps\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"cpu_us\": %.2f, \"bytes\": %ld}\n",
+        "\"seconds\": %.3f, \"rps\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"cpu_us\": %.2f, \"bytes\": "
+        "%ld}\n",
         ops_, total, errors_, error.c_str(), opened_, options.seconds, ops_ / options.seconds,
         Percentile(0.5), Percentile(0.99), total ? cpu / total : 0, bytes_);
   }
@@ -272,22 +273,34 @@ Options Parse(int count, char** words) {
     std::string name = words[i];
     if (i + 1 == count) Load::Fail(name + " needs a value");
     std::string value = words[i + 1];
-    if (name == "--target") options.target = value;
-    else if (name == "--method") options.method = value;
-    else if (name == "--request") options.request = value;
-    else if (name == "--mode") options.mode = value;
-    else if (name == "--concurrency") options.concurrency = std::stoi(value);
-    else if (name == "--connections") options.connections = std::stoi(value);
-    else if (name == "--seconds") options.seconds = std::stod(value);
-    else if (name == "--warmup") options.warmup = std::stod(value);
-    else if (name == "--paced") options.paced = std::stod(value);
-    else if (name == "--timeout") options.timeout = std::stod(value);
-    else if (name == "--drain") options.drain = std::stod(value);
+    if (name == "--target")
+      options.target = value;
+    else if (name == "--method")
+      options.method = value;
+    else if (name == "--request")
+      options.request = value;
+    else if (name == "--mode")
+      options.mode = value;
+    else if (name == "--concurrency")
+      options.concurrency = std::stoi(value);
+    else if (name == "--connections")
+      options.connections = std::stoi(value);
+    else if (name == "--seconds")
+      options.seconds = std::stod(value);
+    else if (name == "--warmup")
+      options.warmup = std::stod(value);
+    else if (name == "--paced")
+      options.paced = std::stod(value);
+    else if (name == "--timeout")
+      options.timeout = std::stod(value);
+    else if (name == "--drain")
+      options.drain = std::stod(value);
     else if (name == "--metadata") {
       auto at = value.find('=');
       if (at == std::string::npos) Load::Fail("--metadata wants KEY=VALUE");
       options.metadata.emplace_back(value.substr(0, at), value.substr(at + 1));
-    } else Load::Fail("no such option: " + name);
+    } else
+      Load::Fail("no such option: " + name);
   }
   if (options.target.empty() || options.method.empty() || options.request.empty())
     Load::Fail("--target, --method and --request are needed");
