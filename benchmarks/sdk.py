@@ -12,9 +12,9 @@ from statistics import median
 from typing import Any
 
 import grpc
-from corral.client import aio
 
 from corral.backend import backend_pb2, backend_pb2_grpc
+from corral.client import aio
 
 from .figures import heading, named, progress, show
 from .stage import Stage, model_of, stage
