@@ -1,0 +1,17 @@
+# mypy: ignore-errors
+"""MLServer's model; it runs in MLServer's environment, which has not what Corral's has."""
+
+from mlserver import MLModel
+from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
+
+
+class Echo(MLModel):
+    """Answers what it is asked."""
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """Answer the first input."""
+        given = payload.inputs[0]
+        output = ResponseOutput(
+            name="out", shape=given.shape, datatype=given.datatype, data=given.data
+        )
+        return InferenceResponse(model_name=self.name, outputs=[output])
