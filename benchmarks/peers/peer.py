@@ -68,6 +68,8 @@ class Running:
     """`/service/Method`, unary."""
     request: bytes
     """The peer's own request message, serialized, with the payload in it."""
+    request_file: Path
+    """The same, in a file that is there as long as the peer runs."""
     payload: bytes
     """What the answer must hold."""
     metadata: tuple[tuple[str, str], ...]
@@ -118,7 +120,9 @@ class Peer:
         with tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             payload = _payload(payload_size)
+            file = folder / "request.bin"
             request = await self._request(folder, payload)
+            file.write_bytes(request)
             place = Place(self.environment, folder, free_port())
             command = self.command(place)
             began = time.perf_counter()
@@ -128,6 +132,7 @@ class Peer:
                     f"127.0.0.1:{place.port}",
                     self.method,
                     request,
+                    file,
                     payload,
                     self.metadata,
                     0.0,
@@ -142,7 +147,7 @@ class Peer:
     async def _request(self, folder: Path, payload: bytes) -> bytes:
         if not isinstance(self.request, str):
             return self.request(payload)
-        given, made = folder / "payload", folder / "request"
+        given, made = folder / "payload", folder / "made"
         given.write_bytes(payload)
         process = await asyncio.create_subprocess_exec(
             self.environment.python,

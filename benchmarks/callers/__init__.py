@@ -1,0 +1,122 @@
+"""Clients in processes of their own that call Predict steadily, and tell of each call when they are ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .node import modules
+
+__all__ = ["CALLERS", "Caller", "Calling", "Failure", "Told", "caller"]
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(__file__).with_name("programs")
+PROTO = ROOT / "protos" / "corral" / "backend" / "backend.proto"
+READY_TIMEOUT = 30.0
+END_TIMEOUT = 60.0
+"""Seconds: the deadline of a call in progress, and more."""
+LARGEST_LINE = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Calling:
+    """Whom to call and how."""
+
+    target: str
+    metadata: tuple[tuple[str, str], ...] = ()
+    workers: int = 1
+    """Each calls one after the other."""
+    rate: float = 20.0
+    """Calls a second of each worker, at most."""
+    deadline: float = 20.0
+    size: int = 64
+    """Bytes of the prompt."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A call that failed, and when it began (CLOCK_MONOTONIC)."""
+
+    at: float
+    code: str
+    text: str
+
+
+@dataclass
+class Told:
+    """What a client tells at its end."""
+
+    calls: list[tuple[float, float]]
+    """When each began and ended (CLOCK_MONOTONIC), failed ones too."""
+    failures: list[Failure]
+
+
+class Caller:
+    """A running client."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        """Take a process that has said that it is ready."""
+        self.process = process
+
+    async def end(self) -> Told:
+        """Let it end its calls, and return what it has to tell."""
+        try:
+            async with asyncio.timeout(END_TIMEOUT):
+                out, err = await self.process.communicate(b"")
+        except TimeoutError:
+            raise RuntimeError("a client hangs") from None
+        if self.process.returncode:
+            raise RuntimeError(f"a client failed: {err.decode()[-2000:]}")
+        said = json.loads(out)
+        calls = [(began, ended) for began, ended in said["calls"]]
+        return Told(calls, [Failure(**each) for each in said["failures"]])
+
+
+async def _python(program: str, calling: Calling) -> tuple[list[str], dict[str, str]]:
+    command = [sys.executable, str(PROGRAMS / program), json.dumps(asdict(calling))]
+    return command, {"PYTHONPATH": str(ROOT / "protos" / "gen")}
+
+
+async def _node(program: str, calling: Calling) -> tuple[list[str], dict[str, str]]:
+    how = json.dumps({**asdict(calling), "proto": str(PROTO)})
+    return ["node", str(PROGRAMS / program), how], {"NODE_PATH": str(await modules())}
+
+
+CALLERS = {
+    "grpcio sync": (_python, "grpcio_sync.py"),
+    "grpcio aio": (_python, "grpcio_aio.py"),
+    "grpc-js": (_node, "grpc_js.js"),
+}
+
+
+@asynccontextmanager
+async def caller(name: str, calling: Calling) -> AsyncIterator[Caller]:
+    """Start one of CALLERS, and leave nothing of it; raise UnavailableError if it cannot be had."""
+    make, program = CALLERS[name]
+    command, variables = await make(program, calling)
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **variables},
+        limit=LARGEST_LINE,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(READY_TIMEOUT):
+            line = await process.stdout.readline()
+        if line != b"ready\n":
+            _, err = await process.communicate()
+            raise RuntimeError(f"{name} did not start: {err.decode()[-2000:]}")
+        yield Caller(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()

@@ -1,0 +1,213 @@
+"""Unloads under load: not one call may fail, whatever client it is from, at the gateway or at an endpoint.
+
+A controller unloads the model again and again, shortly after it is loaded; the clients' next calls load it.
+*Steadily*: each client calls one after the other at 20 calls a second, all clients at once. *Stress*: eight
+workers of one client at up to 400 a second. A call has *met* an unload if it was in progress at some moment
+between the unload's begin and the end of the reload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import json
+import random
+import shlex
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+
+from corral.loader.v1 import loader_pb2 as pb
+from services.common.errors import DeadlineError
+from services.common.tasks import wait_until
+from tests.tools.running import LoaderUnderTest
+
+from . import native
+from .callers import CALLERS, Calling, Failure, Told, caller
+from .figures import ms, named, show
+from .peers import UnavailableError
+
+CYCLES, FULL_CYCLES = 60, 500
+STRESS_CYCLES, FULL_STRESS_CYCLES = 40, 250
+STEADY = Calling("", workers=1, rate=20)
+STRESS = Calling("", workers=8, rate=50)
+USE = (0.02, 0.12)
+"""Seconds that the model is left to its clients before it is unloaded."""
+RELOAD_TIMEOUT = 30.0
+SHOWN = 3
+"""Failures that are shown of each kind."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way to the model."""
+
+    name: str
+    target: str
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class Cycles:
+    """What the controller did."""
+
+    gaps: list[tuple[float, float]]
+    """From each unload's begin to the next time the model was ready (CLOCK_MONOTONIC)."""
+    took: list[float]
+    """Seconds of each unload."""
+    refused: Counter[str]
+
+
+async def run(*, full: bool) -> bool:
+    """Measure and print; return whether no call failed."""
+    cycles = FULL_CYCLES if full else CYCLES
+    stress = FULL_STRESS_CYCLES if full else STRESS_CYCLES
+    good = True
+    async with _loader() as loader:
+        for route in routes(loader):
+            names = tuple(CALLERS)
+            good &= await _measure(loader, route, "steadily", names, STEADY, cycles)
+            for name in names:
+                good &= await _measure(loader, route, "stress", (name,), STRESS, stress)
+    return good
+
+
+@asynccontextmanager
+async def _loader() -> AsyncIterator[LoaderUnderTest]:
+    await native.build()
+    with tempfile.TemporaryDirectory(prefix="reloads-") as folder:
+        loader = LoaderUnderTest(Path(folder) / "home")
+        install(loader, "m", [str(native.BACKEND)])
+        loader.add_model("m", "m")
+        await loader.start("--log-level", "error")
+        try:
+            yield loader
+        finally:
+            await loader.close()
+
+
+def install(loader: LoaderUnderTest, name: str, command: list[str]) -> None:
+    """Install a program that announces itself as a backend."""
+    folder = loader.backends / name
+    folder.mkdir()
+    run = folder / "run.sh"
+    run.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    run.chmod(0o755)
+    facts = {"name": name, "corral": {"addresses": ["unix", "tcp"], "announces": True}}
+    (folder / "metadata.json").write_text(json.dumps(facts))
+
+
+def routes(loader: LoaderUnderTest) -> Iterator[Route]:
+    """Yield the ways to the model that this loader has."""
+    yield Route("gateway", loader.service.address, named("m"))
+    sockets = [path for path in loader.home.rglob("m.sock") if path.parent.name == "models"]
+    if sockets:
+        yield Route("endpoint", f"unix:{sockets[0]}")
+    else:
+        print("  the loader gives the model no endpoint")
+
+
+async def _measure(
+    loader: LoaderUnderTest,
+    route: Route,
+    kind: str,
+    names: tuple[str, ...],
+    calling: Calling,
+    count: int,
+) -> bool:
+    calling = replace(calling, target=route.target, metadata=route.metadata)
+    told: dict[str, Told] = {}
+    async with AsyncExitStack() as stack:
+        running = {}
+        for name in names:
+            try:
+                running[name] = await stack.enter_async_context(caller(name, calling))
+            except UnavailableError as error:
+                print(f"  {name} cannot be had: {error}")
+        cycles = await _cycle(loader, count)
+        for name, each in running.items():
+            told[name] = await each.end()
+    took = ms(statistics.median(cycles.took))
+    gap = ms(statistics.median(ended - began for began, ended in cycles.gaps))
+    print(
+        f"reloads, {kind}, {route.name}: {len(cycles.took)} unloads, median {took}, {gap} to ready"
+    )
+    for code, times in cycles.refused.items():
+        print(f"  unload refused {times} times: {code}")
+    failed = [name for name, each in told.items() if not _report(name, each, cycles)]
+    return not failed
+
+
+async def _cycle(loader: LoaderUnderTest, count: int) -> Cycles:
+    chance = random.Random(1)
+    cycles = Cycles([], [], Counter())
+    await _reloaded(loader)
+    while len(cycles.gaps) < count:
+        await asyncio.sleep(chance.uniform(*USE))
+        began = time.monotonic()
+        try:
+            await loader.control.UnloadModel(pb.UnloadModelRequest(name="m"))
+        except grpc.aio.AioRpcError as error:
+            cycles.refused[f"{error.code().name}: {error.details()}"] += 1
+            if cycles.refused.total() > count:
+                raise DeadlineError("the model cannot be unloaded") from error
+        else:
+            cycles.took.append(time.monotonic() - began)
+            await _reloaded(loader)
+            cycles.gaps.append((began, time.monotonic()))
+    return cycles
+
+
+async def _reloaded(loader: LoaderUnderTest) -> None:
+    await wait_until(
+        lambda: _ready(loader),
+        timeout=RELOAD_TIMEOUT,
+        what="the model's reload by its clients",
+        interval=0.005,
+    )
+
+
+async def _ready(loader: LoaderUnderTest) -> bool:
+    answer = await loader.control.GetModel(pb.GetModelRequest(name="m"))
+    return bool(answer.model.state == pb.Model.STATE_READY)
+
+
+def _report(name: str, told: Told, cycles: Cycles) -> bool:
+    met = _met(cycles.gaps)
+    of_these = [ended - began for began, ended in told.calls if met(began, ended)]
+    others = [ended - began for began, ended in told.calls if not met(began, ended)]
+    show(f"{name}: calls, of which met an unload", f"{len(told.calls)}, {len(of_these)}")
+    if of_these and others:
+        slowest = f"{ms(statistics.median(of_these))}, {ms(max(of_these))}"
+        show("  median and slowest of these; of the others", f"{slowest}; {ms(max(others))}")
+    show("  failed", str(len(told.failures)), "0", met=not told.failures)
+    for code, some in _by_code(told.failures).items():
+        for each in some[:SHOWN]:
+            where = "met an unload" if met(each.at, each.at) else "no unload then"
+            print(f"    {code} ({where}): {each.text[:300]}")
+    return not told.failures
+
+
+def _by_code(failures: list[Failure]) -> dict[str, list[Failure]]:
+    found: dict[str, list[Failure]] = {}
+    for each in failures:
+        found.setdefault(each.code, []).append(each)
+    return found
+
+
+def _met(gaps: list[tuple[float, float]]) -> Callable[[float, float], bool]:
+    """Return what tells whether a call (begin, end) was in progress in one of these gaps."""
+    ends = [ended for _, ended in gaps]
+
+    def met(began: float, ended: float) -> bool:
+        at = bisect.bisect_left(ends, began)
+        return at < len(gaps) and gaps[at][0] <= ended
+
+    return met
