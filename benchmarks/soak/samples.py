@@ -1,0 +1,54 @@
+"""What the loader has while it is soaked, and whether it grows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from itertools import combinations
+
+import psutil
+
+from benchmarks.clocks import memory
+from corral.loader.v1 import loader_pb2 as pb
+from tests.tools.running import LoaderUnderTest
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What it has at one moment."""
+
+    at: float
+    pss: int
+    """Bytes: what it has to itself, and its share of what it shares."""
+    own: int
+    """Bytes: what would be free if it ended."""
+    descriptors: int
+    threads: int
+    calls: int
+    """In progress and waiting, as GetCapacity counts them."""
+    leases: int
+    """Calls in progress on the instances, as ListModels counts them."""
+
+
+async def sample(loader: LoaderUnderTest) -> Sample:
+    """Look."""
+    process = psutil.Process(loader.service.pid)
+    capacity = await loader.control.GetCapacity(pb.GetCapacityRequest())
+    models = (await loader.control.ListModels(pb.ListModelsRequest())).models
+    pids = [process.pid]
+    return Sample(
+        time.monotonic(),
+        memory(pids),
+        sum(memory(pids, field) for field in ("Private_Clean", "Private_Dirty")),
+        process.num_fds(),
+        process.num_threads(),
+        capacity.calls,
+        sum(instance.active_calls for model in models for instance in model.instances),
+    )
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """Return the median of the slopes between all pairs (Theil-Sen): a third of them may be outliers."""
+    slopes = [(b - a) / (y - x) for (x, a), (y, b) in combinations(points, 2) if y > x]
+    return statistics.median(slopes) if slopes else 0.0
