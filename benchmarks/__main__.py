@@ -21,8 +21,8 @@ from .record import RECORD, RESULTS, facts, read
 
 SHORT = ("unary", "streams", "memory", "idle", "loading", "cold")
 """What a short run has, if nothing is named."""
-FULL = (*SHORT, "sdk", "coalescing", "startup", "models", "neighbours")
-LONG = ("death", "cycles", "eviction")
+FULL = (*SHORT, "sdk", "coalescing", "startup", "models", "neighbours", "reloads")
+LONG = ("death", "cycles", "eviction", "soak")
 """Of the loader, not of its data plane: run when they are named."""
 NAMES = (*FULL, *LONG, "peers")
 
@@ -41,6 +41,7 @@ def main() -> int:
         "--full", action="store_true", help="all but those that must be named, and longer"
     )
     parser.add_argument("--peers", action="store_true", help="other servers of models too")
+    parser.add_argument("--minutes", type=float, metavar="N", help="how long the soak takes (10)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes")
     given = parser.parse_args()
     if unknown := set(given.names) - set(NAMES):
@@ -56,7 +57,8 @@ def main() -> int:
     print(f"on {machine()}")
     for place, name in enumerate(names):
         print(f"\n[{place + 1}/{len(names)}] {name}", flush=True)
-        _run(name, full=given.full)
+        more = {"minutes": given.minutes} if name == "soak" and given.minutes else {}
+        _run(name, full=given.full, **more)
         RECORD.facts = facts(time.monotonic() - began)
         RECORD.write(out)  # after each: a run that is cut short has been of use
     print(f"\n{report.goals(RECORD)}\n")
@@ -66,12 +68,12 @@ def main() -> int:
     return bool(RECORD.failures)
 
 
-def _run(name: str, *, full: bool) -> None:
+def _run(name: str, *, full: bool, **more: float) -> None:
     """Run one; what it raises ends no other."""
     RECORD.benchmark = name
     try:
         asyncio.run(
-            importlib.import_module(f"benchmarks.{_MODULES.get(name, name)}").run(full=full)
+            importlib.import_module(f"benchmarks.{_MODULES.get(name, name)}").run(full=full, **more)
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
         traceback.print_exc()

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import json
 import random
-import shlex
 import statistics
 import tempfile
 import time
@@ -33,6 +31,8 @@ from . import native
 from .callers import CALLERS, Calling, Failure, Told, caller
 from .figures import ms, named, show
 from .peers import UnavailableError
+from .record import RECORD
+from .stage import add_backend
 
 CYCLES, FULL_CYCLES = 60, 500
 STRESS_CYCLES, FULL_STRESS_CYCLES = 40, 250
@@ -65,18 +65,16 @@ class Cycles:
     refused: Counter[str]
 
 
-async def run(*, full: bool) -> bool:
-    """Measure and print; return whether no call failed."""
+async def run(*, full: bool) -> None:
+    """Measure, print, and record what failed."""
     cycles = FULL_CYCLES if full else CYCLES
     stress = FULL_STRESS_CYCLES if full else STRESS_CYCLES
-    good = True
     async with _loader() as loader:
         for route in routes(loader):
             names = tuple(CALLERS)
-            good &= await _measure(loader, route, "steadily", names, STEADY, cycles)
+            await _measure(loader, route, "steadily", names, STEADY, cycles)
             for name in names:
-                good &= await _measure(loader, route, "stress", (name,), STRESS, stress)
-    return good
+                await _measure(loader, route, "stress", (name,), STRESS, stress)
 
 
 @asynccontextmanager
@@ -84,24 +82,13 @@ async def _loader() -> AsyncIterator[LoaderUnderTest]:
     await native.build()
     with tempfile.TemporaryDirectory(prefix="reloads-") as folder:
         loader = LoaderUnderTest(Path(folder) / "home")
-        install(loader, "m", [str(native.BACKEND)])
+        add_backend(loader, "m", [str(native.BACKEND)])
         loader.add_model("m", "m")
         await loader.start("--log-level", "error")
         try:
             yield loader
         finally:
             await loader.close()
-
-
-def install(loader: LoaderUnderTest, name: str, command: list[str]) -> None:
-    """Install a program that announces itself as a backend."""
-    folder = loader.backends / name
-    folder.mkdir()
-    run = folder / "run.sh"
-    run.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
-    run.chmod(0o755)
-    facts = {"name": name, "corral": {"addresses": ["unix", "tcp"], "announces": True}}
-    (folder / "metadata.json").write_text(json.dumps(facts))
 
 
 def routes(loader: LoaderUnderTest) -> Iterator[Route]:
@@ -111,7 +98,7 @@ def routes(loader: LoaderUnderTest) -> Iterator[Route]:
     if sockets:
         yield Route("endpoint", f"unix:{sockets[0]}")
     else:
-        print("  the loader gives the model no endpoint")
+        RECORD.failed("reloads, endpoint", "the loader gives the model no endpoint")
 
 
 async def _measure(
@@ -121,7 +108,7 @@ async def _measure(
     names: tuple[str, ...],
     calling: Calling,
     count: int,
-) -> bool:
+) -> None:
     calling = replace(calling, target=route.target, metadata=route.metadata)
     told: dict[str, Told] = {}
     async with AsyncExitStack() as stack:
@@ -130,7 +117,7 @@ async def _measure(
             try:
                 running[name] = await stack.enter_async_context(caller(name, calling))
             except UnavailableError as error:
-                print(f"  {name} cannot be had: {error}")
+                RECORD.failed(f"reloads, {name}", error)
         cycles = await _cycle(loader, count)
         for name, each in running.items():
             told[name] = await each.end()
@@ -141,8 +128,11 @@ async def _measure(
     )
     for code, times in cycles.refused.items():
         print(f"  unload refused {times} times: {code}")
-    failed = [name for name, each in told.items() if not _report(name, each, cycles)]
-    return not failed
+    for name, each in told.items():
+        _report(name, each, cycles)
+        if each.failures:
+            where = f"reloads, {kind}, {route.name}, {name}"
+            RECORD.failed(where, f"{len(each.failures)} of {len(each.calls)} calls failed")
 
 
 async def _cycle(loader: LoaderUnderTest, count: int) -> Cycles:
@@ -179,7 +169,7 @@ async def _ready(loader: LoaderUnderTest) -> bool:
     return bool(answer.model.state == pb.Model.STATE_READY)
 
 
-def _report(name: str, told: Told, cycles: Cycles) -> bool:
+def _report(name: str, told: Told, cycles: Cycles) -> None:
     met = _met(cycles.gaps)
     of_these = [ended - began for began, ended in told.calls if met(began, ended)]
     others = [ended - began for began, ended in told.calls if not met(began, ended)]
@@ -192,7 +182,6 @@ def _report(name: str, told: Told, cycles: Cycles) -> bool:
         for each in some[:SHOWN]:
             where = "met an unload" if met(each.at, each.at) else "no unload then"
             print(f"    {code} ({where}): {each.text[:300]}")
-    return not told.failures
 
 
 def _by_code(failures: list[Failure]) -> dict[str, list[Failure]]:
