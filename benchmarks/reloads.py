@@ -29,7 +29,7 @@ from tests.tools.running import LoaderUnderTest
 
 from . import native
 from .callers import CALLERS, Calling, Failure, Told, caller
-from .figures import ms, named, show
+from .figures import heading, ms, named, show
 from .peers import UnavailableError
 from .record import RECORD
 from .stage import add_backend
@@ -123,16 +123,16 @@ async def _measure(
             told[name] = await each.end()
     took = ms(statistics.median(cycles.took))
     gap = ms(statistics.median(ended - began for began, ended in cycles.gaps))
-    print(
+    heading(
         f"reloads, {kind}, {route.name}: {len(cycles.took)} unloads, median {took}, {gap} to ready"
     )
     for code, times in cycles.refused.items():
         print(f"  unload refused {times} times: {code}")
-    for name, each in told.items():
-        _report(name, each, cycles)
-        if each.failures:
+    for name, said in told.items():
+        _report(name, said, cycles)
+        if said.failures:
             where = f"reloads, {kind}, {route.name}, {name}"
-            RECORD.failed(where, f"{len(each.failures)} of {len(each.calls)} calls failed")
+            RECORD.failed(where, f"{len(said.failures)} of {len(said.calls)} calls failed")
 
 
 async def _cycle(loader: LoaderUnderTest, count: int) -> Cycles:

@@ -7,6 +7,7 @@ as many descriptors and threads; and its memory must not have grown in the secon
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import statistics
 import tempfile
@@ -17,10 +18,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
 from benchmarks import native
 from benchmarks.figures import heading, named, progress, show, unload
 from benchmarks.record import RECORD
 from benchmarks.stage import BACKENDS, add_backend, model_of
+from corral.loader.v1 import loader_pb2 as pb
 from services.common.errors import DeadlineError
 from services.common.tasks import wait_until
 from tests.tools.processes import processes_in
@@ -37,8 +42,8 @@ LET_GO_TIMEOUT = 15.0
 WARM_UP = 6.0
 GROWTH = 2 * 1024**2
 """Bytes that the second half may add: less than one message of a client that sends big ones."""
-THREADS = 2
-"""Pools of threads fill as their tasks happen to overlap."""
+THREADS = (os.cpu_count() or 1) + 4
+"""As many as asyncio's pool of threads may have, which fills as its tasks happen to overlap."""
 MODELS = tuple(model_of(backend) for backend in BACKENDS)
 SETTINGS = (
     *("--log-level", "error", "--log-lines", "20", "--watch-history", "20"),
@@ -69,7 +74,7 @@ async def run(*, full: bool, minutes: float = MINUTES) -> None:
     """Soak, print, and record what failed."""
     heading(f"soak: {minutes:g} minutes")
     async with _loader() as loader:
-        ways = list(_ways(loader))
+        ways = await _ways(loader)
         print(f"  ways: {', '.join(way.name for way in ways)}")
         soak = await _soak(loader, ways, minutes * 60)
     _report(soak)
@@ -90,16 +95,30 @@ async def _loader() -> AsyncIterator[LoaderUnderTest]:
             await loader.close()
 
 
-def _ways(loader: LoaderUnderTest) -> list[Way]:
+async def _ways(loader: LoaderUnderTest) -> list[Way]:
     """Return the ways that this loader has to its models."""
     found = []
     for model in MODELS:
-        found.append(Way(f"gateway {model}", model, loader.service.address, named(model)))
+        address = loader.service.address
+        found.append(Way(f"gateway {model}", model, address, named(model)))
         sockets = [
             path for path in loader.home.rglob(f"{model}.sock") if path.parent.name == "models"
         ]
         found += [Way(f"endpoint {model}", model, f"unix:{path}") for path in sockets]
+        if await _resolves(loader, model):
+            found.append(Way(f"ResolveModel {model}", model, address, direct=True))
     return found
+
+
+async def _resolves(loader: LoaderUnderTest, model: str) -> bool:
+    request = pb.ResolveModelRequest(name=model, lease_duration=Duration(seconds=1))
+    try:
+        await loader.control.ResolveModel(request)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+            raise
+        return False
+    return True
 
 
 async def _soak(loader: LoaderUnderTest, ways: list[Way], seconds: float) -> Soak:
@@ -172,7 +191,9 @@ def _report(soak: Soak) -> None:
     _verdict("calls that failed without a cause of their own", len(unexplained), 0)
     for way, some in _by_way(unexplained).items():
         for each in some[:SHOWN]:
-            print(f"    {way}: {each.kind}: {each.code} {each.reason}: {each.text[:300]}")
+            took = f"{each.end - each.at:.1f} s"
+            print(f"    {way}: {each.kind}, {took}: {each.code} {each.reason}: {each.text[:300]}")
+            print(f"      done to the model then: {cuts.beside(each)}")
     _verdict("clients that failed themselves", len(story.faults), 0)
     for fault in story.faults[:SHOWN]:
         print(f"    {fault}")

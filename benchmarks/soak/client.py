@@ -1,4 +1,4 @@
-"""One client of the soak, a process of its own: `python client.py SETTINGS`, JSON as `clients.Settings` says.
+"""One client of the soak, a process of its own: `python client.py SETTINGS`, JSON: the `clients.Way`, and a `seed`.
 
 It does everything that clients do, side by side, until its stdin ends or it is killed, and prints a line of
 JSON for each call that did not end well, and now and then how many calls of each kind there were.
@@ -16,16 +16,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from corral.backend import backend_pb2 as pb
 from corral.backend import backend_pb2_grpc
+from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 
 PATIENCE = 30.0
 """Seconds that a call may take which is not meant to end by its deadline."""
 BIG = 4 * 1024 * 1024
 SLOW_MESSAGE = 64 * 1024
 COUNT_EVERY = 0.5
+LEASE = Duration(seconds=1)
 DETAILS = "grpc-status-details-bin"
 LARGEST = 50 * 1024 * 1024
 
@@ -43,7 +46,9 @@ class Client:
         ]
         self.channel = grpc.aio.insecure_channel(settings["target"], options=options)
         self._stub: Any = backend_pb2_grpc.BackendStub(self.channel)
+        self._loader: Any = loader_pb2_grpc.LoaderServiceStub(self.channel)
         self._metadata = tuple(tuple(pair) for pair in settings["metadata"])
+        self._model = settings["model"]
         self.counts: Counter[str] = Counter()
 
     async def unary(self) -> None:
@@ -105,6 +110,18 @@ class Client:
         async for _ in self._stream(seconds, rate=20):
             pass
 
+    async def direct(self) -> None:
+        """Ask where the model is, call there for a part of the lease, and let the lease end by itself."""
+        request = loader_pb2.ResolveModelRequest(name=self._model, lease_duration=LEASE)
+        found = await self._loader.ResolveModel(request, timeout=PATIENCE)
+        bearer = (("authorization", f"Bearer {found.token}"),)
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(found.address, options=own) as channel:
+            stub: Any = backend_pb2_grpc.BackendStub(channel)
+            for _ in range(self._chance.randrange(1, 20)):
+                await stub.Predict(pb.PredictOptions(Prompt="x"), metadata=bearer, timeout=PATIENCE)
+                await asyncio.sleep(0.02)
+
     def _stream(self, timeout: float, *, tokens: int = 0, rate: int = 0, size: int = 16) -> Any:
         settings = {"size": str(size)} | ({"rate": str(rate)} if rate else {})
         options = pb.PredictOptions(Tokens=tokens, Metadata=settings)
@@ -129,6 +146,7 @@ class Client:
 
 PAUSES = {"unary": 0.05, "big": 0.5, "stream": 0.1, "slow": 0.2, "cancelled": 0.1, "late": 0.1}
 """What a client does at once, and the mean seconds between two calls of each kind."""
+DIRECT_PAUSES = {"direct": 0.5}
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
@@ -155,7 +173,8 @@ async def _count(client: Client) -> None:
 async def main(settings: dict[str, Any]) -> None:
     """Run until stdin ends."""
     client = Client(settings)
-    tasks = [asyncio.create_task(client.forever(kind, pause)) for kind, pause in PAUSES.items()]
+    pauses = DIRECT_PAUSES if settings["direct"] else PAUSES
+    tasks = [asyncio.create_task(client.forever(kind, pause)) for kind, pause in pauses.items()]
     tasks.append(asyncio.create_task(_count(client)))
     reading = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
     ended, _ = await asyncio.wait([reading, *tasks], return_when=asyncio.FIRST_COMPLETED)

@@ -34,15 +34,8 @@ class Way:
     model: str
     target: str
     metadata: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a client process is told."""
-
-    target: str
-    metadata: tuple[tuple[str, str], ...]
-    seed: int
+    direct: bool = False
+    """Asks the target where the model is, and calls there."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ async def live(
     way: Way, story: Story, seed: int, fate: str, seconds: float, chance: random.Random
 ) -> None:
     """Run one client for some seconds, to its fate."""
-    settings = json.dumps(asdict(Settings(way.target, way.metadata, seed)))
+    settings = json.dumps({**asdict(way), "seed": seed})
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(PROGRAM), settings),
         stdin=asyncio.subprocess.PIPE,

@@ -76,15 +76,18 @@ class Cuts:
             self.counts["crash"] += 1
 
     async def _unload(self, model: str, *, force: bool) -> None:
-        began = time.monotonic()
         kind = "force" if force else "unload"
+        answer = await self.loader.control.GetModel(pb.GetModelRequest(name=model))
+        if answer.model.state != pb.Model.STATE_READY and not force:
+            return  # an unload ends a load, and tells those that wait for it; this one is to hurt nobody
+        began = time.monotonic()
         try:
             await self.loader.control.UnloadModel(pb.UnloadModelRequest(name=model, force=force))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.FAILED_PRECONDITION or force:
                 self.refused.append(f"{kind}: {error.code().name}: {error.details()}")
             kind = "busy"
-        if force:
+        finally:
             self.done.append(Cut(kind, model, began, time.monotonic()))
         self.counts[kind] += 1
 
@@ -93,9 +96,18 @@ class Cuts:
         if trouble.code != "UNAVAILABLE":
             return ""
         for cut in self._around(trouble):
-            if not trouble.reason or trouble.reason in TOLD_OF[cut.kind]:
+            told_of = TOLD_OF.get(cut.kind, ())
+            if told_of and (not trouble.reason or trouble.reason in told_of):
                 return cut.kind
         return ""
+
+    def beside(self, trouble: Trouble) -> str:
+        """Return what was done to the model then, for people."""
+        around = [
+            f"{cut.kind} of {cut.ended - cut.began:.1f} s, {trouble.end - cut.began:+.1f} s before"
+            for cut in self._around(trouble)
+        ]
+        return "; ".join(around) or "nothing"
 
     def _around(self, trouble: Trouble) -> Iterable[Cut]:
         for cut in self.done:
