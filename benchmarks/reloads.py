@@ -29,7 +29,7 @@ from tests.tools.running import LoaderUnderTest
 
 from . import native
 from .callers import CALLERS, Calling, Failure, Told, caller
-from .figures import heading, ms, named, show
+from .figures import heading, ms, named, show, spread
 from .peers import UnavailableError
 from .record import RECORD
 from .stage import add_backend
@@ -121,11 +121,9 @@ async def _measure(
         cycles = await _cycle(loader, count)
         for name, each in running.items():
             told[name] = await each.end()
-    took = ms(statistics.median(cycles.took))
-    gap = ms(statistics.median(ended - began for began, ended in cycles.gaps))
-    heading(
-        f"reloads, {kind}, {route.name}: {len(cycles.took)} unloads, median {took}, {gap} to ready"
-    )
+    heading(f"reloads, {kind}, {route.name}: {len(cycles.took)} unloads")
+    show("unload: median, max", spread(cycles.took))
+    show("  until it was ready again", spread([ended - began for began, ended in cycles.gaps]))
     for code, times in cycles.refused.items():
         print(f"  unload refused {times} times: {code}")
     for name, said in told.items():
