@@ -41,6 +41,7 @@ STRESS = Calling("", workers=8, rate=50)
 USE = (0.02, 0.12)
 """Seconds that the model is left to its clients before it is unloaded."""
 RELOAD_TIMEOUT = 30.0
+VALUE = "reload_failures"
 SHOWN = 3
 """Failures that are shown of each kind."""
 
@@ -128,6 +129,7 @@ async def _measure(
         print(f"  unload refused {times} times: {code}")
     for name, said in told.items():
         _report(name, said, cycles)
+        RECORD.values[VALUE] = RECORD.values.get(VALUE, 0) + len(said.failures)
         if said.failures:
             where = f"reloads, {kind}, {route.name}, {name}"
             RECORD.failed(where, f"{len(said.failures)} of {len(said.calls)} calls failed")

@@ -50,6 +50,7 @@ SETTINGS = (
     # What streams on is cut or refused soon, and a backend that crashes is no crash loop.
     *("--drain-timeout", "2s", "--stable-time", "1ms"),
 )
+VALUE = "soak_failures"
 SHOWN = 5
 SERIES = 20
 """Figures that are shown of how the memory went."""
@@ -232,6 +233,7 @@ def _memory(soak: Soak) -> None:
 def _verdict(label: str, found: int, most: int) -> None:
     met = found <= most
     show(label, str(found), f"at most {most}" if most else "0", met=met)
+    RECORD.values[VALUE] = RECORD.values.get(VALUE, 0) + (not met)
     if not met:
         RECORD.failed("soak", f"{label.strip()}: {found}, not {most} at most")
 
