@@ -170,7 +170,7 @@ async def _ready(loader: LoaderUnderTest) -> bool:
 
 
 def _report(name: str, told: Told, cycles: Cycles) -> None:
-    met = _met(cycles.gaps)
+    met = overlapped(cycles.gaps)
     of_these = [ended - began for began, ended in told.calls if met(began, ended)]
     others = [ended - began for began, ended in told.calls if not met(began, ended)]
     show(f"{name}: calls, of which met an unload", f"{len(told.calls)}, {len(of_these)}")
@@ -191,7 +191,7 @@ def _by_code(failures: list[Failure]) -> dict[str, list[Failure]]:
     return found
 
 
-def _met(gaps: list[tuple[float, float]]) -> Callable[[float, float], bool]:
+def overlapped(gaps: list[tuple[float, float]]) -> Callable[[float, float], bool]:
     """Return what tells whether a call (begin, end) was in progress in one of these gaps."""
     ends = [ended for _, ended in gaps]
 
