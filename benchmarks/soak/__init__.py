@@ -226,8 +226,10 @@ def _memory(soak: Soak) -> None:
     parts = points[: len(points) // 2], points[len(points) // 2 :]
     medians = [_mib(statistics.median(value for _, value in part)) for part in parts]
     show("  medians of the last two quarters (USS)", ", ".join(medians))
-    grown = slope(points) * (points[-1][0] - points[0][0])
-    _verdict("  growth in the second half, KiB", round(grown / 1024), GROWTH // 1024)
+    seconds = points[-1][0] - points[0][0]
+    grown, surely = (round(each * seconds / 1024) for each in slope(points))
+    show("  growth in the second half, estimate, KiB", f"{grown:+}")
+    _verdict("    at the least, as far as that can be told, KiB", surely, GROWTH // 1024)
 
 
 def _verdict(label: str, found: int, most: int) -> None:
