@@ -48,7 +48,7 @@ e2e: $(READY) ## The tests of the whole, with real models
 bench: $(READY) ## The benchmarks in short, about five minutes: paths side by side, figures beside goals
 	$(BIN)/python -m benchmarks
 
-bench-full: $(READY) ## The benchmarks in full, about 40 minutes (PEERS=1: other servers too)
+bench-full: $(READY) ## The benchmarks in full, about 50 minutes (PEERS=1: other servers too)
 	$(BIN)/python -m benchmarks --full $(if $(PEERS),--peers)
 
 prove: $(READY) ## Break each invariant in a copy, and see that a test notices (ONLY=3: those of one)
