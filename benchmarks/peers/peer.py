@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import random
-import signal
 import string
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -32,10 +31,6 @@ PROBE_TIMEOUT = 5.0
 PROBE_PAUSE = 0.02
 REQUEST_TIMEOUT = 60.0
 GONE_TIMEOUT = 5.0
-
-_SET_PDEATHSIG = 1
-_SET_CHILD_SUBREAPER = 36
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -178,14 +173,13 @@ class Peer:
         variables.pop("PYTHONPATH", None)
         with (folder / "log").open("wb") as log:
             return await asyncio.create_subprocess_exec(
-                *command.arguments,
+                *(sys.executable, "-S", PROGRAMS / "keep_together.py", *command.arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=folder,
                 env={**variables, **command.variables},
                 start_new_session=True,
-                preexec_fn=_keep_together,
             )
 
     async def _answers(
@@ -208,12 +202,6 @@ class Peer:
 def _payload(size: int) -> bytes:
     """Return letters that no message holds by chance, the same ones in each run."""
     return "".join(random.Random(size).choices(string.ascii_letters, k=size)).encode()
-
-
-def _keep_together() -> None:
-    """Keep what the peer starts below its first process, also what its parent leaves behind."""
-    _libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    _libc.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
