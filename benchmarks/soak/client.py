@@ -143,8 +143,10 @@ class Client:
                 await work()
             except grpc.aio.AioRpcError as error:
                 code, text = error.code().name, error.details() or ""
-                if kind != "late" or code != "DEADLINE_EXCEEDED":
-                    _say(kind=kind, at=began, code=code, reason=_reason(error), text=text)
+                reason = _reason(error)
+                its_own = code == "DEADLINE_EXCEEDED" or reason == "DEADLINE_TOO_SHORT"
+                if kind != "late" or not its_own:
+                    _say(kind=kind, at=began, code=code, reason=reason, text=text)
             except ValueError as error:
                 _say(kind=kind, at=began, code="ANSWER", reason="", text=str(error))
             self.counts[kind] += 1
