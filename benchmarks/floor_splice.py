@@ -1,6 +1,6 @@
 """The floor for model endpoints: an asyncio splice that looks at nothing.
 
-    python -m benchmarks.floor_splice --listen unix:/tmp/a.sock --backend unix:/tmp/b.sock
+python -m benchmarks.floor_splice --listen unix:/tmp/a.sock --backend unix:/tmp/b.sock
 """
 
 from __future__ import annotations
