@@ -21,7 +21,7 @@ from .record import RECORD, RESULTS, facts, read
 
 SHORT = ("unary", "streams", "memory", "idle", "loading", "cold")
 """What a short run has, if nothing is named."""
-FULL = (*SHORT, "sdk", "coalescing", "startup", "models", "neighbours", "reloads")
+FULL = (*SHORT, "sdk", "loops", "coalescing", "startup", "models", "neighbours", "reloads")
 LONG = ("death", "cycles", "eviction", "soak")
 """Of the loader, not of its data plane: run when they are named."""
 NAMES = (*FULL, *LONG, "peers")

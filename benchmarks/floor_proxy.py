@@ -47,10 +47,11 @@ def handler(channel: aio.Channel, rpc: Any) -> Any:
     return getattr(grpc, f"{kind}_rpc_method_handler")(many if rpc.server_streaming else one)
 
 
-async def serve(listen: str, backend: str) -> None:
+async def serve(listen: str, backend: str, *, share_port: bool) -> None:
     """Pass calls on until killed."""
     channel = aio.insecure_channel(backend, options=channel_options())
-    server = aio.server(options=server_options(DEFAULT_MAX_MESSAGE_SIZE))
+    options = {**dict(server_options(DEFAULT_MAX_MESSAGE_SIZE)), "grpc.so_reuseport": share_port}
+    server = aio.server(options=[(name, int(value)) for name, value in options.items()])
     handlers = {rpc.name: handler(channel, rpc) for rpc in SERVICE.methods}
     generic = grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
     server.add_generic_rpc_handlers((generic,))
@@ -64,5 +65,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--listen", required=True)
     parser.add_argument("--backend", required=True)
+    parser.add_argument("--share-port", action="store_true", help="with others like it")
     given = parser.parse_args()
-    asyncio.run(serve(given.listen, given.backend))
+    asyncio.run(serve(given.listen, given.backend, share_port=given.share_port))

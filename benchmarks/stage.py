@@ -80,10 +80,10 @@ class Stage:
             add_backend(self.loader, model_of(backend), BACKENDS[backend])
             self.loader.add_model(model_of(backend), model_of(backend))
 
-    async def start_loader(self) -> None:
+    async def start_loader(self, *options: str) -> None:
         """Start the loader and load the models."""
         runtime = {"CORRAL_LOADER_RUNTIME_PATH": str(self.home / "run")}
-        await self.loader.start("--log-level", "warn", env=runtime)
+        await self.loader.start("--log-level", "warn", *options, env=runtime)
         self._stack.push_async_callback(self.loader.close)
         for backend in self.backends:
             model = await load(self.loader, model_of(backend))
