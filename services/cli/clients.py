@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -17,19 +17,21 @@ from grpc_health.v1 import health_pb2_grpc
 from corral.client import aio as direct
 from corral.gallery.v1 import gallery_pb2_grpc
 from corral.loader.v1 import loader_pb2_grpc
-from corral.metrics.v1 import metrics_pb2_grpc
+from corral.metrics.v1 import metrics_pb2, metrics_pb2_grpc
 from corral.monitor.v1 import monitor_pb2_grpc
 from services.common.channels import open_channel
 from services.common.errors import CorralError
 from services.common.status import DETAILS_KEY, from_rpc_error
 
 from .endpoints import Endpoint, Service
-from .failures import Lost, Unreachable
+from .failures import Failure, Lost, Unreachable
 
 _Response = TypeVar("_Response")
 
 # The deadline of a call that only reads or notes something; far above what a busy machine needs.
 CALL_TIMEOUT: Final = 10.0
+# The deadline of a report that nobody waits for.
+_OBSERVE_TIMEOUT: Final = 1.0
 # How long a stream that follows something may be without its server before the command gives up.
 RECONNECT_TIMEOUT: Final = 60.0
 # gRPC's words for a connection that never came about, over its versions and kinds of addresses.
@@ -116,6 +118,21 @@ class Clients:
         """Make a unary call with a deadline; failures are CorralError, or Unreachable and Lost."""
         with self.explaining(service):
             return await method(request, timeout=timeout)
+
+    async def observe(self, path: str, status: str, seconds: float) -> None:
+        """Let a call to a backend itself be counted among the metrics, where `corral up` has them.
+
+        A count that does not arrive is no failure of what was counted.
+        """
+        if not all(self.endpoints[each].source == "up" for each in ("loader", "metrics")):
+            return
+        call = metrics_pb2.ApiCall(method="GRPC", path=path, status=status, service="backend")
+        call.duration.FromNanoseconds(int(seconds * 1e9))
+        request = metrics_pb2.ObserveApiCallRequest(call=call)
+        with suppress(CorralError, Failure, grpc.RpcError):
+            await self.call(
+                "metrics", self.metrics.ObserveApiCall, request, timeout=_OBSERVE_TIMEOUT
+            )
 
     async def stream(
         self,

@@ -50,7 +50,7 @@ async def test_install_load_run_status_unload(stack: Stack) -> None:
     def counted() -> bool:
         with urllib.request.urlopen(url, timeout=5) as page:
             text = page.read().decode()
-        return 'path="/backend.Backend/PredictStream",service="loader",status="OK"} 1.0' in text
+        return 'path="/backend.Backend/PredictStream",service="backend",status="OK"} 1.0' in text
 
     await eventually(lambda: asyncio.to_thread(counted), what="the call among the metrics")
     await stack.corral("unload", "tiny-count")

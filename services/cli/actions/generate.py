@@ -25,6 +25,7 @@ from . import load
 _DIRECT_TIMEOUT: Final = 1.0
 # Seconds in which the loader tells why the backend of a call has ended.
 _CAUSE_TIMEOUT: Final = 0.5
+_PATH: Final = "/backend.Backend/PredictStream"
 # How a backend that is told to stop ends its calls, beside breaking the connection.
 _CANCELLED: Final = "CANCELLED"
 # LocalAI's defaults for what this command has no option for. Backends take a 0 at its word.
@@ -192,19 +193,25 @@ async def _replies(
     """Yield what the model says; it is held for this answer only, as long thoughts may follow."""
     async with clients.model(views.bare(settings.model)) as model:
         # Why there is no direct way, if there is none, the call itself tells.
-        await model.ready(_DIRECT_TIMEOUT)
+        direct = await model.ready(_DIRECT_TIMEOUT)
+        began, status = time.monotonic(), "CANCELLED"
         try:
             async with aclosing(
                 clients.stream("loader", model.PredictStream, request, timeout=settings.timeout)
             ) as replies:
                 async for reply in replies:
                     yield reply
+            status = "OK"
         except (Lost, Unreachable, UnknownRemoteError) as error:
+            status = error.code if isinstance(error, UnknownRemoteError) else "UNAVAILABLE"
             if isinstance(error, UnknownRemoteError) and error.code != _CANCELLED:
                 raise
             if (cause := await model.cause(_CAUSE_TIMEOUT)) is None:
                 raise
             raise from_rpc_error(cause) from error
+        finally:
+            if direct:  # no service has seen this call
+                await clients.observe(_PATH, status, time.monotonic() - began)
 
 
 def _bytes(reply: backend_pb2.Reply) -> bytes:
