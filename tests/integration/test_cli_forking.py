@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from services.cli.stack.child import Child
+from services.cli.stack.child import Child, StartFailure
+from services.cli.stack.fork_server import LARGEST
 from services.cli.stack.forking import ForkServer
 from tests.tools.processes import alive
 from tests.tools.waiting import eventually
@@ -133,3 +136,53 @@ async def test_what_it_cannot_import_is_started_all_the_same() -> None:
     async with ForkServer(["no.such.__main__"], os.environ, [], timeout=20) as forks:
         started = await Started().start(forks, "4")
         assert await started.ends() == 4
+
+
+@pytest.mark.parametrize("size", [LARGEST, 3 * LARGEST])
+async def test_an_environment_too_large_for_it(forks: ForkServer, size: int) -> None:
+    await (await Started().start(forks, "0")).ends()
+    large = {f"LARGE_{n}": "x" * 1024 for n in range(size // 1024)}
+    started = await Started().start(forks, "0", **large)
+    assert (await started.says())["parent"] == os.getpid(), "it is started as any program"
+    await started.ends()
+    again = await Started().start(forks, "0")
+    assert (await again.says())["parent"] != os.getpid(), "and others are forked as before"
+    await again.ends()
+
+
+async def test_one_that_does_not_answer_is_given_up() -> None:
+    async with ForkServer([f"{MODULE}.__main__"], os.environ, [], timeout=3) as forks:
+        await (await Started().start(forks, "0")).ends()
+        assert forks._process is not None
+        os.kill(forks._process.pid, signal.SIGSTOP)
+        started = await Started().start(forks, "5")
+        assert (await started.says())["parent"] == os.getpid(), "it is started as any program"
+        assert await started.ends() == 5
+        assert not alive(forks._process.pid), "it would fork it a second time"
+
+
+async def test_its_client_is_killed_before_it_has_read_all() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server = await asyncio.create_subprocess_exec(
+        *PROGRAM[:2],
+        "services.cli.stack.fork_server",
+        str(theirs.fileno()),
+        f"{MODULE}.__main__",
+        pass_fds=(theirs.fileno(),),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    theirs.close()
+    await eventually(lambda: select.select([ours], [], [], 0)[0], timeout=20, what="its ready")
+    ours.close()
+    async with asyncio.timeout(10):
+        _, err = await server.communicate()
+    assert (server.returncode, err) == (0, b"")
+
+
+async def test_a_program_that_cannot_be_started_has_ended() -> None:
+    child = Child("loader", lambda _, line: None)
+    with pytest.raises(StartFailure, match="cannot be started"):
+        await child.start(["/no/such/program"], os.environ, [])
+    async with asyncio.timeout(1):
+        assert await child.exited == 126
+    assert await child.stop(1, asyncio.Event())

@@ -20,6 +20,8 @@ from .merged import LineSplitter
 _DRAIN_TIMEOUT: Final = 0.5
 _TAIL_LINES: Final = 40
 _STDOUT: Final = 1
+_NOT_STARTED: Final = 126
+"""The exit code of what could not be executed, as shells have it."""
 
 
 def called(name: str) -> str:
@@ -73,6 +75,10 @@ class Child:
                 start_new_session=True,
             )
         except OSError as error:
+            self.exited.set_result(
+                _NOT_STARTED
+            )  # whoever waits for its end is not to wait for ever
+            self.drained.set()
             raise StartFailure(
                 f"{called(self.name)} cannot be started: {error}", "look at the installation"
             ) from error

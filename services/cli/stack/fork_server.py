@@ -56,7 +56,7 @@ def _serve(channel: socket.socket) -> Main | None:
     with selectors.DefaultSelector() as selector:
         selector.register(channel, selectors.EVENT_READ)
         selector.register(woken, selectors.EVENT_READ)
-        channel.sendall(b"{}")  # ready
+        _tell(channel, {})  # ready
         while True:
             ready = {key.fileobj for key, _ in selector.select()}
             if woken in ready:
@@ -64,7 +64,10 @@ def _serve(channel: socket.socket) -> Main | None:
                     woken.recv(4096)
                 _reap(channel)
             if channel in ready:
-                data, descriptors, _, _ = socket.recv_fds(channel, LARGEST, 2)
+                try:
+                    data, descriptors, _, _ = socket.recv_fds(channel, LARGEST, 2)
+                except ConnectionResetError:  # the client was killed before it had read all
+                    return None
                 if not data:
                     return None
                 request = json.loads(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 import os
@@ -14,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, TypeVar
 
 from . import fork_server
 
 _UNKNOWN = 255
 """The exit code of a service whose end nobody saw, because the fork server was killed before it."""
 _PROGRAM: Final = (sys.executable, "-m")
+_T = TypeVar("_T")
 
 
 class Spawned(Protocol):
@@ -53,7 +55,7 @@ class ForkServer:
     ) -> None:
         """Take the modules to import, and what its processes are to inherit.
 
-        `timeout`: seconds that the imports may take before services are started without it.
+        `timeout`: seconds that the imports may take, and each answer, before services are started without it.
         """
         self._modules = modules
         self._environment = dict(environment)
@@ -111,8 +113,7 @@ class ForkServer:
         self, spawned: Spawned, command: Sequence[str], environment: Mapping[str, str], name: str
     ) -> int:
         """Start the command in a session of its own; return its pid. Raises OSError if it cannot."""
-        async with asyncio.timeout(self._timeout):
-            await asyncio.shield(self._ready)
+        await self._answered(asyncio.shield(self._ready))
         if self._channel is None:
             raise ConnectionResetError("the fork server is gone")
         number = next(self._numbers)
@@ -123,17 +124,22 @@ class ForkServer:
             "environment": dict(environment),
             "name": name,
         }
+        data = json.dumps(request).encode()
+        if len(data) > fork_server.LARGEST:
+            raise OSError(
+                errno.EMSGSIZE, "the command and its environment are too large to fork with"
+            )
         loop = asyncio.get_running_loop()
         reads, writes = zip(os.pipe(), os.pipe(), strict=True)
         forked: asyncio.Future[int] = loop.create_future()
         self._asked[number] = forked, spawned
         try:
             try:
-                socket.send_fds(self._channel, [json.dumps(request).encode()], writes)
+                socket.send_fds(self._channel, [data], writes)
             finally:
                 for descriptor in writes:
                     os.close(descriptor)
-            pid = await forked
+            pid = await self._answered(forked)
         except BaseException as error:
             for descriptor in reads:
                 os.close(descriptor)
@@ -144,6 +150,19 @@ class ForkServer:
             pipe = partial(_Pipe, spawned, number)
             await loop.connect_read_pipe(pipe, os.fdopen(descriptor, "rb", 0))
         return pid
+
+    async def _answered(self, answer: asyncio.Future[_T]) -> _T:
+        """Wait for it; a fork server that does not answer in time is given up, and ended."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await answer
+        except TimeoutError:
+            # Else it might still do, some time, what is done without it now.
+            if self._process is not None:
+                with suppress(ProcessLookupError):
+                    self._process.kill()
+            self._lost()
+            raise
 
     def _read(self) -> None:
         assert self._channel is not None
