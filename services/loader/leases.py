@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from services.common.errors import CorralError
@@ -45,13 +45,28 @@ class Leases:
         self._places = 0
         """Calls that may run at once; 0 for no limit, or while nothing is known of the backend."""
         self._no_room = False
+        self._timed: tuple[()] | tuple[str, str, str] = ()
+        """Of which backend and configuration the pace is: their names and revisions."""
 
     # What becomes of the model
 
     def begins(self, instance: Instance) -> None:
         """An instance is being started, or was taken over."""
+        timed = instance.backend.name, instance.backend.revision, instance.entry.revision
+        if self._timed and timed != self._timed:
+            self.forget_pace()
+        self._timed = timed
         instance.durations = self.pace.calls
         self._places = calls_at_once(instance.entry, instance.backend)
+
+    def forget_pace(self) -> None:
+        """The model is another one, or has another backend: how long its calls and loads took says nothing."""
+        self.pace, self._timed = Pace(), ()
+
+    def forget_pace_with(self, backends: Collection[str]) -> None:
+        """Do so if its last instance was one of these backends."""
+        if self._timed and self._timed[0] in backends:
+            self.forget_pace()
 
     def turns(self, ready: Instance | None, *, loading: bool, loaded: bool = False) -> None:
         """The model stands otherwise now: `ready` serves calls, or it starts and loads, or neither.

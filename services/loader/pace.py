@@ -15,6 +15,10 @@ EVIDENCE: Final = 8
 LOADS: Final = 5
 """Loads that are remembered."""
 
+LOAD_EVIDENCE: Final = 2
+"""Loads before which no call is refused for a load: the first one reads the files from disk, later ones from
+the page cache, which may be ten times as quick."""
+
 QUICK: Final = 0.1
 """The quantile of the calls' durations that is taken for granted: so many in ten are quicker still."""
 
@@ -63,7 +67,8 @@ def at_least(pace: Pace, position: int, places: int, load_left: float) -> float:
     run at once, 0 for no limit; `load_left` what the load still takes, 0 if it is over.
     """
     rounds = (position - 1) // places if places else 0
-    return CERTAIN * load_left + (rounds * pace.quick if rounds else 0.0)
+    load = CERTAIN * load_left if len(pace.loads) >= LOAD_EVIDENCE else 0.0
+    return load + (rounds * pace.quick if rounds else 0.0)
 
 
 def expected(pace: Pace, position: int, places: int, load_left: float) -> float:

@@ -175,6 +175,8 @@ class Supervisor:
         if self.loading or self.state.phase is Phase.READY:
             return
         before, self.entry = self.entry, entry
+        if before is not None and before.revision != entry.revision:
+            self._leases.forget_pace()
         if self.state.phase is Phase.WAITING and before and before.revision != entry.revision:
             self._post(life.Changed())
             self._post(life.Reconfigured(candidates))
@@ -241,7 +243,10 @@ class Supervisor:
             if entry.config.backend in names or involved & set(names):
                 self._post(life.Changed())
         instance = self.instance
-        if instance is None or instance.backend.name not in names:
+        if instance is None:
+            self._leases.forget_pace_with(names)
+            return
+        if instance.backend.name not in names:
             return
         try:
             found = self._services.find_backend(instance.backend.name)

@@ -113,8 +113,9 @@ async def test_a_load_that_outlasts_a_deadline_is_begun_all_the_same(
     loader.add_backend("fake", load_seconds=1.2)
     loader.add_model("m", "fake")
     await loader.start()
-    await predict(loader.data)
-    await loader.control.UnloadModel(unload())
+    for _ in range(2):  # one load alone says nothing of the next
+        await predict(loader.data)
+        await loader.control.UnloadModel(unload())
     began = time.monotonic()
     error = await refused(predict(loader.data, timeout=0.5))
     assert time.monotonic() - began < AT_ONCE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 from services.common.errors import DeadlineError, DeadlineTooShortError, QueueFullError
 from services.loader.admission import Caller
 from services.loader.instance import Lease, LoadAnswer
-from services.loader.lifecycle import Phase
+from services.loader.lifecycle import Cause, Phase, StopReason
 from services.loader.model_catalog import ModelEntry
 from services.loader.model_config import ModelConfig
 from services.loader.pace import (
     CERTAIN,
     EVIDENCE,
     LATEST,
+    LOAD_EVIDENCE,
     SOONEST,
     UNKNOWN,
     Pace,
@@ -93,7 +95,7 @@ class Calls:
             pace.calls.extend([calls] * 64)
         if load:
             pace.loads.clear()
-            pace.loads.append(load)
+            pace.loads.extend([load] * LOAD_EVIDENCE)
 
 
 async def test_clients_take_turns(world: World) -> None:
@@ -199,6 +201,52 @@ async def test_without_evidence_nobody_is_refused_for_a_deadline(world: World) -
         task.cancel()
     await asyncio.gather(*waiting, late, return_exceptions=True)
     lease.release()
+
+
+async def test_the_first_load_alone_refuses_nobody(world: World) -> None:
+    calls = Calls(world, entry())
+    calls.supervisor._leases.pace.loads.append(10.0)
+    late = asyncio.create_task(calls.call(seconds=2.0))
+    await calls.up()  # from the page cache
+    (await late).release()
+
+
+async def test_how_long_another_configuration_took_says_nothing(world: World) -> None:
+    calls = Calls(world, entry())
+    calls.supervisor.entry = calls.entry
+    calls.pace(calls=10.0, load=10.0)
+    changed = replace(calls.entry, revision="another")
+    calls.supervisor.configuration_is("another")
+    calls.entry = changed
+    several = [asyncio.create_task(calls.call(str(n), seconds=2.0)) for n in range(3)]
+    await calls.up()
+    for each in several:
+        (await each).release()
+
+
+async def test_how_long_another_backend_took_says_nothing(world: World) -> None:
+    calls = Calls(world, entry())
+    (await calls.running()).release()
+    await stopped(world, calls)
+    calls.pace(load=10.0)
+    calls.supervisor.backends_changed(["other"])
+    with pytest.raises(DeadlineTooShortError):
+        await calls.call(seconds=2.0)
+    await calls.up()
+    await stopped(world, calls)
+    calls.supervisor.backends_changed(["x"])
+    late = asyncio.create_task(calls.call(seconds=2.0))
+    await calls.up()
+    (await late).release()
+
+
+async def stopped(world: World, calls: Calls) -> None:
+    stop = asyncio.create_task(
+        calls.supervisor.stop(StopReason(Cause.REQUESTED, "asked"), force=False)
+    )
+    await asyncio.sleep(0)
+    world.processes[calls.entry.name].gone.set_result(None)
+    await stop
 
 
 async def test_a_load_that_takes_too_long_for_a_call_goes_on_without_it(world: World) -> None:
@@ -327,16 +375,18 @@ async def test_the_configuration_says_when_to_retry(world: World) -> None:
     st.integers(1, 600),
     st.integers(0, 16),
     st.floats(0, 1000),
+    st.integers(0, 3),
 )
 def test_estimates_are_bounded_and_err_on_admitting(
-    durations: list[float], position: int, places: int, load: float
+    durations: list[float], position: int, places: int, load: float, loads: int
 ) -> None:
     pace = Pace()
     pace.calls.extend(durations)
+    pace.loads.extend([load] * loads)
     least = at_least(pace, position, places, load)
     assert least <= expected(pace, position, places, load) + 1e-9
     assert at_least(pace, position + 1, places, load) >= least
     if len(durations) < EVIDENCE or not places or position <= places:
-        assert least == CERTAIN * load
+        assert least == (CERTAIN * load if loads >= LOAD_EVIDENCE else 0.0)
     assert SOONEST <= retry_after(expected(pace, position, places, load)) <= LATEST
     assert retry_after(0.0) == UNKNOWN
