@@ -194,7 +194,7 @@ async def build(
         estimate=lambda entry, candidate, more: ledger.reserve(
             entry, backends.find(candidate), more=more
         ),
-        pinned=loader.pinned,
+        pinned=loader.views.pinned,
         activity=activity,
         released=ledger.released,
         queue_size=lambda: live.now.queue_size,
@@ -315,7 +315,7 @@ async def _endpoints(
         tasks,
     )
     endpoints.published = loader.endpoints_changed
-    loader.endpoints_of = lambda name: (endpoints.addresses(name), endpoints.error(name))
+    loader.views.endpoints_of = lambda name: (endpoints.addresses(name), endpoints.error(name))
     stack.push_async_callback(endpoints.close)
     tasks.spawn(endpoints.follow(), name="follow the endpoints")
     tasks.spawn(endpoints.refuse(health.stopping), name="refuse at the endpoints")

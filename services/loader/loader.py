@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapp
 from contextlib import suppress
 
 from services.common.errors import (
-    BackendNotFoundError,
     CorralError,
     ModelBusyError,
     ModelNotFoundError,
@@ -23,28 +22,25 @@ from services.common.tasks import Background
 from .admission import ANYONE, Caller, CallMeter
 from .backend import Backend
 from .backend_catalog import BackendCatalog
-from .capacity import Capacity, NextLoad
 from .counted_calls import CountedCalls
 from .events import ChangeLog
-from .eviction import Plan
 from .following import Follower
 from .instance import Instance, Lease
-from .ledger import Ledger, Reservation
+from .ledger import Ledger
 from .lifecycle import RESTING, Cause, Phase, StopReason
 from .logs import LogNews, LogQuery
 from .model_catalog import ModelCatalog, ModelEntry
-from .model_view import ModelFilter, ModelView, view
+from .model_view import ModelView
 from .pins import Pins
-from .scheduler import Scheduler, Wish
-from .selection import Selection, select_from
+from .prospects import Prospects
+from .restarts import Restarts
+from .scheduler import Scheduler
 from .supervisor import Supervisor
 from .tunables import LiveSettings
+from .views import Views
 from .waiters import expired
 
 _log = get_logger(__name__)
-
-_RESTART_PAUSE = 1.0
-"""Seconds between two loads of a pinned model that crashed, at least."""
 
 Listener = Callable[[str, ModelView | None], None]
 MakeSupervisor = Callable[[str, Callable[[Supervisor], None]], Supervisor]
@@ -77,12 +73,9 @@ class Loader:
         self._force_in_the_end = force_in_the_end
         self.scheduler: Scheduler
         """Set by the wiring: the scheduler asks the models, and they ask it."""
-        self.endpoints_of: Callable[[str], tuple[tuple[str, ...], str]] = lambda name: ((), "")
-        """Set by the wiring: a model's endpoints, and why it lacks one."""
         self._calls = calls
         self._pins = pins
         self._ledger = ledger
-        self._settings = settings
         self.changes = changes
         self._models = models
         self._backends = backends
@@ -90,17 +83,28 @@ class Loader:
         self._tasks = tasks
         self._supervisors: dict[str, Supervisor] = {}
         self._refusing = ""
-        self._closing = asyncio.Event()
-        self._restarts: set[str] = set()
-        """Pinned models that crashed and were loaded again a moment ago."""
+        self.views = Views(models, self._supervisors, pins)
+        self.prospects = Prospects(
+            models,
+            backends,
+            self._supervisors,
+            scheduler=lambda: self.scheduler,
+            ledger=ledger,
+            settings=settings,
+            calls=calls,
+        )
+        self._restarts = Restarts(
+            pinned=self.views.pinned,
+            begin_load=self.begin_load,
+            cooldown=lambda: settings.now.model_load_failure_cooldown,
+            tasks=tasks,
+        )
         self._follower = Follower(
             models,
             active=lambda: tuple(self._supervisors),
             changed=self._publish,
             revision_is=self._revision_is,
         )
-        self._resting: dict[str, tuple[ModelEntry, ModelView]] = {}
-        """Pictures of models that nobody asked for, which change only with their configuration or a pin."""
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
@@ -172,7 +176,7 @@ class Loader:
 
     def probe(self, name: str) -> Lease | None:
         """Return a lease that neither counts nor holds, if the model is ready now; never loads."""
-        supervisor = self._running(name) or self._supervisors.get(self._resolve(name).name)
+        supervisor = self._running(name) or self._supervisors.get(self._models.resolve(name).name)
         return supervisor.probe() if supervisor else None
 
     async def load(self, name: str, *, reset_backoff: bool = False) -> ModelView:
@@ -183,7 +187,7 @@ class Loader:
         with await supervisor.acquire(entry, candidates, calls=False) as instance:
             if not instance.memory:
                 await self._ledger.take_measure(instance)
-            return self._view(entry, supervisor)
+            return self.views.of(entry)
 
     def draining(self, instance: Instance) -> str:
         """Why the instance is being unloaded, for people; empty if it is not."""
@@ -203,7 +207,7 @@ class Loader:
         if reset_backoff:
             supervisor.reset()
         supervisor.begin_load(entry, candidates)
-        return self._view(entry, supervisor)
+        return self.views.of(entry)
 
     def preload(self, names: Iterable[str]) -> None:
         """Begin to load these models; what cannot be loaded is logged, and keeps no other from it."""
@@ -234,57 +238,21 @@ class Loader:
         try:
             return self.get(supervisor.name)
         except ModelNotFoundError:  # its file went while it ran
-            return self._view(supervisor.entry or ModelEntry(supervisor.name), supervisor)
-
-    async def plan(self, name: str) -> tuple[Plan, Reservation]:
-        """Return what loading the model would evict now, and the memory that it is expected to need."""
-        entry = self._resolve(name)
-        supervisor = self._supervisors.get(entry.name)
-        if supervisor is not None and supervisor.state.phase not in (*RESTING, Phase.WAITING):
-            return Plan(fits=True), Reservation(supervisor.memory)
-        backend = self._backends.find(self._select(entry).names[0])
-        needs = await asyncio.to_thread(self._ledger.reserve, entry, backend, more=False)
-        wish = Wish(
-            entry.name,
-            needs.memory,
-            granted=lambda: None,
-            refused=lambda error: None,
-            counts=not backend.external,
-            groups=frozenset(entry.config.concurrency_groups),
-        )
-        return self.scheduler.plan(wish), needs
-
-    def capacity(self) -> Capacity:
-        """Return what there is to give: memory, and places for models and calls."""
-        occupants = [found for each in self.supervisors if (found := each.occupancy())]
-        settings = self._settings.now
-        return Capacity(
-            rooms=self._ledger.rooms(occupants, settings),
-            active_models=sum(occupant.counts for occupant in occupants),
-            max_active_models=settings.active_limit,
-            loads=sum(each.loading for each in self.supervisors),
-            max_loads=settings.parallel_loads,
-            calls=self._calls.total,
-            max_calls=settings.max_concurrent_backend_requests,
-            waiting=self.scheduler.queue,
-        )
+            return self.views.of(supervisor.entry or ModelEntry(supervisor.name))
 
     def pin(self, name: str, pinned: bool) -> ModelView:
         """Pin or unpin the model; kept over restarts."""
         name = self._meant(name)
         self._pins.set(name, pinned)
-        self._resting.pop(name, None)
+        self.views.forget(name)
         self._publish(name)
         self.scheduler.wake()
-        return self.get(name)
-
-    def pinned(self, entry: ModelEntry) -> bool:
-        """Whether the model is pinned."""
-        return self._pins.pinned(entry.name, entry.config.pinned)
+        return self.views.get(name)
 
     async def drain(self, timeout: float) -> int:
         """Refuse new work, let calls end for `timeout` seconds, unload all; return how many were cut."""
         self._refusing = "the loader drains and takes no more calls"
+        self._restarts.refuse()
         reason = StopReason(Cause.SHUTDOWN, "the loader drains")
         running = [each for each in self._supervisors.values() if each.state.phase not in RESTING]
         soft = [asyncio.ensure_future(_stop_gently(each, reason)) for each in running]
@@ -311,7 +279,7 @@ class Loader:
     async def close(self) -> None:
         """Refuse new work and end every backend, whatever it is doing, unless it may stay."""
         self._refusing = "the loader stops and loads no more models"
-        self._closing.set()
+        self._restarts.close()
         if self._leave_ready:
             for supervisor in list(self._supervisors.values()):
                 if await supervisor.leave():
@@ -331,44 +299,7 @@ class Loader:
 
     def get(self, name: str) -> ModelView:
         """Return one model, also one that runs though its file is gone. Raises ModelNotFoundError."""
-        supervisor = self._supervisors.get(name)
-        try:
-            entry = self._models.find(name)
-        except ModelNotFoundError:
-            if supervisor is None or supervisor.state.phase in RESTING:
-                raise
-            entry = supervisor.entry or ModelEntry(name)
-        return self._view(entry, self._supervisors.get(entry.name))
-
-    def next_load(self, name: str) -> NextLoad:
-        """Return what the next load of the model would be. Blocking: it reads the model's file again.
-
-        Raises what the load would be refused with; a disabled model is looked at all the same.
-        """
-        entry = self._models.find(name)
-        if not entry.config.disabled:
-            entry = self._models.resolve(name)
-        if entry.error:
-            raise entry.error
-        supervisor = self._supervisors.get(entry.name)
-        chosen = supervisor.state.candidate if supervisor else ""
-        backend = entry.config.backend or chosen or self._select(entry).names[0]
-        with suppress(BackendNotFoundError):
-            backend = self._backends.find(backend).name
-        return NextLoad(entry, backend, self._models.lines(entry))
-
-    def select(self, condition: ModelFilter) -> list[ModelView]:
-        """Return the models that match, sorted by name; those that run though their file is gone too."""
-        entries = self._models.models()
-        views = [self._view(entry, self._supervisors.get(name)) for name, entry in entries.items()]
-        gone = [
-            self._view(supervisor.entry or ModelEntry(name), supervisor)
-            for name, supervisor in self._supervisors.items()
-            if name not in entries and supervisor.state.phase not in RESTING
-        ]
-        if gone:
-            views = sorted([*views, *gone], key=lambda model: model.name)
-        return views if condition == ModelFilter() else list(filter(condition.matches, views))
+        return self.views.get(name)
 
     def backends(self) -> list[Backend]:
         """Return the installed backends."""
@@ -406,8 +337,8 @@ class Loader:
     def _prepare(self, name: str) -> tuple[ModelEntry, Supervisor, tuple[str, ...]]:
         if self._refusing:
             raise ShuttingDownError(self._refusing)
-        entry = self._resolve(name)
-        selection = self._select(entry)
+        entry = self._models.resolve(name)
+        selection = self.prospects.select(entry)
         supervisor = self._supervisor(entry.name)
         supervisor.not_tried = selection.excluded
         return entry, supervisor, selection.names
@@ -421,9 +352,6 @@ class Loader:
         entry = self._models.find(name)
         return entry.config.alias or entry.name
 
-    def _resolve(self, name: str) -> ModelEntry:
-        return self._models.resolve(name)
-
     def _supervisor(self, name: str) -> Supervisor:
         supervisor = self._supervisors.get(name)
         if supervisor is None:
@@ -431,32 +359,9 @@ class Loader:
             self._supervisors[name] = supervisor
         return supervisor
 
-    def _select(self, entry: ModelEntry) -> Selection:
-        model_file = self._models.folder / entry.config.model
-        return select_from(self._backends, entry.config, model_file)
-
-    def _view(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
-        if supervisor is not None:
-            return self._picture(entry, supervisor)
-        kept = self._resting.get(entry.name)
-        if kept is None or kept[0] is not entry:
-            kept = (entry, self._picture(entry, None))
-            self._resting[entry.name] = kept
-        return kept[1]
-
-    def _picture(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
-        endpoints, error = self.endpoints_of(entry.name)
-        return view(
-            entry,
-            supervisor,
-            pinned=self.pinned(entry),
-            endpoints=endpoints,
-            endpoint_error=error,
-        )
-
     def endpoints_changed(self, name: str) -> None:
         """Tell that a model has other endpoints now."""
-        self._resting.pop(name, None)
+        self.views.forget(name)
         self._publish(name)
 
     def backends_changed(self, names: Collection[str]) -> None:
@@ -473,32 +378,7 @@ class Loader:
         instance = supervisor.instance
         if supervisor.state.phase is Phase.READY and instance and not instance.memory:
             self._tasks.spawn(self._ledger.take_measure(instance), name=f"measure {instance.model}")
-        self._restart_if_pinned(supervisor)
-
-    def _restart_if_pinned(self, supervisor: Supervisor) -> None:
-        """Load a pinned model again that crashed: whoever pins one wants it to be there."""
-        name, state, entry = supervisor.name, supervisor.state, supervisor.entry
-        if state.phase is not Phase.STOPPED or not state.crashed or self._refusing or entry is None:
-            return
-        if self.pinned(entry) and name not in self._restarts:
-            self._restarts.add(name)
-            self._tasks.spawn(self._restart(supervisor), name=f"restart {name}")
-
-    async def _restart(self, supervisor: Supervisor) -> None:
-        """Load once; what is refused, because there is no room for instance, is tried again later."""
-        try:
-            self.begin_load(supervisor.name)
-        except CorralError as error:
-            _log.warning(
-                "a pinned model is not loaded again", model=supervisor.name, why=str(error)
-            )
-        pause = max(self._settings.now.model_load_failure_cooldown, _RESTART_PAUSE)
-        try:
-            async with asyncio.timeout(pause):
-                await self._closing.wait()
-        except TimeoutError:
-            self._restarts.discard(supervisor.name)
-            self._restart_if_pinned(supervisor)
+        self._restarts.look(supervisor)
 
     def _publish(self, name: str) -> None:
         supervisor = self._supervisors.get(name)
@@ -507,7 +387,7 @@ class Loader:
         if entry is None and supervisor is not None:
             running = supervisor.state.phase not in RESTING
             entry = supervisor.entry if running else self._models.models().get(name)
-        model = self._view(entry, supervisor) if entry is not None else None
+        model = self.views.of(entry) if entry is not None else None
         self.changes.append(name, model)
         for listener in self._listeners:
             listener(name, model)

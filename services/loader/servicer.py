@@ -82,7 +82,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
 
     def _effective(self, name: str) -> list[pb.EffectiveOption]:
         try:
-            load = self._loader.next_load(name)
+            load = self._loader.prospects.next_load(name)
         except CorralError:
             return []  # the model itself says why
         values = self._options.values(load.entry, load.backend)
@@ -94,7 +94,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         """List models."""
         condition = convert.model_filter(request.filter)
         page = paginate(
-            self._loader.select(condition),
+            self._loader.views.select(condition),
             size=request.page_size,
             token=request.page_token,
             key=lambda view: view.name,
@@ -143,7 +143,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         self, request: pb.PlanEvictionRequest, context: Any
     ) -> pb.PlanEvictionResponse:
         """Explain an eviction."""
-        plan, needs = await self._loader.plan(resource_id(MODELS, request.name))
+        plan, needs = await self._loader.prospects.plan(resource_id(MODELS, request.name))
         return scheduling.plan(plan, needs)
 
     async def ResolveModel(
@@ -202,7 +202,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         self, request: pb.GetCapacityRequest, context: Any
     ) -> pb.GetCapacityResponse:
         """Return what there is to give."""
-        capacity = self._loader.capacity()
+        capacity = self._loader.prospects.capacity()
         return pb.GetCapacityResponse(
             devices=[
                 scheduling.device(room.device, room.reserved, room.budget)

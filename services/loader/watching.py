@@ -40,7 +40,7 @@ async def watch(loader: Loader, condition: ModelFilter, token: str) -> AsyncGene
         shown: set[str] | None = None  # after a resume it is not known what the client has
         if position is None:
             position, shown = changes.last, set()
-            for model in loader.select(condition):
+            for model in loader.views.select(condition):
                 shown.add(model.name)
                 yield News(Said.SNAPSHOT, model.name, model)
             yield News(Said.SNAPSHOT_END, token=changes.token(position))
