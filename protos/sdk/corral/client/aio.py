@@ -93,18 +93,31 @@ class Model(Stub):
 class _Session(Lease):
     """A lease with its connection."""
 
-    __slots__ = ("changed", "channel", "ended", "metadata", "methods")
+    __slots__ = ("_own", "changed", "channel", "ended", "left", "metadata", "methods")
 
-    def __init__(self, channel: aio.Channel, metadata: reach.Metadata) -> None:
+    def __init__(
+        self,
+        channel: aio.Channel,
+        metadata: reach.Metadata,
+        left: Callable[[_Session], None],
+    ) -> None:
+        """`left` is called with the session when a call on it has ended."""
         super().__init__()
         self.channel = channel
+        self._own = metadata
         self.metadata = aio.Metadata(*metadata)
+        self.left: Callable[[Any], None] = lambda _: left(self)
+        """What is called when a call has ended."""
         self.methods: dict[_Method, Any] = {}
         self.changed = asyncio.Event()
         self.ended: asyncio.Future[grpc.RpcError | None] = (
             asyncio.get_running_loop().create_future()
         )
         """Set when the loader ends the lease, to why."""
+
+    def joined(self, metadata: Any) -> aio.Metadata:
+        """Return a caller's metadata with ours."""
+        return aio.Metadata(*reach.joined(metadata, self._own))
 
 
 class _Keeper:
@@ -118,7 +131,9 @@ class _Keeper:
         self._request = loader_pb2.HoldModelRequest(name=model)
         self._options = reach.channel_options(max_message_size)
         self.gateway = _Session(
-            aio.insecure_channel(reach.target(loader), self._options), reach.to_model(model)
+            aio.insecure_channel(reach.target(loader), self._options),
+            reach.to_model(model),
+            self.leave,
         )
         self._control: Any = loader_pb2_grpc.LoaderServiceStub(self.gateway.channel)
         self.rules = Keeping(idle=idle, pause=reach.PAUSE)
@@ -233,7 +248,7 @@ class _Keeper:
         finally:
             if not connected:
                 await channel.close()
-        return _Session(channel, reach.to_backend(found.token)) if connected else None
+        return _Session(channel, reach.to_backend(found.token), self.leave) if connected else None
 
     async def _listen(self, session: _Session, hold: Any) -> None:
         """Do as the loader says, until it says no more: the instance is gone, or the loader."""
@@ -293,38 +308,98 @@ class _Method:
         self._asks = reach.asks_for_lease(path)
         self._direct = reach.goes_direct(path)
 
-    def __call__(self, *requests: Any, metadata: Any = None, **named: Any) -> Any:
+    def _call(
+        self,
+        request: Any,
+        timeout: float | None,
+        metadata: Any,
+        credentials: Any,
+        wait_for_ready: bool | None,
+        compression: Any,
+    ) -> Any:
+        # Every microsecond here is one of each call's: it is written out, and measured (benchmarks/sdk.py).
         keeper = self._keeper
         session = keeper.enter(asks=self._asks) if self._direct else None
-        on = session or keeper.gateway
-        method = on.methods.get(self)
-        if method is None:
-            method = on.methods[self] = self._make(on.channel)
-        own = on.metadata
-        if metadata is not None:
-            own = aio.Metadata(*reach.joined(metadata, tuple(own)))
         if session is None:
-            return method(*requests, metadata=own, **named)
+            on = keeper.gateway
+        else:
+            on = session
+            # Nobody comes back at a backend's address: there is nobody to wait for.
+            wait_for_ready = False
         try:
-            call = method(*requests, metadata=own, **named)
+            method = on.methods.get(self)
+            if method is None:
+                method = on.methods[self] = self._make(on.channel)
+            call = method(
+                request,
+                timeout=timeout,
+                metadata=on.metadata if metadata is None else on.joined(metadata),
+                credentials=credentials,
+                wait_for_ready=wait_for_ready,
+                compression=compression,
+            )
         except BaseException:
-            keeper.leave(session)
+            if session is not None:
+                keeper.leave(session)
             raise
-        call.add_done_callback(lambda _: keeper.leave(session))
+        if session is not None:
+            call.add_done_callback(session.left)
         return call
 
 
 class _UnaryUnary(_Method, aio.UnaryUnaryMultiCallable[Any, Any]):
-    pass
+    def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        return self._call(request, timeout, metadata, credentials, wait_for_ready, compression)
 
 
 class _UnaryStream(_Method, aio.UnaryStreamMultiCallable[Any, Any]):
-    pass
+    def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        return self._call(request, timeout, metadata, credentials, wait_for_ready, compression)
 
 
 class _StreamUnary(_Method, aio.StreamUnaryMultiCallable[Any, Any]):
-    pass
+    def __call__(
+        self,
+        request_iterator: Any = None,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        return self._call(
+            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+        )
 
 
 class _StreamStream(_Method, aio.StreamStreamMultiCallable[Any, Any]):
-    pass
+    def __call__(
+        self,
+        request_iterator: Any = None,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        return self._call(
+            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+        )

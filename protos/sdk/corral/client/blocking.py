@@ -91,14 +91,20 @@ class _Keeper:
         self.gateway = Session(
             grpc.insecure_channel(reach.target(loader), self._options), reach.to_model(model)
         )
-        self._control: Any = loader_pb2_grpc.LoaderServiceStub(self.gateway.channel)
+        # Not the gateway's channel: a callback of a call there may close this client, which waits for
+        # the lease's end, and gRPC runs all callbacks of a channel in one thread.
+        self._control_channel = grpc.insecure_channel(reach.target(loader), self._options)
+        self._control: Any = loader_pb2_grpc.LoaderServiceStub(self._control_channel)
         self.rules = Keeping(idle=idle, pause=reach.PAUSE)
         self._changed = threading.Condition()
         self._threads: set[threading.Thread] = set()
         self._holds: set[Any] = set()
 
-    def enter(self, *, asks: bool) -> Session | None:
-        """Count a call on the lease, None to go through the loader; one that `asks` waits a moment for it."""
+    def enter(self, *, asks: bool, timeout: float | None) -> Session | None:
+        """Count a call on the lease, None to go through the loader; one that `asks` waits a moment for it.
+
+        A call that has a timeout waits for a part of that at most.
+        """
         rules = self.rules
         with self._changed:
             lease = rules.enter()
@@ -106,6 +112,8 @@ class _Keeper:
                 self._ask()
                 if rules.asking_since is not None:
                     left = rules.asking_since + reach.PATIENCE - time.monotonic()
+                    if timeout is not None:
+                        left = min(left, timeout * reach.PATIENCE_SHARE)
                     self._changed.wait_for(lambda: rules.asking_since is None, left)
                     lease = rules.enter()
         return lease  # type: ignore[return-value]
@@ -140,6 +148,7 @@ class _Keeper:
             hold.cancel()
         for thread in threads:
             thread.join()
+        self._control_channel.close()
         self.gateway.channel.close()
 
     def _ask(self) -> None:

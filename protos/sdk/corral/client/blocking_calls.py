@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 
@@ -29,7 +30,7 @@ class Keeper(Protocol):
 
     gateway: Session
 
-    def enter(self, *, asks: bool) -> Session | None:
+    def enter(self, *, asks: bool, timeout: float | None) -> Session | None:
         """Count a call on the lease, None to go through the loader; one that `asks` waits a moment for it."""
         ...
 
@@ -55,7 +56,7 @@ class Router:
 
     def unary_stream(self, path: str, *args: Any, **options: Any) -> Any:
         """Return a method of many responses."""
-        return _Streaming(self._keeper, "unary_stream", path, args, options)
+        return _UnaryStream(self._keeper, "unary_stream", path, args, options)
 
     def stream_unary(self, path: str, *args: Any, **options: Any) -> Any:
         """Return a method of many requests."""
@@ -63,7 +64,7 @@ class Router:
 
     def stream_stream(self, path: str, *args: Any, **options: Any) -> Any:
         """Return a method of many requests and responses."""
-        return _Streaming(self._keeper, "stream_stream", path, args, options)
+        return _StreamStream(self._keeper, "stream_stream", path, args, options)
 
 
 class Method:
@@ -80,8 +81,13 @@ class Method:
         self._asks = reach.asks_for_lease(path)
         self._direct = reach.goes_direct(path)
 
-    def _enter(self) -> Session | None:
-        return self._keeper.enter(asks=self._asks) if self._direct else None
+    def _enter(self, timeout: float | None) -> tuple[Session | None, float | None]:
+        """Return the lease, and what is left of the timeout."""
+        if not self._direct:
+            return None, timeout
+        began = time.monotonic()
+        session = self._keeper.enter(asks=self._asks, timeout=timeout)
+        return session, timeout if timeout is None else timeout - (time.monotonic() - began)
 
     def _on(self, session: Session) -> Any:
         # Two threads may make it at the same time; either is as good.
@@ -90,13 +96,42 @@ class Method:
             made = session.methods[self] = self._make(session.channel)
         return made
 
-    def _watched(self, metadata: Any, start: Callable[[Any, Any], Any]) -> Any:
+    def _finish(self, how: str, request: Any, asked: _Asked) -> Any:
+        """Make a call that is over when this returns; one that found nobody goes on to the loader."""
+        session, timeout = self._enter(asked.timeout)
+        if session is not None:
+            try:
+                return getattr(self._on(session), how)(
+                    request,
+                    timeout,
+                    _with(asked.metadata, session),
+                    asked.credentials,
+                    # Nobody comes back at a backend's address: the loader is to wait for.
+                    False,
+                    asked.compression,
+                )
+            except grpc.RpcError as error:
+                if not reach.never_sent(error):
+                    raise
+                self._keeper.lost(session)
+            finally:
+                self._keeper.leave(session)
+        return self._through(how, request, timeout, asked)
+
+    def _start(self, how: str, request: Any, asked: _Asked) -> Any:
         """Start a call that goes on after this returns."""
-        session = self._enter()
+        session, timeout = self._enter(asked.timeout)
         if session is None:
-            return start(self._on(self._keeper.gateway), _with(metadata, self._keeper.gateway))
+            return self._through(how, request, timeout, asked)
         try:
-            call = start(self._on(session), _with(metadata, session))
+            call = getattr(self._on(session), how)(
+                request,
+                timeout,
+                _with(asked.metadata, session),
+                asked.credentials,
+                False,
+                asked.compression,
+            )
             watched = call.add_callback(lambda: self._keeper.leave(session))
         except BaseException:
             self._keeper.leave(session)
@@ -105,92 +140,59 @@ class Method:
             self._keeper.leave(session)
         return call
 
+    def _through(self, how: str, request: Any, timeout: float | None, asked: _Asked) -> Any:
+        gateway = self._keeper.gateway
+        return getattr(self._on(gateway), how)(
+            request,
+            timeout,
+            _with(asked.metadata, gateway),
+            asked.credentials,
+            asked.wait_for_ready,
+            asked.compression,
+        )
+
+
+class _Asked(NamedTuple):
+    """What a caller asks for beside the request, in gRPC's order."""
+
+    timeout: float | None = None
+    metadata: Any = None
+    credentials: Any = None
+    wait_for_ready: bool | None = None
+    compression: Any = None
+
 
 class _UnaryUnary(Method):
-    def __call__(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
-    ) -> Any:
-        session = self._enter()
-        if session is not None:
-            try:
-                return self._on(session)(
-                    request,
-                    timeout,
-                    _with(metadata, session),
-                    credentials,
-                    wait_for_ready,
-                    compression,
-                )
-            except grpc.RpcError as error:
-                if not reach.never_sent(error):
-                    raise
-                self._keeper.lost(session)
-            finally:
-                self._keeper.leave(session)
-        gateway = self._keeper.gateway
-        return self._on(gateway)(
-            request, timeout, _with(metadata, gateway), credentials, wait_for_ready, compression
-        )
+    def __call__(self, request: Any, *asked: Any, **named: Any) -> Any:
+        return self._finish("__call__", request, _Asked(*asked, **named))
 
-    def with_call(
-        self, request: Any, timeout: Any = None, metadata: Any = None, *more: Any, **named: Any
-    ) -> Any:
-        session = self._enter()
-        if session is not None:
-            try:
-                return self._on(session).with_call(
-                    request, timeout, _with(metadata, session), *more, **named
-                )
-            except grpc.RpcError as error:
-                if not reach.never_sent(error):
-                    raise
-                self._keeper.lost(session)
-            finally:
-                self._keeper.leave(session)
-        gateway = self._keeper.gateway
-        return self._on(gateway).with_call(
-            request, timeout, _with(metadata, gateway), *more, **named
-        )
+    def with_call(self, request: Any, *asked: Any, **named: Any) -> Any:
+        return self._finish("with_call", request, _Asked(*asked, **named))
 
-    def future(
-        self, request: Any, timeout: Any = None, metadata: Any = None, *more: Any, **named: Any
-    ) -> Any:
-        return self._watched(
-            metadata, lambda on, own: on.future(request, timeout, own, *more, **named)
-        )
+    def future(self, request: Any, *asked: Any, **named: Any) -> Any:
+        return self._start("future", request, _Asked(*asked, **named))
+
+
+class _UnaryStream(Method):
+    def __call__(self, request: Any, *asked: Any, **named: Any) -> Any:
+        return self._start("__call__", request, _Asked(*asked, **named))
 
 
 class _StreamUnary(Method):
-    def __call__(
-        self, requests: Any, timeout: Any = None, metadata: Any = None, *more: Any, **named: Any
-    ) -> Any:
-        return self.future(requests, timeout, metadata, *more, **named).result()
+    def __call__(self, request_iterator: Any, *asked: Any, **named: Any) -> Any:
+        return self.future(request_iterator, *asked, **named).result()
 
-    def with_call(
-        self, requests: Any, timeout: Any = None, metadata: Any = None, *more: Any, **named: Any
-    ) -> Any:
-        call = self.future(requests, timeout, metadata, *more, **named)
+    def with_call(self, request_iterator: Any, *asked: Any, **named: Any) -> Any:
+        call = self.future(request_iterator, *asked, **named)
         return call.result(), call
 
-    def future(
-        self, requests: Any, timeout: Any = None, metadata: Any = None, *more: Any, **named: Any
-    ) -> Any:
-        return self._watched(
-            metadata, lambda on, own: on.future(requests, timeout, own, *more, **named)
-        )
+    def future(self, request_iterator: Any, *asked: Any, **named: Any) -> Any:
+        return self._start("future", request_iterator, _Asked(*asked, **named))
 
 
-class _Streaming(Method):
-    def __call__(
-        self, requests: Any, timeout: Any = None, metadata: Any = None, *more: Any, **named: Any
-    ) -> Any:
-        return self._watched(metadata, lambda on, own: on(requests, timeout, own, *more, **named))
+class _StreamStream(Method):
+    def __call__(self, request_iterator: Any, *asked: Any, **named: Any) -> Any:
+        return self._start("__call__", request_iterator, _Asked(*asked, **named))
 
 
 def _with(metadata: Any, session: Session) -> reach.Metadata:

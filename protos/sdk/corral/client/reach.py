@@ -21,6 +21,9 @@ PATIENCE: Final = 0.25
 """Seconds for which a blocking call waits for a lease before it goes through the loader: a model that is
 loaded is leased in milliseconds, and one that is not takes longer than anybody would wait here."""
 
+PATIENCE_SHARE: Final = 0.25
+"""Which part of a call's timeout that may take at most."""
+
 CONNECT_TIMEOUT: Final = 2.0
 """Seconds for connecting to a backend on the same machine."""
 

@@ -1,0 +1,46 @@
+"""`corral.client` at a loader under test, and what the loader knows of its leases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from corral import client
+from corral.client import aio
+from tests.tools.loader_calls import model
+from tests.tools.running import LoaderUnderTest, eventually
+
+READY = 20.0
+"""Seconds for a model to be ready."""
+DIRECT = b"grpc-python/"
+"""How the blocking client calls itself; what comes from the loader is the loader's."""
+
+
+def at(running: LoaderUnderTest, name: str = "m", **options: Any) -> client.Model:
+    return client.connect(name, running.service.address, **options)
+
+
+def aio_at(running: LoaderUnderTest, name: str = "m", **options: Any) -> aio.Model:
+    return aio.connect(name, running.service.address, **options)
+
+
+async def leases(running: LoaderUnderTest, name: str = "m") -> int:
+    return sum(each.direct_leases for each in (await model(running, name)).instances)
+
+
+async def has_leases(running: LoaderUnderTest, count: int) -> None:
+    async def so_many() -> bool:
+        return await leases(running) == count
+
+    await eventually(so_many, what=f"{count} leases")
+
+
+async def in_thread(work: Callable[[], Any]) -> Any:
+    return await asyncio.to_thread(work)
+
+
+def active(backend: Any) -> int:
+    """Return how many calls run on the lease."""
+    lease = backend._keeper.rules.current
+    return lease.active if lease is not None else 0
