@@ -201,13 +201,13 @@ class _Keeper:
 
     async def _resolve(self, hold: Any) -> _Session | None:
         """Wait for the lease, and connect; None if that came to nothing."""
-        session, for_long = None, True
+        session, for_long = None, False
         try:
             first = await hold.read()
-            if first is aio.EOF:  # the loader stops
-                for_long = False
-            else:
-                session = await self._connect(first.resolution)
+            if first is not aio.EOF:  # else the loader stops
+                for_long = not reach.reachable(self._loader, first.resolution.address)
+                if not for_long:
+                    session = await self._connect(first.resolution)
         except aio.AioRpcError as error:
             for_long = error.code() is grpc.StatusCode.UNIMPLEMENTED
         finally:
@@ -237,8 +237,6 @@ class _Keeper:
             await asyncio.wait([listening])
 
     async def _connect(self, found: loader_pb2.ResolveModelResponse) -> _Session | None:
-        if not reach.reachable(self._loader, found.address):
-            return None
         channel = aio.insecure_channel(reach.target(found.address), self._options)
         connected = False
         try:

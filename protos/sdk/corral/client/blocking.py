@@ -183,12 +183,14 @@ class _Keeper:
 
     def _resolve(self, hold: Any) -> Session | None:
         """Wait for the lease, and connect; None if that came to nothing."""
-        session, for_long = None, True
+        session, for_long = None, False
         try:
             found = next(hold).resolution
-            session = self._connect(found)
+            for_long = not reach.reachable(self._loader, found.address)
+            if not for_long:
+                session = self._connect(found)
         except StopIteration:  # the loader stops
-            for_long = False
+            pass
         except grpc.RpcError as error:
             for_long = error.code() is grpc.StatusCode.UNIMPLEMENTED
         finally:
@@ -202,8 +204,6 @@ class _Keeper:
         return session
 
     def _connect(self, found: loader_pb2.ResolveModelResponse) -> Session | None:
-        if not reach.reachable(self._loader, found.address):
-            return None
         channel = grpc.insecure_channel(reach.target(found.address), self._options)
         if not _connects(channel, reach.CONNECT_TIMEOUT):
             channel.close()
