@@ -6,8 +6,8 @@ from .change import (
     ADMISSION,
     ADMITS,
     ADOPTION,
+    CALL_LIMITS,
     HEAD,
-    LIMITS,
     LIVES,
     LOADER,
     LOOKS,
@@ -188,7 +188,7 @@ BREAKS = (
         f"{LOADER}/admission.py",
         "        return self.running + self.queue.length >= self.ceiling()\n",
         "        return self.running + self.queue.length >= 1_000_000\n",
-        f"{LIMITS}::test_the_ceiling_over_all_models",
+        f"{CALL_LIMITS}::test_the_ceiling_over_all_models",
     ),
     Break(
         12,
@@ -196,7 +196,7 @@ BREAKS = (
         f"{LOADER}/causes.py",
         '        retry_after=retry_after,\n        metadata={"model": model, "queue_length"',
         '        metadata={"model": model, "queue_length"',
-        f"{LIMITS}::test_calls_at_once_and_the_queue",
+        f"{CALL_LIMITS}::test_calls_at_once_and_the_queue",
     ),
     Break(
         12,
@@ -204,7 +204,7 @@ BREAKS = (
         f"{LOADER}/causes.py",
         '        metadata={"model": model, "queue_length": str(waiting)},\n',
         '        metadata={"model": model},\n',
-        f"{LIMITS}::test_calls_at_once_and_the_queue",
+        f"{CALL_LIMITS}::test_calls_at_once_and_the_queue",
     ),
     Break(
         12,

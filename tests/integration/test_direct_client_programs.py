@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 
@@ -166,4 +167,49 @@ async def test_a_callback_may_close_the_client(running: LoaderUnderTest, way: st
         assert closed.wait(READY)
 
     await in_thread(work)
+    await has_leases(running, 0)
+
+
+async def test_calls_after_the_end_are_refused(running: LoaderUnderTest) -> None:
+    """A method that is used for the first time then is refused as well: gRPC would end the process."""
+
+    def work(*, direct: bool) -> None:
+        backend = at(running, direct=direct)
+        backend.ready(READY)
+        backend.close()
+        for call in (backend.Predict, backend.PredictStream, backend.Predict.future):
+            with pytest.raises(ValueError, match="closed"):
+                call(prompt("x"))
+
+    await in_thread(lambda: work(direct=True))
+    await in_thread(lambda: work(direct=False))
+    other = aio_at(running)
+    assert await other.ready(READY)
+    await other.close()
+    with pytest.raises(grpc.aio.UsageError):
+        await other.Predict(prompt("x"))
+
+
+async def test_threads_may_call_while_another_closes(running: LoaderUnderTest) -> None:
+    def work() -> None:
+        backend = at(running)
+        backend.ready(READY)
+        begun = threading.Barrier(5)
+
+        def call() -> None:
+            begun.wait(READY)
+            with pytest.raises((ValueError, grpc.RpcError)):
+                while True:
+                    list(backend.PredictStream(pb.PredictOptions(Tokens=1)))
+                    backend.Predict(prompt("x"), timeout=READY)
+
+        with ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(call) for _ in range(4)]
+            begun.wait(READY)
+            backend.close()
+            for each in calls:
+                each.result(READY)
+
+    for _ in range(5):
+        await in_thread(work)
     await has_leases(running, 0)

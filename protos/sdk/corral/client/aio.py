@@ -327,6 +327,10 @@ class _Method:
         try:
             method = on.methods.get(self)
             if method is None:
+                if (
+                    keeper.rules.closed
+                ):  # grpcio 1.85 ends the process for a new method on a closed channel
+                    raise aio.UsageError("Channel is closed.")
                 method = on.methods[self] = self._make(on.channel)
             call = method(
                 request,

@@ -208,7 +208,9 @@ class _Keeper:
         if not _connects(channel, reach.CONNECT_TIMEOUT):
             channel.close()
             return None
-        return Session(channel, reach.to_backend(found.token))
+        session = Session(channel, reach.to_backend(found.token))
+        session.add(self.gateway.methods)
+        return session
 
     def _serve(self, session: Session) -> None:
         """Return when no call needs the lease any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import grpc
@@ -22,7 +22,11 @@ class Session(Lease):
         super().__init__()
         self.channel = channel
         self.metadata = metadata
-        self.methods: dict[Any, Any] = {}
+        self.methods: dict[Method, Any] = {}
+
+    def add(self, methods: Iterable[Method]) -> None:
+        """Make methods on the channel, which is open: on one that is closed, that ends the process (grpcio 1.85)."""
+        self.methods.update((each, each.make(self.channel)) for each in methods)
 
 
 class Keeper(Protocol):
@@ -73,13 +77,14 @@ class Method:
     def __init__(
         self, keeper: Keeper, kind: str, path: str, args: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
-        """Make it on each channel as the stub would."""
+        """Make it on each channel as the stub would, on the gateway's at once."""
         self._keeper = keeper
-        self._make: Callable[[grpc.Channel], Any] = lambda channel: getattr(channel, kind)(
+        self.make: Callable[[grpc.Channel], Any] = lambda channel: getattr(channel, kind)(
             path, *args, **options
         )
         self._asks = reach.asks_for_lease(path)
         self._direct = reach.goes_direct(path)
+        keeper.gateway.add([self])
 
     def _enter(self, timeout: float | None) -> tuple[Session | None, float | None]:
         """Return the lease, and what is left of the timeout."""
@@ -89,19 +94,12 @@ class Method:
         session = self._keeper.enter(asks=self._asks, timeout=timeout)
         return session, timeout if timeout is None else timeout - (time.monotonic() - began)
 
-    def _on(self, session: Session) -> Any:
-        # Two threads may make it at the same time; either is as good.
-        made = session.methods.get(self)
-        if made is None:
-            made = session.methods[self] = self._make(session.channel)
-        return made
-
     def _finish(self, how: str, request: Any, asked: _Asked) -> Any:
         """Make a call that is over when this returns; one that found nobody goes on to the loader."""
         session, timeout = self._enter(asked.timeout)
         if session is not None:
             try:
-                return getattr(self._on(session), how)(
+                return getattr(session.methods[self], how)(
                     request,
                     timeout,
                     _with(asked.metadata, session),
@@ -124,7 +122,7 @@ class Method:
         if session is None:
             return self._through(how, request, timeout, asked)
         try:
-            call = getattr(self._on(session), how)(
+            call = getattr(session.methods[self], how)(
                 request,
                 timeout,
                 _with(asked.metadata, session),
@@ -142,7 +140,7 @@ class Method:
 
     def _through(self, how: str, request: Any, timeout: float | None, asked: _Asked) -> Any:
         gateway = self._keeper.gateway
-        return getattr(self._on(gateway), how)(
+        return getattr(gateway.methods[self], how)(
             request,
             timeout,
             _with(asked.metadata, gateway),
