@@ -54,6 +54,7 @@ _KEPT_BYTES = 1024 * 1024
 _IDLE_BYTES = 64 * 1024
 _IDLE_REQUESTS = 100
 """What may be kept of requests that were answered, before the client is asked to connect anew."""
+_ALL = 2**31 - 1
 _LAST_READS = 64
 """Pieces to take from a backend that has ended: more than fit into a socket."""
 
@@ -76,6 +77,7 @@ class Connection:
         "_calls",
         "_client",
         "_closing",
+        "_deadlines",
         "_frames",
         "_greeting",
         "_headers",
@@ -86,6 +88,7 @@ class Connection:
         "_moved",
         "_pending",
         "_probing",
+        "_reached",
         "_replies",
         "_streams",
         "_tasks",
@@ -114,10 +117,15 @@ class Connection:
         """The client was told to open no more streams."""
         self._probing = False
         """A probe waits for the backend, which is there."""
+        self._reached = 0
+        """The highest stream that the backend can have worked on; of none while it never said a word:
+        a gRPC server begins with its SETTINGS, before it reads."""
         self._moved = 0.0
         """When the backend last sent something, or began to owe something; by the monotonic clock."""
         self._leases: list[Lease] = []
         """Of calls that have been waiting, until all is counted as one."""
+        self._deadlines: dict[int, float | None] = {}
+        """Of the calls that no backend has heard of yet, by stream and the monotonic clock."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """Waits for a lease, and answers that take time, by stream."""
         self._timer: asyncio.TimerHandle | None = None
@@ -152,22 +160,27 @@ class Connection:
         except (HeadersError, BrokenFramesError) as error:
             code = COMPRESSION_ERROR if isinstance(error, HeadersError) else PROTOCOL_ERROR
             self._end(ServiceUnreachableError(str(error)), code)
-        except OSError:
-            self._backend_gone()
 
     def _pass_on(self, frames: ClientFrames, data: bytes) -> None:
         calls, streams, backend = self._calls, self._streams, self._backend
         assert calls is not None
-        before = streams.calls
+        before, last = streams.calls, streams.last
         on = frames.feed(data)
         finished = frames.finished
         if begun := streams.calls - before + finished:
             if not calls.open:
                 self._moved = time.monotonic()
             calls.begin(begun)  # before the backend can know of it
-        if backend is not None and on and not backend.send(on):
-            self._client.pause()
-            backend.when_drained(self._client.resume)
+        if backend is not None and on:
+            try:
+                sent = backend.send(on)
+            except OSError:
+                self._reached = min(self._reached, last)
+                self._backend_gone()
+                return
+            if not sent:
+                self._client.pause()
+                backend.when_drained(self._client.resume)
         if finished:
             calls.end(finished)
             self._settle()
@@ -203,6 +216,9 @@ class Connection:
 
     def _opened(self, stream: int, request: Request) -> bool:
         """Take a call or a probe; whether it is for the backend."""
+        if request.kind is Kind.CALL:
+            left = request.timeout
+            self._deadlines[stream] = time.monotonic() + left if left is not None else None
         if self.state is State.CONNECTING:
             if request.kind is Kind.CALL and self._calls is not None:
                 self._calls.begin(1)
@@ -210,10 +226,12 @@ class Connection:
         if request.kind is Kind.PROBE:
             self._probing = self._model.probe() is not None
             return self._probing
-        deadline = time.monotonic() + request.timeout if request.timeout is not None else None
-        caller = Caller(f"endpoint {id(self)}", deadline)
-        self._tasks[stream] = self._model.spawn(self._wait(stream, caller))
+        self._await_lease(stream)
         return True
+
+    def _await_lease(self, stream: int) -> None:
+        caller = Caller(f"endpoint {id(self)}", self._deadlines.get(stream))
+        self._tasks[stream] = self._model.spawn(self._wait(stream, caller))
 
     async def _wait(self, stream: int, caller: Caller) -> None:
         try:
@@ -245,6 +263,7 @@ class Connection:
         if ended and self._calls is not None:
             self._calls.end(ended)
         self._held.leave_out(stream)
+        self._deadlines.pop(stream, None)
         if task := self._tasks.pop(stream, None):
             task.cancel()
 
@@ -253,6 +272,7 @@ class Connection:
         if stream not in self._streams.flags or self._held is None:
             return
         self._streams.ended(stream)
+        self._deadlines.pop(stream, None)
         self._held.leave_out(stream)
         self._own(call_failure(stream, 0, error))
         if not self._streams.calls and not self._tasks and self.state is State.HELD:
@@ -324,12 +344,35 @@ class Connection:
             f" {str(error) or type(error).__name__}",
             metadata={"model": instance.model, "backend": instance.backend.name},
         )
-        if instance.ended.done():
-            self._end(instance.ended.result())
-            return
         if instance.backend.external:
             self._model.lost(instance, lost)
-        self._end(lost)
+            self._end(lost)
+        else:
+            self._tasks[0] = self._model.spawn(self._find_out(instance, lost))
+
+    async def _find_out(self, instance: Instance, lost: CorralError) -> None:
+        """Hold the calls anew if the backend has ended, of which the loader may hear in a moment."""
+        cause = await instance.cause(self._model.cause_timeout)
+        if cause is None:
+            self._tasks.pop(0, None)
+            self._end(lost)
+        else:
+            self._hold_again(cause)
+
+    def _hold_again(self, cause: CorralError) -> None:
+        """The backend ended before it heard of any call: they wait for the next one."""
+        if task := self._tasks.pop(0, None):
+            task.cancel()
+        calls, self._calls = self._calls, None
+        self.state, self._closing = State.HELD, False
+        for stream, flags in list(self._streams.flags.items()):
+            if not flags & PROBE:
+                self._await_lease(stream)
+        if calls is not None:
+            calls.release()
+        for stream, flags in list(self._streams.flags.items()):
+            if flags & PROBE:
+                self._refuse(stream, cause)
 
     def _splice(self, instance: Instance, sock: socket.socket) -> None:
         held, self._held = self._held, None
@@ -337,6 +380,7 @@ class Connection:
             sock.close()
             return
         self.state = State.SPLICED
+        self._deadlines.clear()
         field = bearer(instance.token)
         backend = self._backend = RawSocket(sock, self._loop)
         self._greeting = Greeting(held.settings) if held.settings else None
@@ -393,6 +437,8 @@ class Connection:
             self.close()
             return
         self._moved = time.monotonic()
+        if not self._reached:
+            self._reached = _ALL
         # Looked at when it is on its way: the client need not wait for that.
         ended = self._replies.feed(data)
         if ended and self._calls is not None:
@@ -476,6 +522,9 @@ class Connection:
         calls = self._calls
         if calls is None or self.state not in (State.CONNECTING, State.SPLICED):
             return
+        if self.state is State.CONNECTING:
+            self._hold_again(calls.instance.ended.result())
+            return
         if self._backend is not None:
             for _ in range(_LAST_READS):  # what it still said counts
                 try:
@@ -494,6 +543,10 @@ class Connection:
         if self.state in (State.ENDING, State.CLOSED):
             return
         whole = self._replies.at_boundary
+        # Above this, the client may send again what it sent: most libraries do so by themselves.
+        last = self._streams.last
+        if self.state is State.SPLICED and code == NO_ERROR:
+            last = min(last, self._reached)
         held, self.state = self._held, State.ENDING
         self._held = self._frames = None
         if self._timer is not None:
@@ -515,8 +568,9 @@ class Connection:
             frames += held.to_client
         error = cause or ModelUnloadedError(f"model {self._model.name!r} was unloaded")
         for stream, flags in self._streams.flags.items():
-            frames += call_failure(stream, flags, error)
-        frames += goaway(self._streams.last, code)
+            if stream <= last:
+                frames += call_failure(stream, flags, error)
+        frames += goaway(last, code)
         self._streams.flags.clear()
         self._streams.calls = 0
         self._pending = b""

@@ -262,6 +262,23 @@ async def test_a_crash_is_told_with_its_cause(running: LoaderUnderTest) -> None:
         await eventually(lambda: _is(calls(running), (0, 1)))
 
 
+async def test_a_call_right_after_a_kill_waits_for_the_next_backend(
+    running: LoaderUnderTest,
+) -> None:
+    address = await endpoint(running)
+    for _ in range(5):
+        async with client(address) as warm:
+            await warm.Predict(prompt("a"), timeout=20)
+        process = psutil.Process((await model(running)).instances[0].pid)
+        group = [process, *process.children(recursive=True)]
+        async with client(address) as stub:
+            assert (await stub.Free(pb.HealthMessage())).success  # connected, and nothing was sent on
+            for one in group:
+                one.kill()
+            assert (await stub.Predict(prompt("b"), timeout=20)).message
+        await running.control.LoadModel(load(reset_backoff=True))
+
+
 @pytest.mark.parametrize("policy", ["pick_first", "round_robin"])
 async def test_an_idle_client_wakes_nothing(running: LoaderUnderTest, policy: str) -> None:
     option = ("grpc.lb_policy_name", policy)
