@@ -307,6 +307,7 @@ async def _endpoints(
     timeouts = EndpointTimeouts(
         cause=settings.exit_cause_timeout,
         linger=settings.endpoint_linger,
+        handshake=settings.endpoint_handshake_timeout,
         connect=settings.endpoint_connect_timeout,
     )
     endpoints = Endpoints(

@@ -153,7 +153,7 @@ class ClientFrames:
                 if (
                     words & _SHAPE == _PLAIN
                     and data[at + HEADER : end] in calls
-                    and stream > streams.last
+                    and streams.limit >= stream > streams.last
                     and length <= room
                     and not self._watches
                 ):
@@ -228,6 +228,8 @@ class ClientFrames:
                 self._streams.sent(stream)
             return frames  # trailers, or a late frame: the backend will know
         self._streams.last = stream
+        if stream > self._streams.limit:
+            return frames  # the backend has told the client to go elsewhere with it
         if request.kind is Kind.CONTROL:
             while len(self.answered) >= _KEPT:
                 del self.answered[next(iter(self.answered))]

@@ -214,6 +214,9 @@ class LoaderSettings(ServiceSettings, Tunables):
     endpoint_linger: Duration = 2.0
     """How long a client that was told to connect anew may take to close its connection to an endpoint."""
 
+    endpoint_handshake_timeout: Duration = 20.0
+    """How long a client of an endpoint may take to say that it speaks HTTP/2."""
+
     endpoint_connect_timeout: Duration = 5.0
     """How long an endpoint may take to connect to a backend that is ready."""
 

@@ -46,6 +46,7 @@ class EndpointTimeouts:
 
     cause: float
     linger: float
+    handshake: float
     connect: float
 
 
@@ -59,6 +60,7 @@ class Endpoint:
         self.name = name
         self.cause_timeout = timeouts.cause
         self.linger_timeout = timeouts.linger
+        self.handshake_timeout = timeouts.handshake
         self.connect_timeout = timeouts.connect
         self._loader = loader
         self._tasks = tasks

@@ -14,8 +14,10 @@ from typing import Any
 
 _LARGEST = 1024 * 1024
 """Bytes of a request's header fields: far above what any gRPC server takes (8 to 16 KiB)."""
+_DEFAULT_TABLE = 4096
+"""Bytes of the table before a backend has allowed more (RFC 9113, section 6.5.2)."""
 _ANY_TABLE = 2**32
-"""The table's size is the backend's to limit."""
+"""Afterwards it is the backend's to limit."""
 _KEPT = 128
 """Blocks whose meaning is kept for one connection: with varying metadata hardly any comes twice."""
 
@@ -60,13 +62,17 @@ class RequestHeaders:
     def __init__(self) -> None:
         """Begin with an empty table."""
         self._decoder = _hpack().Decoder(max_header_list_size=_LARGEST)
-        self._decoder.max_allowed_table_size = _ANY_TABLE
+        self._decoder.max_allowed_table_size = _DEFAULT_TABLE
         self.calls: set[bytes] = set()
         """Blocks of calls that nothing is special about."""
         self.known: dict[bytes, Request] = {}
         """Blocks that can be told without reading them; they leave the table as it is."""
         self.changed = False
         """Whether the block that was read last changed the table."""
+
+    def allow_any_table(self) -> None:
+        """The backend limits the table from now on."""
+        self._decoder.max_allowed_table_size = _ANY_TABLE
 
     def read(self, block: bytes) -> Request:
         """Return what a block says that is not known yet. Raises HeadersError."""

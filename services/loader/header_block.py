@@ -16,6 +16,8 @@ from .http2 import (
 
 LARGEST = 1024 * 1024
 """Bytes of one header block; gRPC servers take no more than 8 to 64 KiB by default."""
+_MOST_FRAMES = 256
+"""Of one block: as many as 64 hold the most bytes; each is looked at again with every piece that comes."""
 
 _words = struct.Struct(">Q").unpack_from
 
@@ -29,17 +31,19 @@ def block_end(data: bytes, at: int) -> int:
 
     Raises BrokenFramesError.
     """
-    start, first = at, True
+    start, seen = at, 0
     while at + HEADER <= len(data):
         (words,) = _words(data, at)
-        if not first and words >> 32 & 255 != CONTINUATION:
+        if seen and words >> 32 & 255 != CONTINUATION:
             raise BrokenFramesError("a header block is interrupted")
         at += HEADER + (words >> 40)
         if at - start > LARGEST:
             break
         if words & END_HEADERS << 24:
             return at if at <= len(data) else 0
-        first = False
+        seen += 1
+        if seen == _MOST_FRAMES:
+            raise BrokenFramesError(f"a header block has more than {_MOST_FRAMES} frames")
     if at - start > LARGEST:
         raise BrokenFramesError(f"a header block has more than {LARGEST} bytes")
     return 0

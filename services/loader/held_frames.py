@@ -32,6 +32,8 @@ from .open_streams import PROBE, SENT, OpenStreams
 
 _words = struct.Struct(">Q").unpack_from
 _STREAM = 0x7FFFFFFF
+_OVERHEAD = 128
+"""Bytes that a kept frame takes beside its own."""
 _LATE = 64
 """Streams answered here for which a late frame may still come."""
 _ACK_OF_SETTINGS = frame(SETTINGS, ACK, 0)
@@ -100,8 +102,14 @@ class HeldFrames:
         self.to_client = bytearray()
         """Frames to send to the client; for the caller to take."""
         self.returned = 0
+        """Bytes of DATA of which no backend will hear, for which the client is to be given its window back."""
         self.finished: list[int] = []
         """Streams that the client reset; for the caller to take."""
+
+    @property
+    def greeted(self) -> bool:
+        """Whether the client has said that it speaks HTTP/2."""
+        return len(self._preface) == len(PREFACE)
 
     def feed(self, data: bytes) -> None:
         """Take the next piece. Raises HeadersError or BrokenFramesError."""
@@ -187,7 +195,7 @@ class HeldFrames:
 
     def _keep(self, kept: _Kept) -> None:
         self._kept.append(kept)
-        self.size += len(kept.data)
+        self.size += len(kept.data) + _OVERHEAD
 
     def leave_out(self, stream: int) -> None:
         """Keep no more of a request that gets its answer here than the backend's header table needs."""
@@ -195,12 +203,14 @@ class HeldFrames:
         for kept in self._kept:
             if kept.stream != stream:
                 rest.append(kept)
+            elif kept.data[3] == DATA:
+                self.returned += len(kept.data) - HEADER
             elif kept.changed:
                 # Without a message, nothing is done about it.
                 rest.append(_Kept(0, kept.data + rst_stream(stream, CANCEL)))
                 self.dead += 1
         self._kept = rest
-        self.size = sum(len(kept.data) for kept in rest)
+        self.size = sum(len(kept.data) + _OVERHEAD for kept in rest)
         if stream not in self.answered:
             while len(self.answered) >= _LATE:
                 del self.answered[next(iter(self.answered))]

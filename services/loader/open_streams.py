@@ -13,7 +13,7 @@ BEGUN = 4
 class OpenStreams:
     """Streams by number, each with its flags."""
 
-    __slots__ = ("calls", "flags", "last")
+    __slots__ = ("calls", "flags", "last", "limit")
 
     def __init__(self) -> None:
         """Begin with none."""
@@ -22,6 +22,8 @@ class OpenStreams:
         """Open streams that are no probes."""
         self.last = 0
         """The highest stream that the client has opened."""
+        self.limit = 2**31 - 1
+        """The highest one that the backend will work on."""
 
     def opened(self, stream: int, flags: int) -> None:
         """Take note of a new one."""
@@ -44,4 +46,5 @@ class OpenStreams:
 
     def ended_above(self, stream: int) -> int:
         """Take note that the backend will not work on streams above this one; returns ended calls."""
+        self.limit = min(self.limit, stream)
         return sum(map(self.ended, [one for one in self.flags if one > stream]))

@@ -62,6 +62,11 @@ class RawSocket:
             self._loop.add_reader(self._fd, self._reader)
 
     @property
+    def waiting(self) -> int:
+        """Bytes that wait to be written."""
+        return len(self._buffer)
+
+    @property
     def full(self) -> bool:
         """Whether something waits to be written."""
         return bool(self._buffer)

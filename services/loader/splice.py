@@ -55,6 +55,8 @@ _IDLE_BYTES = 64 * 1024
 _IDLE_REQUESTS = 100
 """What may be kept of requests that were answered, before the client is asked to connect anew."""
 _ALL = 2**31 - 1
+_UNREAD_BYTES = 1024 * 1024
+"""What may wait for a client that asks and does not read the answers; of a backend, one piece waits at most."""
 _LAST_READS = 64
 """Pieces to take from a backend that has ended: more than fit into a socket."""
 
@@ -130,6 +132,7 @@ class Connection:
         """Waits for a lease, and answers that take time, by stream."""
         self._timer: asyncio.TimerHandle | None = None
         self.state = State.HELD
+        self._timer = self._loop.call_later(model.handshake_timeout, self.close)
         with suppress(OSError):  # seen by whoever reads
             self._client.send(frame(SETTINGS, 0, 0))
         self._client.read(self._from_client)
@@ -190,12 +193,13 @@ class Connection:
 
     def _held_back(self, held: HeldFrames, data: bytes) -> None:
         held.feed(data)
+        if self._timer is not None and held.greeted:
+            self._timer.cancel()
+            self._timer = None
         for stream in held.finished:
             self._withdrawn(stream)
         held.finished.clear()
-        if held.returned:
-            held.to_client += window_update(0, held.returned)
-            held.returned = 0
+        self._return_window(held)
         if held.to_client:
             answers = bytes(held.to_client)
             held.to_client.clear()
@@ -211,6 +215,11 @@ class Connection:
                 self._end(None)  # it connects anew, with nothing to be kept
         elif held.size > _KEPT_BYTES:
             self._client.pause()
+
+    def _return_window(self, held: HeldFrames) -> None:
+        if held.returned:
+            returned, held.returned = held.returned, 0
+            self._own(window_update(0, returned))
 
     # Before there is a backend
 
@@ -274,6 +283,7 @@ class Connection:
         self._streams.ended(stream)
         self._deadlines.pop(stream, None)
         self._held.leave_out(stream)
+        self._return_window(self._held)
         self._own(call_failure(stream, 0, error))
         if not self._streams.calls and not self._tasks and self.state is State.HELD:
             self._end(None)
@@ -383,6 +393,7 @@ class Connection:
         self._deadlines.clear()
         field = bearer(instance.token)
         backend = self._backend = RawSocket(sock, self._loop)
+        self._headers.allow_any_table()
         self._greeting = Greeting(held.settings) if held.settings else None
         self._frames = ClientFrames(
             self._streams,
@@ -546,7 +557,7 @@ class Connection:
         # Above this, the client may send again what it sent: most libraries do so by themselves.
         last = self._streams.last
         if self.state is State.SPLICED and code == NO_ERROR:
-            last = min(last, self._reached)
+            last = min(last, self._reached, self._streams.limit)
         held, self.state = self._held, State.ENDING
         self._held = self._frames = None
         if self._timer is not None:
@@ -591,6 +602,8 @@ class Connection:
             self._pending += frames
         else:
             self._write(frames)
+        if self._client.waiting + len(self._pending) > _UNREAD_BYTES:
+            self.close()
 
     def _write(self, frames: bytes) -> None:
         try:

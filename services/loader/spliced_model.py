@@ -20,6 +20,7 @@ class Model(Protocol):
     name: str
     cause_timeout: float
     linger_timeout: float
+    handshake_timeout: float
     connect_timeout: float
 
     async def acquire(self, caller: Caller) -> Lease:

@@ -272,7 +272,9 @@ async def test_a_call_right_after_a_kill_waits_for_the_next_backend(
         process = psutil.Process((await model(running)).instances[0].pid)
         group = [process, *process.children(recursive=True)]
         async with client(address) as stub:
-            assert (await stub.Free(pb.HealthMessage())).success  # connected, and nothing was sent on
+            assert (
+                await stub.Free(pb.HealthMessage())
+            ).success  # connected, and nothing was sent on
             for one in group:
                 one.kill()
             assert (await stub.Predict(prompt("b"), timeout=20)).message

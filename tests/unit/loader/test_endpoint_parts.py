@@ -122,3 +122,5 @@ def test_blocks_that_never_end_are_refused() -> None:
         block_end(begin + frame(0, 0, 3, b"data"), 0)
     with pytest.raises(BrokenFramesError):
         block_end(begin + frame(9, 0, 3, b"y" * 16000) * 70, 0)
+    with pytest.raises(BrokenFramesError):
+        block_end(begin + frame(9, 0, 3) * 300, 0)

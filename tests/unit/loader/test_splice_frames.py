@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from services.loader.backend_frames import BackendFrames, Greeting
 from services.loader.client_frames import ClientFrames
-from services.loader.endpoint_requests import Kind, Request, RequestHeaders
+from services.loader.endpoint_requests import HeadersError, Kind, Request, RequestHeaders
 from services.loader.header_block import BrokenFramesError
 from services.loader.held_frames import HeldFrames
 from services.loader.http2 import MAX_FRAME, PREFACE, bearer
@@ -354,6 +354,44 @@ def test_acknowledgements_are_left_out_once() -> None:
         OpenStreams(), RequestHeaders(), b"", acks=1, answered={}, control=lambda *_: None
     )
     assert b"".join(reader.feed(bytes([byte])) for byte in ack + settings + ack) == settings + ack
+
+
+def test_dropped_data_are_given_back_to_the_window() -> None:
+    opened = OpenStreams()
+    held = HeldFrames(opened, RequestHeaders(), opened=lambda *_: True, control=lambda *_: None)
+    block = Encoder().encode([(":path", PATHS[0])])
+    late = data(1, 40, True, 0)
+    held.feed(PREFACE + wire([*headers(1, block, False, 0), data(1, 30, False, 5)]))
+    opened.ended(1)
+    held.leave_out(1)
+    assert held.returned == 30 + 6  # the padding and its length count, RFC 9113, section 6.1
+    held.feed(late.serialize())
+    assert held.returned == 36 + 40
+
+
+def test_streams_above_the_backends_goodbye_do_not_count() -> None:
+    opened = OpenStreams()
+    reader = ClientFrames(
+        opened, RequestHeaders(), FIELD, acks=0, answered={}, control=lambda *_: None
+    )
+    block = Encoder().encode([(":path", "/x.Y/Z")])
+    reader.feed(wire(headers(1, block, True, 0)))
+    replies = BackendFrames(opened)
+    replies.feed(GoAwayFrame(0, last_stream_id=1).serialize())
+    late = wire(headers(3, block, True, 0))
+    assert reader.feed(late) == late
+    assert opened.calls == 1 and set(opened.flags) == {1}
+
+
+def test_a_larger_table_needs_the_backends_leave() -> None:
+    encoder = Encoder()
+    encoder.header_table_size = 65536
+    block = encoder.encode([(":path", PATHS[0])])
+    with pytest.raises(HeadersError):
+        RequestHeaders().read(block)
+    spliced = RequestHeaders()
+    spliced.allow_any_table()
+    assert spliced.read(block).path == PATHS[0]
 
 
 def test_streams_after_the_goodbye_go_nowhere() -> None:
