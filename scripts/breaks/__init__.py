@@ -2,8 +2,9 @@
 
 from .calls import BREAKS as CALLS
 from .change import Break
+from .endpoints import BREAKS as ENDPOINTS
 from .ends import BREAKS as ENDS
 
 __all__ = ["BREAKS", "Break"]
 
-BREAKS = (*CALLS, *ENDS)
+BREAKS = (*CALLS, *ENDPOINTS, *ENDS)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import stat
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -286,21 +287,29 @@ async def test_an_idle_client_wakes_nothing(running: LoaderUnderTest, policy: st
     option = ("grpc.lb_policy_name", policy)
     async with client(await endpoint(running), option) as stub:
         await stub.Predict(prompt("a"))
+        before = _sockets(running)
         await running.control.UnloadModel(unload())
-        connections = _connections(running)
         if policy == "round_robin":
-            await eventually(lambda: _connections(running) >= connections)
+            await eventually(lambda: _sockets(running) - before, what="a new connection")
+        else:
+            await eventually(lambda: len(_sockets(running)) == 1, what="the end of the old one")
         with pytest.raises(AssertionError):
             await eventually(lambda: loads(running) > 1, timeout=0.7)
+        assert (await model(running)).state == UNLOADED
         await stub.Predict(prompt("a"))
     assert loads(running) == 2
 
 
-def _connections(loader: LoaderUnderTest) -> int:
-    return sum(
-        one.laddr == f"{loader.home}/run/models/m.sock" and one.status == "NONE"
-        for one in psutil.Process(loader.service.pid).net_connections("unix")
-    )
+def _sockets(loader: LoaderUnderTest) -> set[str]:
+    """Return the loader's sockets at the endpoint: the listener, and one for each connection."""
+    process = psutil.Process(loader.service.pid)
+    bound = f"{loader.home}/run/models/.new"  # before it was given its name
+    found = set()
+    for one in process.net_connections("unix"):
+        with suppress(FileNotFoundError):
+            if one.laddr == bound:
+                found.add(os.readlink(f"/proc/{process.pid}/fd/{one.fd}"))
+    return found
 
 
 def _frames(sock: socket.socket, enough: Any) -> list[Frame]:
