@@ -27,7 +27,7 @@ _log = get_logger(__name__)
 _BATCH = 20
 """Endpoints to open before the calls in progress get their turn: about a millisecond."""
 _SPARE = 1024
-"""Descriptors beside those of the sockets: connections, backends, files."""
+"""Descriptors beside those of the sockets: connections, backends, files. Of a low limit, half."""
 _DESCRIPTORS = 65536
 """The most that the soft limit is raised to: the backends inherit it, and some close all up to it."""
 
@@ -208,7 +208,7 @@ class Endpoints:
     def _limit(self) -> int:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         room = self._settings.limit
-        return room if hard == resource.RLIM_INFINITY else min(room, max(hard - _SPARE, 1))
+        return room if hard == resource.RLIM_INFINITY else min(room, max(hard - _SPARE, hard // 2))
 
     def _make_room(self, more: int) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
