@@ -14,7 +14,6 @@ import importlib
 import json
 import os
 import selectors
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -27,6 +26,8 @@ LARGEST = 256 * 1024
 """Bytes of the largest request; an environment is most of it."""
 ROOM = 4096
 """Bytes of padding among this process's arguments, in which services show theirs: as much as the kernel shows."""
+UNKNOWN = 255
+"""The exit code of a service whose end nobody saw."""
 
 Main = Callable[[], int]
 
@@ -47,23 +48,17 @@ def main() -> int:
 
 def _serve(channel: socket.socket) -> Main | None:
     """Fork on request until the client is gone; return what to be, in a forked process."""
-    woken, wake = socket.socketpair()
-    for end in (woken, wake):
-        end.setblocking(False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wake.fileno())
-    own = (channel, woken, wake)
     with selectors.DefaultSelector() as selector:
         selector.register(channel, selectors.EVENT_READ)
-        selector.register(woken, selectors.EVENT_READ)
         _tell(channel, {})  # ready
         while True:
-            ready = {key.fileobj for key, _ in selector.select()}
-            if woken in ready:
-                with suppress(BlockingIOError):
-                    woken.recv(4096)
-                _reap(channel)
-            if channel in ready:
+            ready = [key for key, _ in selector.select()]
+            for key in ready:
+                if key.fileobj is not channel:
+                    selector.unregister(key.fileobj)
+                    os.close(key.fd)
+                    _tell(channel, {"pid": key.data, "status": _exit_code(key.data)})
+            if any(key.fileobj is channel for key in ready):
                 try:
                     data, descriptors, _, _ = socket.recv_fds(channel, LARGEST, 2)
                 except ConnectionResetError:  # the client was killed before it had read all
@@ -73,22 +68,20 @@ def _serve(channel: socket.socket) -> Main | None:
                 request = json.loads(data)
                 pid = os.fork()
                 if not pid:
-                    selector.close()
-                    return _become(request, descriptors, own)
+                    for key in selector.get_map().values():
+                        if key.fileobj is not channel:
+                            os.close(key.fd)
+                    channel.close()
+                    return _become(request, descriptors)
                 for descriptor in descriptors:
                     os.close(descriptor)
+                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
                 _tell(channel, {"number": request["number"], "pid": pid})
 
 
-def _become(
-    request: dict[str, Any], descriptors: list[int], inherited: tuple[socket.socket, ...]
-) -> Main:
+def _become(request: dict[str, Any], descriptors: list[int]) -> Main:
     """Turn the forked process into what was asked for."""
     os.setsid()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for each in inherited:
-        each.close()
     null = os.open(os.devnull, os.O_RDONLY)
     for number, descriptor in enumerate((null, *descriptors)):
         os.dup2(descriptor, number)
@@ -102,13 +95,16 @@ def _become(
     return program
 
 
-def _reap(channel: socket.socket) -> None:
-    with suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                return
-            _tell(channel, {"pid": pid, "status": os.waitstatus_to_exitcode(status)})
+def _exit_code(pid: int) -> int:
+    """Take the end of one process; negative for a signal."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED)
+    except ChildProcessError:
+        return (
+            UNKNOWN  # whoever started us ignores its children's ends, and so the system reaped it
+        )
+    assert ended is not None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def _tell(channel: socket.socket, answer: dict[str, int]) -> None:

@@ -19,8 +19,6 @@ from typing import Final, Protocol, Self, TypeVar
 
 from . import fork_server
 
-_UNKNOWN = 255
-"""The exit code of a service whose end nobody saw, because the fork server was killed before it."""
 _PROGRAM: Final = (sys.executable, "-m")
 _T = TypeVar("_T")
 
@@ -210,7 +208,7 @@ class ForkServer:
             try:
                 descriptor = os.pidfd_open(pid)
             except ProcessLookupError:
-                spawned.ended(_UNKNOWN)
+                spawned.ended(fork_server.UNKNOWN)
                 continue
             loop.add_reader(descriptor, self._gone, descriptor, spawned)
         self._running.clear()
@@ -218,7 +216,7 @@ class ForkServer:
     def _gone(self, descriptor: int, spawned: Spawned) -> None:
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
-        spawned.ended(_UNKNOWN)
+        spawned.ended(fork_server.UNKNOWN)
 
 
 class _Pipe(asyncio.Protocol):
