@@ -1,49 +1,45 @@
-"""Just enough of the protobuf wire format to route a request without parsing it."""
+"""Just enough of the protobuf wire format to route a request without knowing its message."""
 
 from __future__ import annotations
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_VARINT_BYTES = 10
-"""The longest varint there is."""
+from functools import cache
+from typing import Any
+
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+_BYTES = 2
 
 
 def string_field(message: bytes, number: int) -> str:
     """Return a top-level string field of a serialized message; empty if unset or malformed.
 
-    The last occurrence counts, as protobuf has it. Everything else is skipped by its length, so a
-    request with an image in it costs no more than a short one.
+    The last occurrence counts, as protobuf has it. The rest is skipped by protobuf's own code, for
+    which a MiB of text is 0.1 ms, and of the smallest fields 20 ms: in Python it is a call's length.
     """
-    if _key(number) not in message:
-        return ""  # most requests name no model; this looks through a MiB in microseconds
-    found = b""
-    at, end = 0, len(message)
     try:
-        while at < end:
-            key, at = _varint(message, at)
-            kind = key & 7
-            if key >> 3 == 0:
-                return ""  # no message: zeros, for one, would cost a step of this loop for each two
-            if kind == _BYTES:
-                size, at = _varint(message, at)
-                if key >> 3 == number:
-                    found = message[at : at + size]
-                at += size
-            elif kind == _VARINT:
-                _, at = _varint(message, at)
-            elif kind == _FIXED64:
-                at += 8
-            elif kind == _FIXED32:
-                at += 4
-            else:
-                return ""
-        return found.decode() if at == end else ""
-    except (IndexError, ValueError):
+        return str(_reader(number).FromString(message).field)
+    except DecodeError:
         return ""
 
 
 def with_empty_string(message: bytes, number: int) -> bytes:
     """Return the message with a string field cleared, by a later and empty occurrence of it."""
     return message + _key(number) + b"\0"
+
+
+@cache
+def _reader(number: int) -> Any:
+    """Return a message that has this field only: all others are unknown to it."""
+    file = FileDescriptorProto(name=f"field_{number}.proto", syntax="proto3")
+    field = file.message_type.add(name="Message").field.add(name="field", number=number)
+    field.type = FieldDescriptorProto.TYPE_STRING
+    field.label = FieldDescriptorProto.LABEL_OPTIONAL
+    pool = DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return GetMessageClass(pool.FindMessageTypeByName("Message"))
 
 
 def _key(number: int) -> bytes:
@@ -55,13 +51,3 @@ def _key(number: int) -> bytes:
         key >>= 7
     encoded.append(key)
     return bytes(encoded)
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for index in range(_VARINT_BYTES):
-        byte = message[at + index]
-        value |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:
-            return value, at + index + 1
-    raise ValueError("a varint is too long")
