@@ -24,12 +24,22 @@ _WELL = b"OK"
 _KEPT_METHODS = 256
 """More than the contract will have; a client that makes names up must not fill the memory."""
 
+_WINDOW = 256 * 1024
+"""Bytes that a backend may send ahead of the client, on each stream.
+
+gRPC's own windows grow with what the connection can carry, to 8 MiB and more for each stream here: 16
+clients that do not read were 150 to 250 MiB. Smaller than this, streams of 64 KiB messages cost more.
+"""
+
 _LOCAL_OPTIONS = [
     # Ports and sockets are reused by other backends; a shared pool would also share their back-off.
     ("grpc.use_local_subchannel_pool", 1),
     # The process's end is seen by the loader; pings only annoy servers that count them (Go's hang up
     # on more than one in 5 minutes).
     ("grpc.keepalive_time_ms", 2**31 - 1),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", _WINDOW),
+    ("grpc.http2.max_frame_size", _WINDOW),
 ]
 
 
