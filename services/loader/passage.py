@@ -37,10 +37,12 @@ class Passage:
     """One call: `begin` it, pass the answer back, `fail` if something is raised, and always `end` it."""
 
     __slots__ = (
+        "_asks",
         "_call",
         "_cause_timeout",
         "_code",
         "_context",
+        "_gives",
         "_headed",
         "_heading",
         "_lease",
@@ -78,6 +80,8 @@ class Passage:
         self._lease: Lease | None = None
         self._call: Any = None
         self._headed = False
+        # While either waits for the client, it is not the backend's turn: see Lease.progress.
+        self._asks = self._gives = False
         self._sending: asyncio.Task[None] | None = None
         self._status: BackendStatus | None = None
         self._queue_told: asyncio.Task[None] | None = None
@@ -143,12 +147,14 @@ class Passage:
         lease, write, now = self._lease, self._context.write, time.monotonic
         assert lease is not None
         async for response in call:
-            lease.progress = math.inf  # it is the client's turn, as Lease.awaits_client() says
+            self._gives = True
+            lease.progress = math.inf  # as Lease.awaits_client() says
             try:
                 await write(response)
             except aio.BaseError as gone:
                 raise _gone() from gone
-            lease.progress = now()
+            self._gives = False
+            lease.progress = math.inf if self._asks else now()
             self._sent += 1
         await self._finish(call)
 
@@ -175,6 +181,8 @@ class Passage:
         except BaseException as final:
             if self._code == "CANCELLED":
                 self._code = code_name(self._context, final)
+            if isinstance(final, aio.BaseError) and not isinstance(final, aio.AbortError):
+                raise _gone() from final  # nobody took the status
             raise
 
     def end(self) -> CallRecord:
@@ -245,9 +253,12 @@ class Passage:
         read, write, now, end = self._context.read, call.write, time.monotonic, aio.EOF
         try:
             while True:
+                self._asks = True
                 lease.progress = math.inf
                 message = await read()
-                lease.progress = now()
+                self._asks = False
+                if not self._gives:
+                    lease.progress = now()
                 if message is end:
                     break
                 self._received += 1

@@ -6,17 +6,20 @@ The backend is a bare server in the test, connected to as an external one.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
 import psutil
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from grpc import aio
 
 from services.common.errors import CorralError
 from services.common.status import from_rpc_error
-from tests.tools.loader_calls import MODEL, model
+from tests.tools.loader_calls import MODEL, change, model, named
 from tests.tools.running import LoaderUnderTest, eventually
 
 LIMIT = 1 << 20
@@ -84,6 +87,7 @@ async def bare(loader: LoaderUnderTest) -> AsyncIterator[BareBackend]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     loader.add_model("m", "bare")
+    loader.add_model("n", "bare")
     await loader.start(
         "--external-backend", f"bare=127.0.0.1:{port}", "--max-message-size", str(LIMIT)
     )
@@ -311,3 +315,85 @@ async def test_a_vanished_client_leaves_nothing_behind(
     async with asyncio.timeout(10):
         await bare.ended.wait()
     await eventually(lambda: idle(loader), what="the end of the lease")
+
+
+WATCHDOG = {"busy_timeout": 300_000_000, "interval": 20_000_000}
+"""Nanoseconds."""
+VANISHING = """
+import sys, grpc
+channel = grpc.insecure_channel(sys.argv[1])
+model = (("corral-model", "m"),)
+calls = [channel.unary_stream(sys.argv[2])(b"x", metadata=model) for _ in range(8)]
+for call in calls:
+    next(call)
+calls += [channel.unary_unary(sys.argv[3]).future(b"x", metadata=model) for _ in range(8)]
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("answers", ["well", "badly"])
+async def test_clients_that_are_killed_leave_no_errors_in_the_log(
+    loader: LoaderUnderTest, bare: BareBackend, answers: str
+) -> None:
+    """Neither while something is being written to them, nor when their answer comes too late."""
+    killed, asked = asyncio.Event(), 0
+
+    async def late(request: bytes, context: Any) -> bytes:
+        nonlocal asked
+        asked += 1
+        await killed.wait()
+        if answers == "badly":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no")
+        return request
+
+    async def stream(request: bytes, context: Any) -> None:
+        nonlocal asked
+        asked += 1
+        while not killed.is_set():
+            await context.write(CHUNK)
+        await late(request, context)
+
+    bare.one, bare.many = late, stream
+    async with AsyncExitStack() as stack:
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", VANISHING, loader.service.address, STREAM, PREDICT,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        stack.push_async_callback(client.communicate)
+        stack.callback(client.kill)
+        assert client.stdout is not None
+        async with asyncio.timeout(20):
+            assert await client.stdout.readline() == b"open\n"
+        await eventually(lambda: asked == 16, what="all calls")
+        client.kill()
+        killed.set()
+    await eventually(lambda: idle(loader), what="the end of the leases")
+    log = loader.service.log.read_text()
+    assert "Traceback" not in log and "rror" not in log.replace("CancelledError", ""), log
+
+
+async def test_a_quiet_conversation_is_not_stuck(
+    loader: LoaderUnderTest, bare: BareBackend
+) -> None:
+    """While the client may speak it is its turn; once it has said all it is the backend's."""
+
+    async def talk(requests: Any, context: Any) -> None:
+        await bare.answer_all(requests, context)
+        await bare.stall(requests, context)
+
+    bare.live, bare.one = talk, bare.stall
+    call = live(loader)
+    for _ in range(3):
+        await call.write(b"x")
+        assert await call.read() == b"x"
+    other = raw(loader.channel).unary_unary(PREDICT)(b"", metadata=named("n"), timeout=20)
+    times = {f"watchdog_{name}": Duration(nanos=nanos) for name, nanos in WATCHDOG.items()}
+    await change(loader, watchdog_busy=True, **times)
+    for stuck in (other, call):
+        with pytest.raises(aio.AioRpcError, match="no progress"):
+            await (stuck if stuck is other else call.read())
+        if stuck is other:  # began later, and so the conversation has been looked at
+            await call.write(b"y")
+            assert await call.read() == b"y"
+            await call.done_writing()
