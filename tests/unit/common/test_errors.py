@@ -4,7 +4,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common import errors, status
@@ -133,6 +133,7 @@ def test_garbage_for_details_is_no_trouble() -> None:
     assert got.code == "UNKNOWN"
 
 
+@settings(deadline=None)
 @given(
     st.text(max_size=4000),
     st.dictionaries(st.text("abc_", min_size=1), st.text(max_size=3000), max_size=5),

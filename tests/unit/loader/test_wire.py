@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corral.backend import backend_pb2
@@ -16,6 +16,7 @@ NAMED = backend_pb2.PredictOptions(ModelIdentity="m").SerializeToString()
 MIB = 1024**2
 
 
+@settings(deadline=None)
 @given(st.text(), st.text(), st.lists(st.text()), st.integers(0, 2**31 - 1), st.floats(width=32))
 def test_it_is_what_protobuf_reads(
     name: str, prompt: str, stops: list[str], tokens: int, heat: float
@@ -32,6 +33,7 @@ def test_it_is_what_protobuf_reads(
     assert backend_pb2.PredictOptions.FromString(cleared) == request
 
 
+@settings(deadline=None)
 @given(st.binary())
 def test_anything_is_read_or_left(junk: bytes) -> None:
     assert isinstance(string_field(junk, NUMBER), str)
