@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NoReturn
 
 import grpc
+from google.protobuf.message import Message
 from grpc import aio
 
 from . import status
 from .calls import AccessLog, CallAccounts, CallObserver, CallRecord
-from .errors import CorralError, InternalError, NotImplementedYetError
+from .errors import CorralError, InternalError, MessageTooLargeError, NotImplementedYetError
 from .interception import Behaviour, Interceptor, close, responses
 from .logs import get_logger
 from .streams import Counted, Until
@@ -51,6 +52,10 @@ _log = get_logger(__name__)
 class ErrorInterceptor(Interceptor):
     """Turns what a handler raises into a status with details; innermost, next to the handler."""
 
+    def __init__(self, *, max_message_size: int | None = None) -> None:
+        """`max_message_size`: bytes of the largest request, for a server that lets larger ones through."""
+        self._max_message_size = max_message_size
+
     async def intercept(
         self,
         method: Callable[..., Any],
@@ -60,6 +65,7 @@ class ErrorInterceptor(Interceptor):
     ) -> Any:
         """Abort with the error's status."""
         try:
+            self._check_size(request_or_iterator)
             return await method(request_or_iterator, context)
         except aio.AbortError:
             raise
@@ -72,6 +78,7 @@ class ErrorInterceptor(Interceptor):
         async def handle(request_or_iterator: Any, context: Any) -> AsyncIterator[Any]:
             stream = None
             try:
+                self._check_size(request_or_iterator)
                 stream = responses(method, request_or_iterator, context)
                 async for response in stream:
                     yield response
@@ -83,6 +90,11 @@ class ErrorInterceptor(Interceptor):
                 await close(stream)
 
         return handle
+
+    def _check_size(self, request: Any) -> None:
+        limit = self._max_message_size
+        if limit is not None and isinstance(request, Message) and request.ByteSize() > limit:
+            raise MessageTooLargeError.of("request", request.ByteSize(), limit)
 
 
 class CallInterceptor(Interceptor):

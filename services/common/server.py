@@ -90,13 +90,13 @@ class Server:
         observers = [m.observer for m in mounts if isinstance(m, Observe)]
         accounts = CallAccounts(self._name, (AccessLog(), *self._observers, *observers))
         large = any(isinstance(mount, AccountingMount) for mount in mounts)
-        server = aio.server(
-            options=server_options(
-                self._settings.max_message_size, oversize=OVERSIZE if large else 1
-            )
-        )
+        limit = self._settings.max_message_size
+        server = aio.server(options=server_options(limit, oversize=OVERSIZE if large else 1))
         # In this order, outermost first: what is counted and logged is what the client is sent.
-        around = (CallInterceptor(accounts, stopping=self._health.stopping), ErrorInterceptor())
+        around = (
+            CallInterceptor(accounts, stopping=self._health.stopping),
+            ErrorInterceptor(max_message_size=limit if large else None),
+        )
         intercepted: Any = InterceptedServer(server, around)
         names: list[str] = []
         for mount in mounts:

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,9 +18,10 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import aio
 
+from corral.loader.v1 import loader_pb2 as pb
 from services.common.errors import CorralError
 from services.common.status import from_rpc_error
-from tests.tools.loader_calls import MODEL, change, model, named
+from tests.tools.loader_calls import FOREVER, MODEL, change, model, named, prompt
 from tests.tools.running import LoaderUnderTest, eventually
 
 LIMIT = 1 << 20
@@ -178,6 +180,15 @@ async def test_far_too_large_requests_are_refused_by_grpc(
     assert "larger than max" in error.message
 
 
+async def test_the_control_plane_takes_no_more_than_it_can(
+    loader: LoaderUnderTest, bare: BareBackend
+) -> None:
+    """Its messages are short ones: the gateway's room is not for them."""
+    with pytest.raises(aio.AioRpcError) as failed:
+        await loader.control.GetModel(pb.GetModelRequest(name="m" * (2 * LIMIT)))
+    assert_too_large(from_rpc_error(failed.value), "request", 2 * LIMIT + 5)
+
+
 @pytest.mark.parametrize("who", ["backend", "client"])
 async def test_a_slow_reader_holds_up_the_writer(
     loader: LoaderUnderTest, bare: BareBackend, who: str
@@ -270,6 +281,21 @@ async def test_the_loaders_own_metadata_stay_here(
     await raw(loader.channel).unary_unary(PREDICT)(b"", metadata=(*MODEL, *sent), timeout=20)
     assert [pair for pair in seen if pair[0] in ("a", "b", "c-bin")] == list(sent[:4])
     assert not [key for key, _ in seen if key.startswith("corral-")]
+
+
+async def test_asyncios_own_loop_does_as_well(loader: LoaderUnderTest) -> None:
+    """Where uvloop is not to be had."""
+    loader.add_backend("fake")
+    loader.add_model("m", "fake")
+    await loader.start("--event-loop", "asyncio")
+    libraries = {Path(each.path).name for each in psutil.Process(loader.service.pid).memory_maps()}
+    assert not any(name.startswith(("uvloop", "loop.c")) for name in libraries)
+    assert (await loader.data.Predict(prompt("x"), metadata=MODEL)).message
+    stream = loader.data.PredictStream(FOREVER, metadata=MODEL)
+    assert await stream.read()
+    stream.cancel()
+    await eventually(lambda: idle(loader), what="the end of the leases")
+    assert await loader.service.stop() == 0
 
 
 async def test_headers_come_before_the_first_message(
