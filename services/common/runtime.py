@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final, Literal, TypeAlias
 
@@ -18,6 +20,21 @@ _log = get_logger(__name__)
 
 _THRESHOLDS: Final = (10_000, 20, 20)
 """Python's own (700, 10, 10) look 14 times as often; the cycles that a call leaves are few."""
+
+
+_M_ARENA_MAX: Final = -8
+"""As glibc's malloc.h has it."""
+_ARENAS: Final = 1
+
+
+def settle_allocator() -> None:
+    """Keep the allocator to one arena; before there are threads. Nothing where the C library is not glibc.
+
+    Each of gRPC's threads has one of its own else, and what streams have left in one serves no other:
+    a loader under mixed load grew to 225 MiB instead of 90.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def loop_factory(wanted: EventLoop) -> LoopFactory | None:

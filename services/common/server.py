@@ -32,7 +32,7 @@ from .mounts import (
     server_options,
 )
 from .reporting import CallReporter
-from .runtime import EventLoop, loop_factory, settle_memory
+from .runtime import EventLoop, loop_factory, settle_allocator, settle_memory
 from .stopping import StopSignals, StopWatchdog
 
 __all__ = [
@@ -231,6 +231,7 @@ def run_service(
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
+    settle_allocator()
     logs.configure(settings.log_level, settings.log_format, settings_class.service)
     watchdog = StopWatchdog()
     try:
