@@ -166,7 +166,17 @@ class _Channel:
         self._router = router(model._keeper)
 
     def __getattr__(self, kind: str) -> Any:
-        return getattr(self._router, kind)
+        make = getattr(self._router, kind)
+        rules = getattr(self.model._keeper, "rules", None)
+
+        def method(*given: Any, **named: Any) -> Any:
+            made = make(*given, **named)
+            # The blocking client makes all methods when it connects; this one comes later.
+            if hasattr(made, "make") and rules is not None and rules.current is not None:
+                rules.current.add([made])
+            return made
+
+        return method
 
     def __enter__(self) -> Self:
         return self
