@@ -50,8 +50,8 @@ async def run(*, full: bool) -> None:
     """Measure and print."""
     if full:
         both, one = ("C++", "Python"), ("C++",)
-        chosen = [saturated(width, both if width < 256 else one, 0.7) for width in WIDTHS]
-        chosen += [paced(width, both if width < 256 else one, 1) for width in WIDTHS]
+        chosen = [saturated(width, both if width < 256 else one, 0.4) for width in WIDTHS]
+        chosen += [paced(width, both if width < 256 else one, 0.7) for width in WIDTHS]
     else:
         chosen = [saturated(width, ("C++",), 0.5) for width in SHORT]
         chosen += [paced(width, ("C++",), 1) for width in SHORT]

@@ -37,7 +37,7 @@ async def run(*, full: bool) -> None:
     if full:
         chosen = [
             measurement(
-                size, width, ("C++", "Python") if (size, width) in FULL_PYTHON else ("C++",), 0.7
+                size, width, ("C++", "Python") if (size, width) in FULL_PYTHON else ("C++",), 0.35
             )
             for size in SIZES
             for width in WIDTHS
