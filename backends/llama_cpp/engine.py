@@ -28,6 +28,8 @@ SIDE_TIMEOUT = 60.0
 SIDE_THREADS = 4
 # The last words of a process that is gone are in the pipe already.
 LAST_WORDS_TIMEOUT = 0.5
+# Whoever breaks an answer off has ended, or is stuck; which one it is, is known by then.
+END_KNOWN_TIMEOUT = 2.0
 KEPT_LINES = 50
 REASON_LINES = 6
 
@@ -148,6 +150,7 @@ class Engine:
                     raise errors.from_engine(chunk["error"])
                 yield chunk
         except WireError as error:
+            await self._end_known()
             raise errors.EngineGone(str(error)) from error
 
     async def call(self, route: str, body: Any = None, limit: float | None = None) -> Any:
@@ -163,6 +166,7 @@ class Engine:
                 await exchange.status()
                 answer = await exchange.json()
         except WireError as error:
+            await self._end_known()
             raise errors.EngineGone(f"{route}: {error}") from error
         except TimeoutError as error:
             raise errors.EngineFailed(f"{route}: no answer within {limit} s") from error
@@ -234,6 +238,11 @@ class Engine:
     async def _last_words(self) -> None:
         if self._reading is not None:
             await asyncio.wait({self._reading}, timeout=LAST_WORDS_TIMEOUT)
+
+    async def _end_known(self) -> None:
+        """Wait for an end that nobody asked for to be reported: it ends this process, which says more than any answer."""
+        if self._watching is not None and not self._ending:
+            await asyncio.wait({self._watching}, timeout=END_KNOWN_TIMEOUT)
 
     async def _watch(self) -> None:
         """Report an end that nobody asked for."""
