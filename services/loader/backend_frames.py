@@ -19,16 +19,12 @@ from .http2 import (
     RST_STREAM,
     SETTINGS,
 )
-from .open_streams import BEGUN, OpenStreams
+from .open_streams import BEGUN, PROBE, OpenStreams
 
-_words = struct.Struct(">Q").unpack_from
-"""Length (24 bits), type, flags, and all but the last byte of the stream."""
+_head = struct.Struct(">IBI").unpack_from
+"""Length (24 bits) and type, flags, stream."""
 _STREAM = 0x7FFFFFFF
-_BEGINS = HEADERS << 8 | END_HEADERS
-_ENDS = HEADERS << 8 | END_HEADERS | END_STREAM
-"""Type and flags of the two header blocks that nearly every response has."""
-_NOT_PLAIN = 0xFF << 32 | END_STREAM << 24
-"""Bits that tell any other frame from DATA that goes on."""
+_WHOLE = END_HEADERS | END_STREAM
 
 
 class Greeting:
@@ -51,11 +47,11 @@ class Greeting:
         at = start = 0
         pieces = []
         while self.acks and at + HEADER <= len(data):
-            (words,) = _words(data, at)
-            end = at + HEADER + (words >> 40)
+            sized, flags, _ = _head(data, at)
+            end = at + HEADER + (sized >> 8)
             if end > len(data):
                 break
-            if words >> 32 & 255 == SETTINGS and words & ACK << 24:
+            if sized & 255 == SETTINGS and flags & ACK:
                 self.acks -= 1
                 pieces.append(data[start:at])
                 start = end
@@ -101,63 +97,61 @@ class BackendFrames:
         if at > size:
             self._skip = at - size
             return 0
-        ended = 0
+        ended = over = 0
+        streams = self._streams
         if self._ending and not self._block:
-            ended = self._streams.ended(self._ending)
+            ended = streams.ended(self._ending)
             self._ending = 0
         last = size - HEADER
-        opened = self._streams.flags
+        opened = streams.flags
         while at <= last:
-            (words,) = _words(data, at)
-            if not words & _NOT_PLAIN:
-                at += HEADER + (words >> 40)
-                continue
+            sized, flags, stream = _head(data, at)
             start = at
-            at += HEADER + (words >> 40)
-            shape = words >> 24 & 0xFFFF
-            if shape == _BEGINS:
-                stream = (words << 8 | data[start + 8]) & _STREAM
-                if stream in opened:
-                    opened[stream] |= BEGUN
+            at += HEADER + (sized >> 8)
+            kind = sized & 255
+            if kind == DATA and not flags & END_STREAM:
                 continue
-            if shape == _ENDS and at <= size:
-                ended += self._streams.ended((words << 8 | data[start + 8]) & _STREAM)
-                continue
-            kind = shape >> 8
-            if kind > RST_STREAM:
-                if kind == GOAWAY:
-                    if start + HEADER + 4 > size:
-                        at = start
-                        break  # until its last stream is here
-                    above = int.from_bytes(data[start + 9 : start + 13], "big") & _STREAM
-                    ended += self._streams.ended_above(above)
-                elif kind == CONTINUATION and words >> 24 & END_HEADERS:
-                    self._block = False
-                    if self._ending:
-                        if at > size:
-                            break
-                        ended += self._streams.ended(self._ending)
-                        self._ending = 0
-                continue
-            stream = (words << 8 | data[start + 8]) & _STREAM
-            flags = words >> 24
+            stream &= _STREAM
             if kind == HEADERS:
-                if not flags & END_STREAM:
-                    known = self._streams.flags.get(stream)
-                    if known is not None:
-                        self._streams.flags[stream] = known | BEGUN
-                    self._block = not flags & END_HEADERS
+                if flags == _WHOLE and at <= size:
+                    # Nearly every call's last frame.
+                    if not opened.pop(stream, PROBE) & PROBE:
+                        over += 1
                     continue
+                if flags & END_STREAM:
+                    if not flags & END_HEADERS:
+                        self._block = True
+                        self._ending = stream
+                        continue
+                else:
+                    if stream in opened:
+                        opened[stream] |= BEGUN
+                    if not flags & END_HEADERS:
+                        self._block = True
+                    continue
+            elif kind == GOAWAY:
+                if start + HEADER + 4 > size:
+                    at = start
+                    break  # until its last stream is here
+                above = int.from_bytes(data[start + 9 : start + 13], "big") & _STREAM
+                ended += streams.ended_above(above)
+                continue
+            elif kind == CONTINUATION:
                 if not flags & END_HEADERS:
-                    self._block = True
-                    self._ending = stream
+                    continue
+                self._block = False
+                stream, self._ending = self._ending, 0
+                if not stream:
                     continue
             elif kind != RST_STREAM and kind != DATA:
-                continue  # PRIORITY
+                continue
+            # The stream ends with this frame.
             if at > size:
                 self._ending = stream
                 break
-            ended += self._streams.ended(stream)
+            ended += streams.ended(stream)
+        streams.calls -= over
+        ended += over
         if at > size:
             self._skip = at - size
         else:

@@ -19,21 +19,20 @@ from .http2 import (
     END_STREAM,
     HEADER,
     HEADERS,
-    MAX_FRAME,
-    PADDED,
     RST_STREAM,
     SETTINGS,
-    WITH_PRIORITY,
+    WINDOW_UPDATE,
     rst_stream,
 )
 from .open_streams import PROBE, SENT, OpenStreams
 
-_words = struct.Struct(">Q").unpack_from
-_pack = struct.Struct(">Q").pack
+_header = struct.Struct(">IBI")
+"""Length (24 bits) and type, flags, stream."""
+_head = _header.unpack_from
+_pack = _header.pack
 _STREAM = 0x7FFFFFFF
-_END_STREAM = END_STREAM << 24
-_SHAPE = (END_HEADERS | PADDED | WITH_PRIORITY) << 24
-_PLAIN = END_HEADERS << 24
+_UPDATE = b"\0\0\4\x08"
+_WHOLE = END_HEADERS | END_STREAM
 _KEPT = 64
 """Streams answered here for which a late frame may still come."""
 
@@ -42,6 +41,7 @@ class ClientFrames:
     """One client's side of a connection that is spliced."""
 
     __slots__ = (
+        "_added",
         "_control",
         "_field",
         "_headers",
@@ -75,6 +75,8 @@ class ClientFrames:
         self._streams = streams
         self._headers = headers
         self._field = field
+        self._added = len(field) << 8
+        headers.add_field(field)
         self._control = control
         self._part = b""
         """The beginning of a frame that is looked at whole."""
@@ -107,6 +109,7 @@ class ClientFrames:
         size = len(data)
         at = self._skip
         start = 0
+        stops = False
         if at:
             if self._skip_stops:
                 start = min(at, size)
@@ -117,62 +120,63 @@ class ClientFrames:
         pieces: list[bytes] = []
         last = size - HEADER
         calls = self._headers.calls
-        field = self._field
-        room = MAX_FRAME - len(field)
-        added = len(field) << 40
         streams = self._streams
         opened = streams.flags
+        watches = self._watches
         while at <= last:
-            (words,) = _words(data, at)
-            length = words >> 40
-            end = at + HEADER + length
-            kind = words >> 32 & 255
-            if kind == DATA:
-                if words & _END_STREAM or self._watches:
-                    stream = (words << 8 | data[at + 8]) & _STREAM
-                    if self._watches and self._stops(stream):
-                        pieces.append(data[start:at])
-                        start = min(end, size)
-                        self._skip_stops = True
-                        self.returned += length
-                        if words & _END_STREAM:
-                            self._whole(stream)
+            sized, flags, stream = _head(data, at)
+            end = at + HEADER + (sized >> 8)
+            kind = sized & 255
+            if not watches:
+                if kind == DATA:
+                    if flags & END_STREAM and stream in opened:
+                        opened[stream] |= SENT
+                    at = end
+                    continue
+                if kind == WINDOW_UPDATE:
+                    at = end
+                    continue
+                if kind == HEADERS and flags | END_STREAM == _WHOLE and end <= size:
+                    block = data[at + HEADER : end]
+                    onward = calls.get(block)
+                    if onward is not None and streams.limit >= stream > streams.last:
+                        # Nearly every call: the same block as before, and nothing special about it.
+                        streams.last = stream
+                        opened[stream] = SENT if flags & END_STREAM else 0
+                        streams.calls += 1
+                        if onward is not block:
+                            head = _pack(sized + self._added, flags, stream)
+                            pieces += (data[start:at], head, onward)
+                            start = end
+                        if data.startswith(_UPDATE, end):
+                            end += HEADER + 4
                         at = end
                         continue
-                    if words & _END_STREAM and stream in opened:
-                        opened[stream] |= SENT
-                self._skip_stops = False
+            stream &= _STREAM
+            if kind == DATA:
+                stops = self._stops(stream)
+                if stops:
+                    pieces.append(data[start:at])
+                    start = min(end, size)
+                    self.returned += sized >> 8
+                    if flags & END_STREAM:
+                        self._whole(stream)
+                elif flags & END_STREAM and stream in opened:
+                    opened[stream] |= SENT
                 at = end
                 continue
             if end > size:
-                if length > LARGEST:
+                if end - at - HEADER > LARGEST:
                     raise BrokenFramesError("a control frame is longer than any may be")
                 break
             if kind == HEADERS:
-                stream = (words << 8 | data[at + 8]) & _STREAM
-                if (
-                    words & _SHAPE == _PLAIN
-                    and data[at + HEADER : end] in calls
-                    and streams.limit >= stream > streams.last
-                    and length <= room
-                    and not self._watches
-                ):
-                    # Nearly every call: the same block as before, and nothing special about it.
-                    streams.last = stream
-                    opened[stream] = SENT if words & _END_STREAM else 0
-                    streams.calls += 1
-                    if field:
-                        pieces += (data[start:at], _pack(words + added), data[at + 8 : end], field)
-                        start = end
-                    at = end
-                    continue
                 end = block_end(data, at)
                 if not end:
                     break
-                pieces += (data[start:at], self._block(stream, words >> 24, data[at:end]))
+                pieces += (data[start:at], self._block(stream, flags, data[at:end]))
                 start = end
+                watches = self._watches
             elif kind == RST_STREAM:
-                stream = (words << 8 | data[at + 8]) & _STREAM
                 if self._stops(stream):
                     self.answered.pop(stream, None)
                     pieces.append(data[start:at])
@@ -180,14 +184,15 @@ class ClientFrames:
                 else:
                     self.finished += streams.ended(stream)
             elif kind == SETTINGS:
-                if words & ACK << 24 and self.acks:
+                if flags & ACK and self.acks:
                     self.acks -= 1
                     pieces.append(data[start:at])
                     start = end
-            elif self._watches and self._stops((words << 8 | data[at + 8]) & _STREAM):
+            elif watches and self._stops(stream):
                 pieces.append(data[start:at])
                 start = end
             at = end
+        self._skip_stops = stops
         if at > size:
             self._skip = at - size
             rest = data[start:]

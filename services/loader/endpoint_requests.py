@@ -12,6 +12,8 @@ from enum import Enum
 from functools import cache
 from typing import Any
 
+from .http2 import MAX_FRAME
+
 _LARGEST = 1024 * 1024
 """Bytes of a request's header fields: far above what any gRPC server takes (8 to 16 KiB)."""
 _DEFAULT_TABLE = 4096
@@ -57,14 +59,15 @@ class HeadersError(Exception):
 class RequestHeaders:
     """Follows the header table of one client, and tells what its requests are."""
 
-    __slots__ = ("_decoder", "calls", "changed", "known")
+    __slots__ = ("_decoder", "_field", "calls", "changed", "known")
 
     def __init__(self) -> None:
         """Begin with an empty table."""
         self._decoder = _hpack().Decoder(max_header_list_size=_LARGEST)
         self._decoder.max_allowed_table_size = _DEFAULT_TABLE
-        self.calls: set[bytes] = set()
-        """Blocks of calls that nothing is special about."""
+        self.calls: dict[bytes, bytes] = {}
+        """Blocks of calls that nothing is special about, each with what goes on to the backend for it."""
+        self._field = b""
         self.known: dict[bytes, Request] = {}
         """Blocks that can be told without reading them; they leave the table as it is."""
         self.changed = False
@@ -73,6 +76,18 @@ class RequestHeaders:
     def allow_any_table(self) -> None:
         """The backend limits the table from now on."""
         self._decoder.max_allowed_table_size = _ANY_TABLE
+
+    def add_field(self, field: bytes) -> None:
+        """What goes on to the backend has this field at its end from now on."""
+        self._field = field
+        known, self.calls = self.calls, {}
+        for block in known:
+            self._learn(block)
+
+    def _learn(self, block: bytes) -> None:
+        onward = block + self._field if self._field else block
+        if len(onward) <= MAX_FRAME:
+            self.calls[block] = onward
 
     def read(self, block: bytes) -> Request:
         """Return what a block says that is not known yet. Raises HeadersError."""
@@ -93,7 +108,7 @@ class RequestHeaders:
         if not self.changed:
             self.known[block] = request
             if request.kind is Kind.CALL:
-                self.calls.add(block)
+                self._learn(block)
         return request
 
 
