@@ -26,7 +26,12 @@ Run = Callable[[Awaitable[Any]], Any]
 CONTROL = frozenset({"LoadModel", "Free"})
 """What a loader does not pass on: its models are shared."""
 
-_LOCAL = (("grpc.use_local_subchannel_pool", 1),)
+_LOCAL = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1024**2),
+)
+"""A connection of its own, with windows that do not grow: what piles up is not in the client."""
 _LARGEST = "grpc.max_receive_message_length"
 _UNLIMITED = ((_LARGEST, -1), ("grpc.max_send_message_length", -1))
 
