@@ -23,6 +23,7 @@ from .http2 import (
     SETTINGS,
     WINDOW_UPDATE,
     rst_stream,
+    window_update,
 )
 from .open_streams import PROBE, SENT, OpenStreams
 
@@ -54,7 +55,7 @@ class ClientFrames:
         "answered",
         "closed",
         "finished",
-        "returned",
+        "to_client",
     )
 
     def __init__(
@@ -88,8 +89,8 @@ class ClientFrames:
         self.closed = False
         """The client was told to open no more streams."""
         self._watches = bool(answered)
-        self.returned = 0
-        """Bytes of DATA taken out, for which the client is to be given its window back."""
+        self.to_client = bytearray()
+        """Frames to send to the client, for the caller to take: its window back for DATA taken out."""
         self.finished = 0
         """Calls that the client ended itself in what was fed last."""
 
@@ -158,7 +159,8 @@ class ClientFrames:
                 if stops:
                     pieces.append(data[start:at])
                     start = min(end, size)
-                    self.returned += sized >> 8
+                    if length := sized >> 8:
+                        self.to_client += window_update(0, length) + window_update(stream, length)
                     if flags & END_STREAM:
                         self._whole(stream)
                 elif flags & END_STREAM and stream in opened:

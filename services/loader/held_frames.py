@@ -27,6 +27,7 @@ from .http2 import (
     SETTINGS,
     frame,
     rst_stream,
+    window_update,
 )
 from .open_streams import PROBE, SENT, OpenStreams
 
@@ -151,6 +152,8 @@ class HeldFrames:
             self.returned += len(data) - HEADER
             if flags & END_STREAM:
                 self._whole(stream)
+            elif len(data) > HEADER:  # none, for nothing, would be against the rules
+                self.to_client += window_update(stream, len(data) - HEADER)
         elif kind == RST_STREAM:
             if stream not in self.answered:
                 self.finished.append(stream)

@@ -27,7 +27,6 @@ from .http2 import (
     PROTOCOL_ERROR,
     bearer,
     goaway,
-    window_update,
 )
 from .instance import Instance
 from .open_streams import PROBE, SENT
@@ -88,9 +87,9 @@ class Connection(HeldConnection):
         if finished:
             calls.end(finished)
             self._settle()
-        if frames.returned:
-            self._own(window_update(0, frames.returned))
-            frames.returned = 0
+        if frames.to_client:
+            self._own(bytes(frames.to_client))
+            frames.to_client.clear()
 
     # To a backend
 

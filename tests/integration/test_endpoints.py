@@ -112,11 +112,13 @@ async def test_probes_load_nothing_and_control_changes_nothing(running: LoaderUn
         assert (await model(running)).state == UNLOADED
         # What LocalAI does with an external backend.
         options = pb.ModelOptions(Model="something else", ContextSize=1)
-        assert (await stub.LoadModel(options, timeout=20)).success
+        large = pb.ModelOptions(Model="more than any window has room for " * 40_000)
+        assert (await stub.LoadModel(large, timeout=20)).success
         assert (await model(running)).state == READY and loads(running) == 1
         for _ in range(3):
             assert (await stub.Predict(prompt("a"))).message
             assert (await stub.LoadModel(options)).success
+            assert (await stub.LoadModel(large, timeout=20)).success
             assert (await stub.Free(pb.HealthMessage())).success
         assert loads(running) == 1 and await calls(running) == (0, 3)
 
