@@ -85,9 +85,9 @@ class Handlers(grpc.GenericRpcHandler):
             try:
                 call = await passage.begin(None if streamed else request)
                 return await passage.pass_back_one(call)
-            except (Exception, asyncio.CancelledError) as error:
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told by `fail`
                 await passage.fail(error)
-                raise
+                return b""  # gRPC has the status already
             finally:
                 ended(passage.end())
 

@@ -161,7 +161,9 @@ class Passage:
     async def fail(self, error: BaseException) -> None:
         """End the call with what the client is to see: the backend's own status, or why there is none.
 
-        Returns if the backend ended it well after all. Raises in all other cases.
+        Raises CancelledError if the client has gone. An AbortError is not raised: gRPC keeps it with the call,
+        and raises it when the handler returns. With a traceback it would hold the call's frames, and these the
+        call: garbage with whole messages in it, until the next search for such.
         """
         try:
             if isinstance(error, asyncio.CancelledError | aio.AbortError) and not self._explained:
@@ -181,9 +183,14 @@ class Passage:
         except BaseException as final:
             if self._code == "CANCELLED":
                 self._code = code_name(self._context, final)
-            if isinstance(final, aio.BaseError) and not isinstance(final, aio.AbortError):
+            if isinstance(final, aio.AbortError):
+                final.__traceback__ = final.__context__ = None
+                return
+            if isinstance(final, aio.BaseError):
                 raise _gone() from final  # nobody took the status
             raise
+        finally:
+            del error  # whose traceback has this frame
 
     def end(self) -> CallRecord:
         """Let go of everything that the call holds; return what is known of it."""
