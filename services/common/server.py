@@ -22,6 +22,7 @@ from .health import SERVICE as HEALTH
 from .health import HealthServicer
 from .interception import InterceptedServer
 from .interceptors import CallInterceptor, ErrorInterceptor
+from .memory import settle_allocator, settle_memory, tidy_up
 from .mounts import (
     OVERSIZE,
     AccountingMount,
@@ -32,8 +33,9 @@ from .mounts import (
     server_options,
 )
 from .reporting import CallReporter
-from .runtime import EventLoop, loop_factory, settle_allocator, settle_memory
+from .runtime import EventLoop, loop_factory
 from .stopping import StopSignals, StopWatchdog
+from .tasks import Background
 
 __all__ = [
     "AccountingMount",
@@ -266,6 +268,8 @@ async def _main(settings: _Settings, build: Build[_Settings], watchdog: StopWatc
                 raise
             if mounts is not None:
                 settle_memory()
+                background = await components.enter_async_context(Background())
+                background.spawn(tidy_up(), name="tidy up")
                 await run_server(
                     name=settings.service,
                     settings=settings,
