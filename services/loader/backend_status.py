@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc
 from grpc import aio
+from grpc.aio._call import Call
 
 from services.common.errors import (
     BackendCrashedError,
@@ -57,6 +59,16 @@ class BackendStatus:
         with suppress(DeadlineError):
             await wait_until(lambda: self.backends is not None, timeout=timeout, what="a status")
         return self.backends or error
+
+
+def canceller(kind: str, call: Any) -> Callable[[], object]:
+    """Return what cancels a call to a backend.
+
+    A unary call's own `cancel` also cancels the task that gRPC waits in, which then never frees the request
+    (grpcio 1.85: 4 MiB of it were lost with every tenth call that was cancelled). The base class only tells
+    gRPC's core, and the task ends with the call.
+    """
+    return partial(Call.cancel, call) if kind == "unary_unary" else call.cancel
 
 
 def code(error: BaseException) -> grpc.StatusCode | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from services.common.structured import structlog
 
 from . import backend_status
 from .admission import Caller
-from .backend_status import BackendStatus
+from .backend_status import BackendStatus, canceller
 from .connection import GrpcConnection
 from .gateway_metadata import POSITION_KEY, Heading, Pair, Pairs, passed_back, trailers
 from .instance import Lease
@@ -39,6 +40,7 @@ class Passage:
     __slots__ = (
         "_asks",
         "_call",
+        "_cancel",
         "_cause_timeout",
         "_code",
         "_context",
@@ -79,6 +81,7 @@ class Passage:
         self._peer: str = context.peer()
         self._lease: Lease | None = None
         self._call: Any = None
+        self._cancel: Callable[[], object] = bool  # nothing to cancel yet
         self._headed = False
         # While either waits for the client, it is not the backend's turn: see Lease.progress.
         self._asks = self._gives = False
@@ -120,15 +123,18 @@ class Passage:
         }
         if request is not None:
             self._call = call = start(request, **options)
+            self._cancel = canceller(method.kind, call)
         else:
             self._call = call = start(**options)
+            self._cancel = call.cancel
             self._status = BackendStatus(call)
             self._sending = asyncio.create_task(self._send(call, lease))
-        lease.on_cut(call.cancel)
+        lease.on_cut(self._cancel)
         return call
 
     async def pass_back_one(self, call: Any) -> bytes:
         """Return the call's one response."""
+        await call.code()  # what waits for the call itself must not be cancelled: see `canceller`
         response: bytes | None = await call
         initial = await call.initial_metadata()
         if response is None:
@@ -196,8 +202,7 @@ class Passage:
         """Let go of everything that the call holds; return what is known of it."""
         if self._sending is not None:
             self._sending.cancel()
-        if self._call is not None:
-            self._call.cancel()  # no-op for one that has ended
+        self._cancel()  # no-op for a call that has ended
         if self._lease is not None:
             self._lease.release()
         return CallRecord(
