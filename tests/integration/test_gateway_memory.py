@@ -27,7 +27,8 @@ ROOM = 64 * MIB
 async def running(loader: LoaderUnderTest) -> LoaderUnderTest:
     loader.add_backend("fake")
     loader.add_model("m", "fake")
-    await loader.start()
+    # One that stands still does not end by itself.
+    await loader.start("--free-timeout", "200ms", "--terminate-timeout", "200ms")
     return loader
 
 
