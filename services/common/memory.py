@@ -21,7 +21,7 @@ _EVERY: Final = 30.0
 """Seconds between two times of tidying up."""
 _SELDOM: Final = 1000.0
 """At least so many times as long as it takes: a thousandth of the process's time at most."""
-_MUCH: Final = 32 * 1024**2
+_MUCH: Final = 8 * 1024**2
 """Bytes that lie free before they are worth giving back: that takes 3 to 14 ms, and they may be needed again."""
 
 
