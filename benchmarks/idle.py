@@ -77,4 +77,5 @@ def _name(pid: int) -> str:
     words = [word for word in psutil.Process(pid).cmdline() if word]
     if "-m" in words:
         return words[words.index("-m") + 1]
-    return " ".join(words[:2])[:40]
+    scripts = [Path(word).name for word in words if word.endswith(".py")]
+    return scripts[0] if scripts else Path(words[0]).name
