@@ -5,8 +5,6 @@ A gRPC call is over when the server has ended its stream, or either side has res
 
 from __future__ import annotations
 
-import struct
-
 from .http2 import (
     ACK,
     CONTINUATION,
@@ -18,11 +16,11 @@ from .http2 import (
     HEADERS,
     RST_STREAM,
     SETTINGS,
+    SHORT_HEADER,
 )
 from .open_streams import BEGUN, PROBE, OpenStreams
 
-_head = struct.Struct(">IBI").unpack_from
-"""Length (24 bits) and type, flags, stream."""
+_head = SHORT_HEADER.unpack_from
 _STREAM = 0x7FFFFFFF
 _WHOLE = END_HEADERS | END_STREAM
 

@@ -6,7 +6,6 @@ streams that do not go to the backend (refused, or answered here) are taken out.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 
 from .endpoint_requests import Kind, Request, RequestHeaders
@@ -21,16 +20,15 @@ from .http2 import (
     HEADERS,
     RST_STREAM,
     SETTINGS,
+    SHORT_HEADER,
     WINDOW_UPDATE,
     rst_stream,
     window_update,
 )
 from .open_streams import PROBE, SENT, OpenStreams
 
-_header = struct.Struct(">IBI")
-"""Length (24 bits) and type, flags, stream."""
-_head = _header.unpack_from
-_pack = _header.pack
+_head = SHORT_HEADER.unpack_from
+_pack = SHORT_HEADER.pack
 _STREAM = 0x7FFFFFFF
 _UPDATE = b"\0\0\4\x08"
 _WHOLE = END_HEADERS | END_STREAM

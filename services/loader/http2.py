@@ -35,6 +35,8 @@ MAX_FRAME: Final = 16384
 
 _STREAM: Final = 0x7FFFFFFF
 _pack = struct.Struct(">HBBBI").pack
+SHORT_HEADER: Final = struct.Struct(">IBI")
+"""A frame's header as three small numbers: length (24 bits) and type, flags, stream."""
 _STATUS_200: Final = b"\x88"
 _SAFE: Final = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 """What gRPC leaves as it is in `grpc-message`: printable ASCII but the percent sign."""

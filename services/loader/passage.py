@@ -182,9 +182,17 @@ class Passage:
             elif self._call is not None:
                 error = await self._outcome(error)
             if isinstance(error, aio.AioRpcError) and error.code() is grpc.StatusCode.OK:
-                self._set_trailers(self._trailing(error))
-                self._code = "OK"
-                return
+                if self._method.kind.endswith("stream"):
+                    self._set_trailers(self._trailing(error))
+                    self._code = "OK"
+                    return
+                # An empty message in place of the one that was lost would be a wrong answer.
+                error = aio.AioRpcError(
+                    grpc.StatusCode.INTERNAL,
+                    error.initial_metadata(),
+                    error.trailing_metadata(),
+                    _NO_RESPONSE,
+                )
             await self._abort(error)
         except BaseException as final:
             if self._code == "CANCELLED":
