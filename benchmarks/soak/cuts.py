@@ -93,9 +93,7 @@ class Cuts:
 
     def explain(self, trouble: Trouble) -> str:
         """Return which kind of cut a call was told of; empty if there was none to tell of."""
-        # A backend that is stopped says CANCELLED itself; only who calls it directly hears that.
-        codes = ("UNAVAILABLE", "CANCELLED") if trouble.way.direct else ("UNAVAILABLE",)
-        if trouble.code not in codes:
+        if trouble.code != "UNAVAILABLE":
             return ""
         for cut in self._around(trouble):
             told_of = TOLD_OF.get(cut.kind, ())
