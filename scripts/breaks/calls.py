@@ -23,7 +23,7 @@ BREAKS = (
     Break(
         1,
         "each call to a model that is not ready starts a process",
-        f"{LOADER}/lifecycle.py",
+        f"{LOADER}/lifecycle/machine.py",
         "    if state.phase in RESTING and candidates:\n        return _ask(state, candidates)",
         "    if state.phase is not Phase.READY and candidates:\n        return _ask(state, candidates)",
         f"{LIFE}::test_a_process_is_started_only_when_none_is_there",
@@ -31,7 +31,7 @@ BREAKS = (
     Break(
         1,
         "the same, with real processes",
-        f"{LOADER}/lifecycle.py",
+        f"{LOADER}/lifecycle/machine.py",
         "    if state.phase in RESTING and candidates:\n        return _ask(state, candidates)",
         "    if state.phase is not Phase.READY and candidates:\n        return _ask(state, candidates)",
         f"{V2}::test_v2_02_two_first_calls_start_one_process",
@@ -39,7 +39,7 @@ BREAKS = (
     Break(
         1,
         "one load after the other",
-        f"{LOADER}/scheduler.py",
+        f"{LOADER}/scheduling/scheduler.py",
         "if loads >= settings.parallel_loads:",
         "if loads:",
         f"{LIVES}::test_models_load_side_by_side",
@@ -47,7 +47,7 @@ BREAKS = (
     Break(
         2,
         "the caller who leaves ends the load",
-        f"{LOADER}/supervisor.py",
+        f"{LOADER}/supervision/supervisor.py",
         "        self._post(life.LoadRequested(usable))\n        return await joining\n",
         "        self._post(life.LoadRequested(usable))\n"
         "        try:\n"
@@ -60,7 +60,7 @@ BREAKS = (
     Break(
         2,
         "a load is called off when nobody waits for it any more",
-        f"{LOADER}/waiters.py",
+        f"{LOADER}/admission/waiters.py",
         "            waited = self.withdraw(waiter)\n",
         "            waited = self.withdraw(waiter)\n"
         "            for other in self._calls:\n"
@@ -70,7 +70,7 @@ BREAKS = (
     Break(
         2,
         "who leaves in the moment in which it is served keeps its lease",
-        f"{LOADER}/waiters.py",
+        f"{LOADER}/admission/waiters.py",
         "waiter.lease.result().release()",
         "waiter.lease.result()",
         f"{WAITERS}::test_who_leaves_in_the_moment_in_which_it_is_served_leaves_no_lease",
@@ -78,7 +78,7 @@ BREAKS = (
     Break(
         2,
         "who cannot wait for the load does not begin it",
-        f"{LOADER}/supervisor.py",
+        f"{LOADER}/supervision/supervisor.py",
         "            self._post(life.LoadRequested(usable))\n            raise\n",
         "            raise\n",
         f"{ADMITS}::test_a_load_that_outlasts_a_deadline_is_begun_all_the_same",
@@ -86,7 +86,7 @@ BREAKS = (
     Break(
         3,
         "a model that is starting or loading may be evicted",
-        f"{LOADER}/eviction.py",
+        f"{LOADER}/scheduling/eviction.py",
         "        if occupant.leaving or not occupant.settled or occupant.pinned:",
         "        if occupant.leaving or occupant.pinned:",
         f"{PLANS}::test_plans_keep_the_rules",
@@ -94,7 +94,7 @@ BREAKS = (
     Break(
         3,
         "a model that is loading counts as settled",
-        f"{LOADER}/occupancy.py",
+        f"{LOADER}/scheduling/occupancy.py",
         "settled=phase is Phase.READY,",
         "settled=phase in (Phase.LOADING, Phase.READY),",
         f"{PROMISES}::test_3_a_load_that_nobody_waits_for_is_not_evicted",
@@ -102,7 +102,7 @@ BREAKS = (
     Break(
         3,
         "who waited gets its lease a moment after the model is loaded",
-        f"{LOADER}/waiters.py",
+        f"{LOADER}/admission/waiters.py",
         "            self._serve(waiter, lease)\n",
         "            asyncio.get_running_loop().call_soon(self._serve, waiter, lease)\n",
         f"{PROMISES}::test_3_a_model_is_used_before_it_makes_way_for_the_next",
@@ -110,7 +110,7 @@ BREAKS = (
     Break(
         4,
         "the idle watchdog does not ask who is in use",
-        f"{LOADER}/watchdog.py",
+        f"{LOADER}/scheduling/watchdog.py",
         "        and not occupant.busy\n",
         "",
         f"{V2}::test_v2_06_the_end_of_one_call_does_not_make_the_others_idle",
@@ -118,7 +118,7 @@ BREAKS = (
     Break(
         4,
         "the end of the drain time cuts the calls",
-        f"{LOADER}/lifecycle.py",
+        f"{LOADER}/lifecycle/machine.py",
         '            kept = replace(state, phase=Phase.READY, message="", stop=None, reload=())\n'
         "            return kept, (RefuseStop(state.generation), AdmitWaiters(state.generation))",
         "            return replace(state, phase=Phase.STOPPING), (StopGroup(state.generation, True),)",
@@ -127,7 +127,7 @@ BREAKS = (
     Break(
         4,
         "a direct client's lease holds nothing",
-        f"{LOADER}/lease_book.py",
+        f"{LOADER}/direct/lease_book.py",
         "        instance = hold.instance\n",
         "        instance = hold.instance\n        hold.release()\n",
         f"{LEASES}::test_an_unload_waits_for_leases",
@@ -135,7 +135,7 @@ BREAKS = (
     Break(
         4,
         "the lease of a direct client that vanished stays",
-        f"{LOADER}/resolutions.py",
+        f"{LOADER}/direct/resolver.py",
         "            self._book.release(lease.key)\n",
         "",
         f"{DIRECT}::test_a_client_that_is_killed_holds_nothing",
@@ -143,7 +143,7 @@ BREAKS = (
     Break(
         4,
         "a stream holds its lease to its first message only",
-        f"{LOADER}/passage.py",
+        f"{LOADER}/gateway/call.py",
         "                await write(response)\n",
         "                lease.release()\n                await write(response)\n",
         f"{LIVES}::test_unload_waits_for_calls_and_refuses_when_they_stay",
@@ -151,7 +151,7 @@ BREAKS = (
     Break(
         4,
         "a model in use is evicted like an idle one",
-        f"{LOADER}/occupancy.py",
+        f"{LOADER}/scheduling/occupancy.py",
         "busy=bool(instance and instance.holds) or wanted,",
         "busy=False,",
         f"{LIMITS}::test_no_room_in_time_is_refused_with_a_time_to_retry",
@@ -159,7 +159,7 @@ BREAKS = (
     Break(
         5,
         "GetMetrics is a call like any other",
-        f"{LOADER}/methods.py",
+        f"{LOADER}/gateway/methods.py",
         'PROBES = frozenset({"Health", "Status", "GetMetrics"})',
         'PROBES = frozenset({"Health", "Status"})',
         f"{PROMISES}::test_5_no_probe_counts_or_keeps_a_model",
@@ -167,7 +167,7 @@ BREAKS = (
     Break(
         5,
         "a probe counts as a call",
-        f"{LOADER}/leases.py",
+        f"{LOADER}/admission/leases.py",
         "        return Lease(self._ready, self._released, holds=False)",
         "        lease = Lease(self._ready, self._released, holds=False)\n"
         "        lease.use()\n"
@@ -177,7 +177,7 @@ BREAKS = (
     Break(
         5,
         "a look at a model begins its idle time anew",
-        f"{LOADER}/leases.py",
+        f"{LOADER}/admission/leases.py",
         "        return Lease(self._ready, self._released, holds=False)",
         "        self._ready.idle_since = time.monotonic()\n"
         "        return Lease(self._ready, self._released, holds=False)",
@@ -186,7 +186,7 @@ BREAKS = (
     Break(
         6,
         "the end of a process is found out by looking every other second",
-        f"{LOADER}/runner.py",
+        f"{LOADER}/supervision/runner.py",
         "        how = await instance.process.wait()\n",
         "        how = await instance.process.wait()\n        await asyncio.sleep(2)\n",
         f"{PROMISES}::test_6_a_death_is_seen_at_once",
@@ -209,7 +209,7 @@ BREAKS = (
     Break(
         6,
         "calls in flight get gRPC's own words, not the cause",
-        f"{LOADER}/passage.py",
+        f"{LOADER}/gateway/call.py",
         "        if gone and (cause := await instance.cause(self._cause_timeout)):\n",
         "        if instance.outdated and (cause := await instance.cause(self._cause_timeout)):\n",
         f"{FAILURES}::test_killed_while_streaming",
@@ -217,7 +217,7 @@ BREAKS = (
     Break(
         6,
         "however often it crashes, it is loaded again at once",
-        f"{LOADER}/lifecycle.py",
+        f"{LOADER}/lifecycle/machine.py",
         "    if crashes == 1:\n",
         "    if crashes:\n",
         f"{FAILURES}::test_repeated_crashes_back_off",
@@ -225,7 +225,7 @@ BREAKS = (
     Break(
         7,
         "the failure of one backend blocks the others",
-        f"{LOADER}/backoffs.py",
+        f"{LOADER}/supervision/backoffs.py",
         "        if waiting and (not usable or state.quarantined):\n",
         "        if waiting:\n",
         f"{FAILURES}::test_a_candidate_in_backoff_is_passed_over",
@@ -233,7 +233,7 @@ BREAKS = (
     Break(
         7,
         "after a failure no other backend is tried",
-        f"{LOADER}/lifecycle.py",
+        f"{LOADER}/lifecycle/machine.py",
         "    rest = state.candidates[1:]\n",
         "    rest = ()\n",
         f"{HEAD}::test_head_01_a_failure_does_not_keep_the_next_candidates_from_their_try",
@@ -241,7 +241,7 @@ BREAKS = (
     Break(
         7,
         "who comes too early is not told when to come back",
-        f"{LOADER}/causes.py",
+        f"{LOADER}/supervision/errors.py",
         '        retry_after=left,\n        metadata={"cause": cause.reason},\n',
         '        metadata={"cause": cause.reason},\n',
         f"{FAILURES}::test_repeated_crashes_back_off",
@@ -249,7 +249,7 @@ BREAKS = (
     Break(
         7,
         "the wait after a failure stays though the configuration has changed",
-        f"{LOADER}/supervisor.py",
+        f"{LOADER}/supervision/supervisor.py",
         "        if self.entry is not None and self.entry.revision != entry.revision:\n"
         "            self._post(life.Changed())\n"
         "        return",
@@ -259,7 +259,7 @@ BREAKS = (
     Break(
         7,
         "a change ends the wait, but the failures count on",
-        f"{LOADER}/lifecycle.py",
+        f"{LOADER}/lifecycle/machine.py",
         "    cleared = replace(state, crashes=0, penalties=())\n",
         "    cleared = replace(state, crashes=0)\n",
         f"{LIFE}::test_only_what_failed_has_to_wait",

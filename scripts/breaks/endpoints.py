@@ -8,7 +8,7 @@ BREAKS = (
     Break(
         4,
         "the open calls of a connection do not hold their instance",
-        f"{LOADER}/counted_calls.py",
+        f"{LOADER}/admission/connection_lease.py",
         "        instance.holds += count\n",
         "",
         f"{ENDPOINTS}::test_an_open_stream_holds_its_model",
@@ -16,7 +16,7 @@ BREAKS = (
     Break(
         4,
         "an unload does not tell clients to connect anew",
-        f"{LOADER}/http2.py",
+        f"{LOADER}/endpoints/http2.py",
         '    return frame(GOAWAY, 0, 0, struct.pack(">II", last, code) + why)\n',
         '    return b""\n',
         f"{ENDPOINTS}::test_no_call_is_lost_by_unloads",
@@ -24,7 +24,7 @@ BREAKS = (
     Break(
         5,
         "a connection to an endpoint loads the model",
-        f"{LOADER}/endpoint.py",
+        f"{LOADER}/endpoints/endpoint.py",
         "            self.connections.add(Connection(sock, self))\n",
         "            self.connections.add(Connection(sock, self))\n"
         "            self._loader.begin_load(self.name)\n",
@@ -33,7 +33,7 @@ BREAKS = (
     Break(
         5,
         "a Health call at an endpoint loads the model",
-        f"{LOADER}/endpoint_requests.py",
+        f"{LOADER}/endpoints/request_headers.py",
         '    b"Health": Kind.PROBE,\n',
         "",
         f"{ENDPOINTS}::test_probes_load_nothing_and_control_changes_nothing",

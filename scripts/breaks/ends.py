@@ -24,7 +24,7 @@ BREAKS = (
     Break(
         8,
         "an unload is answered before the group is gone",
-        f"{LOADER}/supervisor.py",
+        f"{LOADER}/supervision/supervisor.py",
         "        if isinstance(event, life.GroupGone) and before.phase is Phase.STOPPING:\n"
         "            self._stops",
         "        if self.state.phase is Phase.STOPPING:\n            self._stops",
@@ -33,7 +33,7 @@ BREAKS = (
     Break(
         8,
         "only the first process is ended, not its group and those that left it",
-        f"{LOADER}/process_group.py",
+        f"{LOADER}/processes/group.py",
         "            members = self._members()\n",
         "            members = []\n",
         f"{LIVES}::test_unload_ends_helpers_and_those_that_escaped",
@@ -41,7 +41,7 @@ BREAKS = (
     Break(
         8,
         "the memory of what has ended is taken for free at once",
-        f"{LOADER}/runner.py",
+        f"{LOADER}/supervision/runner.py",
         "            await self._released(instance)\n",
         "            pass\n",
         f"{RELEASE}::test_an_unload_ends_after_the_release",
@@ -49,7 +49,7 @@ BREAKS = (
     Break(
         8,
         "a driver that still holds memory is not waited for",
-        f"{LOADER}/ledger.py",
+        f"{LOADER}/scheduling/ledger.py",
         "            await wait_until(free, timeout=self._release_timeout",
         "            await wait_until(lambda: True, timeout=self._release_timeout",
         f"{RELEASE}::test_the_memory_of_a_gpu_is_waited_for",
@@ -57,7 +57,7 @@ BREAKS = (
     Break(
         9,
         "the guard is not told of a group",
-        f"{LOADER}/local_process.py",
+        f"{LOADER}/processes/local.py",
         "        self._around.watch.add(child.pid, spec.uid)\n",
         "",
         f"{PROMISES}::test_9_a_backend_that_drops_its_environment_ends_with_the_loader",
@@ -65,7 +65,7 @@ BREAKS = (
     Break(
         9,
         "backends do not bear the loader's marker",
-        f"{LOADER}/environment.py",
+        f"{LOADER}/processes/environment.py",
         "    environment[name] = value\n",
         "",
         f"{ORPHANS}::test_an_orphan_that_nobody_recorded_is_found_by_its_marker",
@@ -73,7 +73,7 @@ BREAKS = (
     Break(
         9,
         "the guard forgets those that left their group",
-        f"{LOADER}/guard.py",
+        f"{LOADER}/processes/guard.py",
         "        found = len(groups) + kill_marked(markers, left)\n",
         "        found = len(groups)\n",
         f"{LIVES}::test_sigkill_of_the_loader_leaves_no_backend",
@@ -81,7 +81,7 @@ BREAKS = (
     Break(
         9,
         "a dead guard is not replaced",
-        f"{LOADER}/guarding.py",
+        f"{LOADER}/processes/guard_client.py",
         "        if self._short_lives < _SHORT_LIVES:\n            self._start()\n",
         "        if self._short_lives < _SHORT_LIVES:\n            pass\n",
         f"{PROCESS}::test_a_dead_guard_is_replaced_though_nothing_happens",
@@ -89,7 +89,7 @@ BREAKS = (
     Break(
         9,
         "what an earlier loader left is taken over, and then loaded anew",
-        f"{LOADER}/adoption.py",
+        f"{LOADER}/supervision/adoption.py",
         'revision=record.model_revision if same else "")',
         'revision="")',
         f"{ADOPTION}::test_a_killed_loaders_backend_is_taken_over",
@@ -97,7 +97,7 @@ BREAKS = (
     Break(
         9,
         "adoption is on, and the guard is not told to keep what is ready",
-        f"{LOADER}/process_group.py",
+        f"{LOADER}/processes/group.py",
         "        self._around.watch.keep(self._pid, self._uid)\n",
         "",
         f"{ADOPTION}::test_a_killed_loaders_backend_is_taken_over",
@@ -105,7 +105,7 @@ BREAKS = (
     Break(
         9,
         "what an earlier loader left is neither taken over nor ended",
-        f"{LOADER}/leftovers.py",
+        f"{LOADER}/processes/leftovers.py",
         "            found = find_marked(markers, spared=left)\n",
         "            found = find_marked(set(), spared=left)\n",
         f"{ORPHANS}::test_an_orphan_that_nobody_recorded_is_found_by_its_marker",
@@ -113,7 +113,7 @@ BREAKS = (
     Break(
         10,
         "a loaded model keeps its old configuration",
-        f"{LOADER}/supervisor.py",
+        f"{LOADER}/supervision/supervisor.py",
         "            instance.outdated = instance.entry.revision != revision\n",
         "            instance.outdated = False\n",
         f"{LIVES}::test_models_that_come_change_and_go",
@@ -121,7 +121,7 @@ BREAKS = (
     Break(
         10,
         "a new configuration cuts the calls of the old one",
-        f"{LOADER}/supervisor.py",
+        f"{LOADER}/supervision/supervisor.py",
         "        if why and not instance.holds and self.state.phase is Phase.READY:\n",
         "        if why and self.state.phase is Phase.READY:\n"
         '            self._stop(StopReason(Cause.CHANGED, "changed"), force=True)\n'
@@ -141,7 +141,7 @@ BREAKS = (
     Break(
         11,
         "the loop itself waits for the end of a process",
-        f"{LOADER}/process_group.py",
+        f"{LOADER}/processes/group.py",
         "        await asyncio.wait([self._exit], timeout=timeout)\n",
         "        while self._group() and time.monotonic() - began < timeout:\n"
         "            time.sleep(0.01)\n"
@@ -151,7 +151,7 @@ BREAKS = (
     Break(
         11,
         "one model may load at a time, unless somebody allows more",
-        f"{LOADER}/tunables.py",
+        f"{LOADER}/live_settings.py",
         "    parallel_loads: int = Field(default=8, ge=1)\n",
         "    parallel_loads: int = Field(default=1, ge=1)\n",
         f"{V2}::test_v2_01_one_slow_load_does_not_stall_other_models",
@@ -159,7 +159,7 @@ BREAKS = (
     Break(
         11,
         "a model's file is read on the loop before its load",
-        f"{LOADER}/runner.py",
+        f"{LOADER}/supervision/runner.py",
         "        assert instance.connection is not None\n        limit =",
         "        assert instance.connection is not None\n"
         "        time.sleep(1.5)  # as long as some gigabytes take\n"
@@ -169,7 +169,7 @@ BREAKS = (
     Break(
         11,
         "each call that ends plans for every model that waits",
-        f"{LOADER}/scheduler.py",
+        f"{LOADER}/scheduling/scheduler.py",
         "            if not (known and hopeless.covers(newcomer, settings.starvation_bound)):\n",
         "            if wish:\n",
         f"{LOOKS}::test_a_look_plans_for_those_only_that_may_fit",
@@ -177,7 +177,7 @@ BREAKS = (
     Break(
         12,
         "the queue has no bound",
-        f"{LOADER}/leases.py",
+        f"{LOADER}/admission/leases.py",
         "        if self._waiters.calls >= self._queue_size():\n",
         "        if self._waiters.calls >= 1_000_000:\n",
         f"{HEAD}::test_head_07_a_full_queue_stays_that_and_is_no_failure_of_the_load",
@@ -185,7 +185,7 @@ BREAKS = (
     Break(
         12,
         "there is no ceiling over all models",
-        f"{LOADER}/admission.py",
+        f"{LOADER}/admission/meter.py",
         "        return self.running + self.queue.length >= self.ceiling()\n",
         "        return self.running + self.queue.length >= 1_000_000\n",
         f"{CALL_LIMITS}::test_the_ceiling_over_all_models",
@@ -193,7 +193,7 @@ BREAKS = (
     Break(
         12,
         "who is refused is not told when to come back",
-        f"{LOADER}/causes.py",
+        f"{LOADER}/supervision/errors.py",
         '        retry_after=retry_after,\n        metadata={"model": model, "queue_length"',
         '        metadata={"model": model, "queue_length"',
         f"{CALL_LIMITS}::test_calls_at_once_and_the_queue",
@@ -201,7 +201,7 @@ BREAKS = (
     Break(
         12,
         "who is refused is not told how many wait",
-        f"{LOADER}/causes.py",
+        f"{LOADER}/supervision/errors.py",
         '        metadata={"model": model, "queue_length": str(waiting)},\n',
         '        metadata={"model": model},\n',
         f"{CALL_LIMITS}::test_calls_at_once_and_the_queue",
@@ -209,7 +209,7 @@ BREAKS = (
     Break(
         12,
         "a client has the next turn again for as long as it has calls",
-        f"{LOADER}/fair_queue.py",
+        f"{LOADER}/admission/fair_queue.py",
         "            self._clients.move_to_end(client)\n",
         "            pass\n",
         f"{TURNS}::test_clients_are_served_by_turns",
@@ -217,7 +217,7 @@ BREAKS = (
     Break(
         12,
         "the same, with real clients",
-        f"{LOADER}/fair_queue.py",
+        f"{LOADER}/admission/fair_queue.py",
         "            self._clients.move_to_end(client)\n",
         "            pass\n",
         f"{ADMITS}::test_one_call_is_not_starved_by_five_hundred",
@@ -225,7 +225,7 @@ BREAKS = (
     Break(
         12,
         "a queue that one client fills is full for all",
-        f"{LOADER}/leases.py",
+        f"{LOADER}/admission/leases.py",
         "            greedy = self._waiters.crowding(caller.client)\n",
         "            greedy = None\n",
         f"{ADMITS}::test_a_full_queue_has_room_for_who_has_less_of_it",
@@ -233,7 +233,7 @@ BREAKS = (
     Break(
         12,
         "a ceiling that one client's waiting calls reach is reached for all",
-        f"{LOADER}/admission.py",
+        f"{LOADER}/admission/meter.py",
         "        greedy = self.queue.crowding(client)\n",
         "        greedy = None\n",
         f"{ADMISSION}::test_so_does_the_ceiling_over_all_models",
@@ -241,7 +241,7 @@ BREAKS = (
     Break(
         12,
         "a call is queued to die",
-        f"{LOADER}/leases.py",
+        f"{LOADER}/admission/leases.py",
         "        if pace.at_least(self.pace, position, self._places, loads) <= left:\n",
         "        if left:\n",
         f"{ADMITS}::test_a_deadline_that_cannot_be_met_is_told_at_once",
@@ -249,7 +249,7 @@ BREAKS = (
     Break(
         12,
         "a call is refused for its deadline though nothing is known",
-        f"{LOADER}/pace.py",
+        f"{LOADER}/admission/wait_estimate.py",
         "        if len(self.calls) < EVIDENCE:\n",
         "        if not self.calls:\n",
         f"{ADMISSION}::test_without_evidence_nobody_is_refused_for_a_deadline",
@@ -257,7 +257,7 @@ BREAKS = (
     Break(
         12,
         "whose time is over takes a place from who waits",
-        f"{LOADER}/waiters.py",
+        f"{LOADER}/admission/waiters.py",
         "        if now >= waiter.deadline:\n",
         "        if now < 0:\n",
         f"{ADMISSION}::test_whose_time_is_over_gets_no_place",
@@ -265,7 +265,7 @@ BREAKS = (
     Break(
         12,
         "a refused call is told the same time whatever the queue's length",
-        f"{LOADER}/leases.py",
+        f"{LOADER}/admission/leases.py",
         "        return pace.retry_after(wait)\n",
         "        return pace.UNKNOWN\n",
         f"{ADMISSION}::test_who_is_refused_is_told_how_long_the_queue_takes",
@@ -273,7 +273,7 @@ BREAKS = (
     Break(
         12,
         "time in the queue counts as load time",
-        f"{LOADER}/leases.py",
+        f"{LOADER}/admission/leases.py",
         "        self._loading.run(time.monotonic(), on=loading)\n",
         "        self._loading.run(time.monotonic(), on=True)\n",
         f"{ADMISSION}::test_a_lease_says_how_long_it_was_waited_for",

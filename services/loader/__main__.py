@@ -18,52 +18,52 @@ from services.common.mounts import AnyMount, Mount
 from services.common.names import MODELS, resource_name
 from services.common.server import run_service
 from services.common.tasks import Background
+from services.loader.admission.meter import CallMeter
+from services.loader.backends.catalog import BackendCatalog
+from services.loader.devices.capability import Machine, detect
+from services.loader.devices.devices import LocalDevices, gpu_totals
+from services.loader.devices.gpus import Gpus
+from services.loader.direct.lease_book import LeaseLimits
+from services.loader.direct.resolver import Resolutions
+from services.loader.endpoints.endpoint import EndpointTimeouts
+from services.loader.endpoints.folder import FolderTakenError, endpoint_folder
+from services.loader.endpoints.manager import Endpoints, EndpointSettings
+from services.loader.gateway.backend_channel import GrpcConnection
+from services.loader.gateway.gateway import Gateway
+from services.loader.gateway.methods import SERVICE as DATA_SERVICE
+from services.loader.instances.addresses import BackendAddresses, socket_folder
+from services.loader.instances.stall import activity
+from services.loader.instances.starter import BackendStarter, StartLimits
+from services.loader.logs.log_book import LogBook
+from services.loader.memory.learned import Footprints
+from services.loader.memory.meter import Meter
+from services.loader.models.catalog import ModelCatalog
+from services.loader.models.pins import Pins
+from services.loader.options.defaults import OptionSettings
+from services.loader.options.resolver import OptionMaker
+from services.loader.processes.environment import backend_environment
+from services.loader.processes.group import Surroundings
+from services.loader.processes.guard_client import Guard
+from services.loader.processes.leftovers import LOADER_MARKER, Leftovers
+from services.loader.processes.local import LocalLauncher
+from services.loader.processes.pipes import NamedPipes
+from services.loader.processes.registry import ProcessRegistry
+from services.loader.processes.state_lock import state_lock
+from services.loader.rpc.servicer import LoaderServicer
+from services.loader.scheduling.ledger import Ledger
+from services.loader.scheduling.scheduler import Scheduler
+from services.loader.scheduling.watchdog import Watchdog
+from services.loader.supervision.adoption import Adoption
+from services.loader.supervision.dependencies import Services
+from services.loader.supervision.runner import Timeouts
+from services.loader.supervision.supervisor import Supervisor
+from services.loader.views.change_log import ChangeLog
+from services.loader.views.model import ModelView
 
-from .admission import CallMeter
-from .adoption import Adoption
-from .backend_addresses import BackendAddresses, socket_folder
-from .backend_catalog import BackendCatalog
 from .backend_places import backend_sources
-from .capability import Machine, detect
 from .config import LoaderSettings
-from .connection import GrpcConnection
-from .devices import LocalDevices, gpu_totals
-from .endpoint import EndpointTimeouts
-from .endpoint_folder import FolderTakenError, endpoint_folder
-from .endpoints import Endpoints, EndpointSettings
-from .environment import backend_environment
-from .events import ChangeLog
-from .footprints import Footprints
-from .gateway import Gateway
-from .gpus import Gpus
-from .guarding import Guard
-from .lease_book import LeaseLimits
-from .ledger import Ledger
-from .leftovers import LOADER_MARKER, Leftovers
+from .live_settings import LiveSettings, Tunables
 from .loader import Loader
-from .local_process import LocalLauncher
-from .logs import LogBook
-from .measuring import Meter
-from .methods import SERVICE as DATA_SERVICE
-from .model_catalog import ModelCatalog
-from .model_options import OptionMaker
-from .model_view import ModelView
-from .option_defaults import OptionSettings
-from .pins import Pins
-from .pipes import NamedPipes
-from .process_group import Surroundings
-from .process_registry import ProcessRegistry
-from .progress import activity
-from .resolutions import Resolutions
-from .runner import Timeouts
-from .scheduler import Scheduler
-from .servicer import LoaderServicer
-from .starter import BackendStarter, StartLimits
-from .state_lock import state_lock
-from .supervision import Services
-from .supervisor import Supervisor
-from .tunables import LiveSettings, Tunables
-from .watchdog import Watchdog
 
 _log = get_logger(__name__)
 

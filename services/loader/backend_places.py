@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from services.common.bundled import bundled_backends
+from services.loader.backends.backend import BackendSource, Source
+from services.loader.backends.external import EXTERNAL_FILE, ExternalBackends
+from services.loader.backends.folders import BackendFolder
+from services.loader.backends.localai2_assets import AssetRules, BackendAssets
+from services.loader.devices.capability import cpu_flags
 
-from .backend import BackendSource, Source
-from .backend_assets import AssetRules, BackendAssets
-from .backend_folders import BackendFolder
-from .capability import cpu_flags
 from .config import LoaderSettings
-from .external_backends import EXTERNAL_FILE, ExternalBackends
 
 
 def backend_sources(settings: LoaderSettings, capability: str) -> list[BackendSource]:

@@ -20,7 +20,7 @@ from services.common.config import (
 )
 from services.common.runtime import EventLoop
 
-from .tunables import Tunables
+from .live_settings import Tunables
 
 
 class _BackendFolders(UnderHome):

@@ -18,27 +18,27 @@ from services.common.errors import (
 )
 from services.common.logs import get_logger
 from services.common.tasks import Background
+from services.loader.admission.connection_lease import CountedCalls
+from services.loader.admission.meter import ANYONE, Caller, CallMeter
+from services.loader.admission.waiters import expired
+from services.loader.backends.backend import Backend
+from services.loader.backends.catalog import BackendCatalog
+from services.loader.instances.instance import Instance, Lease
+from services.loader.lifecycle.machine import RESTING, Cause, Phase, StopReason
+from services.loader.logs.log_book import LogNews, LogQuery
+from services.loader.models.catalog import ModelCatalog, ModelEntry
+from services.loader.models.pins import Pins
+from services.loader.models.watcher import Follower
+from services.loader.scheduling.ledger import Ledger
+from services.loader.scheduling.scheduler import Scheduler
+from services.loader.supervision.restarts import Restarts
+from services.loader.supervision.supervisor import Supervisor
+from services.loader.views.change_log import ChangeLog
+from services.loader.views.forecast import Prospects
+from services.loader.views.model import ModelView
+from services.loader.views.models import Views
 
-from .admission import ANYONE, Caller, CallMeter
-from .backend import Backend
-from .backend_catalog import BackendCatalog
-from .counted_calls import CountedCalls
-from .events import ChangeLog
-from .following import Follower
-from .instance import Instance, Lease
-from .ledger import Ledger
-from .lifecycle import RESTING, Cause, Phase, StopReason
-from .logs import LogNews, LogQuery
-from .model_catalog import ModelCatalog, ModelEntry
-from .model_view import ModelView
-from .pins import Pins
-from .prospects import Prospects
-from .restarts import Restarts
-from .scheduler import Scheduler
-from .supervisor import Supervisor
-from .tunables import LiveSettings
-from .views import Views
-from .waiters import expired
+from .live_settings import LiveSettings
 
 _log = get_logger(__name__)
 

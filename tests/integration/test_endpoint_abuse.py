@@ -20,7 +20,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from services.loader.http2 import PREFACE
+from services.loader.endpoints.http2 import PREFACE
 from tests.tools.loader_calls import UNLOADED, begin, model
 from tests.tools.running import LoaderUnderTest, eventually
 

@@ -29,7 +29,7 @@ from services.common.errors import (
     ModelUnloadedError,
     QueueFullError,
 )
-from services.loader.http2 import PREFACE
+from services.loader.endpoints.http2 import PREFACE
 from tests.tools.loader_calls import (
     FOREVER,
     READY,

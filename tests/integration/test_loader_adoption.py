@@ -36,7 +36,7 @@ async def loader(loader: LoaderUnderTest) -> AsyncIterator[LoaderUnderTest]:
 
 
 def guards() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter() if "loader/guard.py" in command(p)]
+    return [p for p in psutil.process_iter() if "loader/processes/guard.py" in command(p)]
 
 
 async def kill(loader: LoaderUnderTest) -> None:

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.gpus import Gpus
-from services.loader.measuring import Meter, parse_rollup, resident
-from services.loader.process import MARKER
-from services.loader.processes import marked_processes
+from services.loader.devices.gpus import Gpus
+from services.loader.memory.meter import Meter, parse_rollup, resident
+from services.loader.processes.interface import MARKER
+from services.loader.processes.lookup import marked_processes
 from tests.tools.waiting import eventually_sync
 
 MIB = 1 << 20

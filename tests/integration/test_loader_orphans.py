@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from services.loader.process_registry import ProcessRecord, ProcessRegistry
-from services.loader.processes import birth
+from services.loader.processes.lookup import birth
+from services.loader.processes.registry import ProcessRecord, ProcessRegistry
 from tests.tools.loader_calls import backends_running, load
 from tests.tools.processes import SLEEPER, children, descendants
 from tests.tools.running import LoaderUnderTest, alive, eventually, processes_in

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from services.loader.backend_catalog import BackendCatalog
-from services.loader.backend_folders import BackendFolder
+from services.loader.backends.catalog import BackendCatalog
+from services.loader.backends.folders import BackendFolder
 
 
 def add(folder: Path, name: str, metadata: Any = None, *, program: bool = True) -> Path:

@@ -8,18 +8,18 @@ from typing import Any
 
 from services.common.backoff import Backoff
 from services.common.tasks import Background
-from services.loader.admission import CallMeter
-from services.loader.backend_catalog import Backend
-from services.loader.instance import Instance, LoadAnswer
-from services.loader.ledger import Reservation
-from services.loader.logs import LogBook
-from services.loader.model_catalog import ModelEntry
-from services.loader.process import Exit
-from services.loader.runner import Timeouts
-from services.loader.scheduler import Scheduler
-from services.loader.supervision import Services
-from services.loader.supervisor import Supervisor
-from services.loader.tunables import LiveSettings
+from services.loader.admission.meter import CallMeter
+from services.loader.backends.catalog import Backend
+from services.loader.instances.instance import Instance, LoadAnswer
+from services.loader.live_settings import LiveSettings
+from services.loader.logs.log_book import LogBook
+from services.loader.models.catalog import ModelEntry
+from services.loader.processes.interface import Exit
+from services.loader.scheduling.ledger import Reservation
+from services.loader.scheduling.scheduler import Scheduler
+from services.loader.supervision.dependencies import Services
+from services.loader.supervision.runner import Timeouts
+from services.loader.supervision.supervisor import Supervisor
 
 NAMES = ("a", "b", "c", "p")
 GROUPS = {"a": ["g"], "b": ["g"]}

@@ -13,12 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import DeadlineError, DeadlineTooShortError, QueueFullError
-from services.loader.admission import Caller
-from services.loader.instance import Lease, LoadAnswer
-from services.loader.lifecycle import Cause, Phase, StopReason
-from services.loader.model_catalog import ModelEntry
-from services.loader.model_config import ModelConfig
-from services.loader.pace import (
+from services.loader.admission.meter import Caller
+from services.loader.admission.wait_estimate import (
     CERTAIN,
     EVIDENCE,
     LATEST,
@@ -30,8 +26,12 @@ from services.loader.pace import (
     expected,
     retry_after,
 )
-from services.loader.process import Exit
-from services.loader.supervisor import Supervisor
+from services.loader.instances.instance import Lease, LoadAnswer
+from services.loader.lifecycle.machine import Cause, Phase, StopReason
+from services.loader.models.catalog import ModelEntry
+from services.loader.models.config import ModelConfig
+from services.loader.processes.interface import Exit
+from services.loader.supervision.supervisor import Supervisor
 from tests.tools.scripted_world import World
 from tests.tools.waiting import eventually
 

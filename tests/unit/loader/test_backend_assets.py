@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.backend import Backend
-from services.loader.backend_assets import AssetRules, BackendAssets, choose_variant
-from services.loader.backend_groups import resolve
+from services.loader.backends.backend import Backend
+from services.loader.backends.builds import resolve
+from services.loader.backends.localai2_assets import AssetRules, BackendAssets, choose_variant
 
 VARIANTS = (
     *("llama-cpp", "llama-cpp-avx2", "llama-cpp-avx", "llama-cpp-fallback", "llama-cpp-cuda"),

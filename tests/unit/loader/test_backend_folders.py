@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.loader.backend import Source
-from services.loader.backend_folders import BackendFolder
+from services.loader.backends.backend import Source
+from services.loader.backends.folders import BackendFolder
 from tests.tools.backend_folders import add
 
 FOREIGN = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00" + (21).to_bytes(2, "little") + bytes(44)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.backend import Backend, Source
-from services.loader.backend_groups import Resolved, resolve
-from services.loader.backend_names import requirements
+from services.loader.backends.backend import Backend, Source
+from services.loader.backends.builds import Resolved, resolve
+from services.loader.backends.names import requirements
 
 CAPABILITIES = (
     *("default", "nvidia", "nvidia-cuda-12", "nvidia-cuda-13", "nvidia-l4t", "nvidia-l4t-cuda-13"),

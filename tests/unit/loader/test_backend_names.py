@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.backend_facts import Facts, facts
-from services.loader.backend_names import (
+from services.loader.backends.known_engines import Facts, facts
+from services.loader.backends.names import (
     NAME_ALIASES,
     TYPE_ALIASES,
     alternatives,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import InvalidRequestError
-from services.loader.budgets import WHOLE, Budget, parse_budget
+from services.loader.devices.budgets import WHOLE, Budget, parse_budget
 
 GIB = 1 << 30
 

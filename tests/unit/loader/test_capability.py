@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.capability import (
+from services.loader.devices.capability import (
     FORCE,
     RUN_FILE,
     Machine,
@@ -16,7 +16,7 @@ from services.loader.capability import (
     gpu_vendor,
     parse_cpu_flags,
 )
-from services.loader.gpus import Gpu
+from services.loader.devices.gpus import Gpu
 from tests.tools.kernel_files import write_files
 
 GIB = 1 << 30

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import ModelConfigError
-from services.loader.config_file import is_gallery_entry, lines_of, models_in, read_file
-from services.loader.model_entry import ModelEntry
+from services.loader.models.config_file import is_gallery_entry, lines_of, models_in, read_file
+from services.loader.models.entry import ModelEntry
 
 
 def models(text: str | bytes, file: str = "f.yaml") -> list[ModelEntry]:

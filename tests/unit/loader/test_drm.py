@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.drm import Client, parse_fdinfo, read_cards, read_clients, sum_clients
+from services.loader.devices.drm import Client, parse_fdinfo, read_cards, read_clients, sum_clients
 from tests.tools.kernel_files import amd_files, graphics_card, open_file
 
 GIB = 1 << 30

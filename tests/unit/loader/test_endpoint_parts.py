@@ -12,16 +12,24 @@ from hypothesis import strategies as st
 
 from corral.backend import backend_pb2 as pb
 from services.common.config import ConfigError
-from services.loader import endpoint
 from services.loader.config import LoaderSettings
-from services.loader.endpoint_folder import (
+from services.loader.endpoints import endpoint
+from services.loader.endpoints.folder import (
     LONGEST_PATH,
     FolderTakenError,
     endpoint_folder,
     socket_path,
 )
-from services.loader.header_block import BrokenFramesError, block_end, content, with_field
-from services.loader.http2 import END_HEADERS, HEADERS, MAX_FRAME, bearer, failure, frame, literal
+from services.loader.endpoints.header_block import BrokenFramesError, block_end, content, with_field
+from services.loader.endpoints.http2 import (
+    END_HEADERS,
+    HEADERS,
+    MAX_FRAME,
+    bearer,
+    failure,
+    frame,
+    literal,
+)
 
 # Names and folders
 

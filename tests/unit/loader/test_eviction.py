@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.loader.eviction import (
+from services.loader.scheduling.eviction import (
     Hopeless,
     Limits,
     Newcomer,

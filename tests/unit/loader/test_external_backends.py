@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.loader.backends.external import ExternalBackends, external
 from services.loader.config import LoaderSettings
-from services.loader.external_backends import ExternalBackends, external
 
 
 def program(path: Path) -> Path:

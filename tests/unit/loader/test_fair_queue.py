@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from services.loader.fair_queue import FairQueue
+from services.loader.admission.fair_queue import FairQueue
 
 SIZE = 12
 CLIENTS = st.sampled_from("abcde")

@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.footprint import MARGIN_BYTES, Basis, Footprint, Usage, estimate, kv_bytes
-from services.loader.gguf import Header
-from services.loader.model_config import ModelConfig
+from services.loader.memory.estimate import (
+    MARGIN_BYTES,
+    Basis,
+    Footprint,
+    Usage,
+    estimate,
+    kv_bytes,
+)
+from services.loader.models.config import ModelConfig
+from services.loader.models.gguf import Header
 
 GIB = 1024**3
 # The figures of Llama 3.1 8B in Q4_K_M.

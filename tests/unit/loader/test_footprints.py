@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from services.loader.footprints import FootprintKey, Footprints, merged
+from services.loader.memory.learned import FootprintKey, Footprints, merged
 from tests.tools.waiting import eventually_sync
 
 KEY = FootprintKey("tiny", "r1", "llama-cpp")

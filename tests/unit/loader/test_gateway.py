@@ -17,15 +17,15 @@ from services.common.config import ServiceSettings
 from services.common.errors import QueueFullError
 from services.common.server import AnyMount, GenericMount, Observe, serving
 from services.common.status import from_rpc_error
-from services.loader.admission import Caller
-from services.loader.backend_catalog import Backend
-from services.loader.connection import GrpcConnection
-from services.loader.gateway import Gateway
-from services.loader.gateway_metadata import Heading, passed_back
-from services.loader.instance import Instance, Lease
-from services.loader.methods import methods
-from services.loader.model_catalog import ModelEntry
-from services.loader.passage import Passage
+from services.loader.admission.meter import Caller
+from services.loader.backends.catalog import Backend
+from services.loader.gateway.backend_channel import GrpcConnection
+from services.loader.gateway.call import Passage
+from services.loader.gateway.gateway import Gateway
+from services.loader.gateway.metadata import Heading, passed_back
+from services.loader.gateway.methods import methods
+from services.loader.instances.instance import Instance, Lease
+from services.loader.models.catalog import ModelEntry
 from tests.tools.waiting import eventually
 
 LIVE = "/backend.Backend/AudioTranscriptionLive"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.gguf import GgufError, read_header, shards
+from services.loader.models.gguf import GgufError, read_header, shards
 from tests.tools.tiny_gguf import write_tiny
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from services.loader.devices import LocalDevices
-from services.loader.gpus import Gpu, Gpus, NvidiaDriver
-from services.loader.nvml import NoDriverError, NvmlError
+from services.loader.devices.devices import LocalDevices
+from services.loader.devices.gpus import Gpu, Gpus, NvidiaDriver
+from services.loader.devices.nvml import NoDriverError, NvmlError
 from tests.tools.kernel_files import amd_files, graphics_card, open_file
 from tests.tools.waiting import eventually_sync
 

@@ -18,13 +18,13 @@ from services.common.errors import (
     ModelUnloadedError,
     TooManyLeasesError,
 )
-from services.loader.backend_catalog import Backend
-from services.loader.instance import Instance, Lease
-from services.loader.lease_book import DirectLease, LeaseBook, LeaseLimits
-from services.loader.lifecycle import Cause, Phase, StopReason
-from services.loader.model_catalog import ModelEntry
-from services.loader.model_config import ModelConfig
-from services.loader.resolutions import Advice, Resolution, Resolutions
+from services.loader.backends.catalog import Backend
+from services.loader.direct.lease_book import DirectLease, LeaseBook, LeaseLimits
+from services.loader.direct.resolver import Advice, Resolution, Resolutions
+from services.loader.instances.instance import Instance, Lease
+from services.loader.lifecycle.machine import Cause, Phase, StopReason
+from services.loader.models.catalog import ModelEntry
+from services.loader.models.config import ModelConfig
 from tests.tools.scripted_world import World
 from tests.unit.loader.test_supervising import comes_up, entry, goes, phase
 

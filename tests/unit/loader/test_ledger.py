@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.loader.backend_catalog import Backend
-from services.loader.devices import RAM, Device
-from services.loader.footprints import Footprints
-from services.loader.ledger import Ledger, Reservation
-from services.loader.model_catalog import ModelEntry
-from services.loader.tunables import Tunables
+from services.loader.backends.catalog import Backend
+from services.loader.devices.devices import RAM, Device
+from services.loader.live_settings import Tunables
+from services.loader.memory.learned import Footprints
+from services.loader.models.catalog import ModelEntry
+from services.loader.scheduling.ledger import Ledger, Reservation
 
 
 class Machine:

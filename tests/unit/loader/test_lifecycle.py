@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.loader import lifecycle as life
-from services.loader.lifecycle import Cause, Failure, Lifecycle, Phase, StopReason
+from services.loader.lifecycle import machine as life
+from services.loader.lifecycle.machine import Cause, Failure, Lifecycle, Phase, StopReason
 
 ERROR = RuntimeError("failed")
 ASKED = StopReason(Cause.REQUESTED, "asked")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from services.loader.devices import Device
-from services.loader.processes import birth, is_process, own_group
-from services.loader.watchdog import short_of_memory
+from services.loader.devices.devices import Device
+from services.loader.processes.lookup import birth, is_process, own_group
+from services.loader.scheduling.watchdog import short_of_memory
 from tests.tools.waiting import eventually_sync
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -114,9 +114,10 @@ def test_head_14_one_full_gpu_is_not_hidden_by_an_empty_one(total: int) -> None:
 
 
 def test_head_14_looking_at_memory_starts_no_process() -> None:
-    looked = ("gpus.py", "nvml.py", "drm.py", "ram.py", "devices.py", "measuring.py", "ledger.py")
+    looked = [*(SERVICES / "loader" / "devices").glob("*.py")]
+    looked += [SERVICES / "loader" / name for name in ("memory/meter.py", "scheduling/ledger.py")]
     for name in looked:
-        text = (SERVICES / "loader" / name).read_text()
+        text = name.read_text()
         assert "subprocess" not in text and "os.system" not in text, name
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.log_levels import Level, level_of, plain
+from services.loader.logs.levels import Level, level_of, plain
 
 UNSPECIFIED, DEBUG, INFO, WARNING, ERROR = Level
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.logs import (
+from services.loader.logs.log_book import (
     MAXIMUM_LINE,
     Level,
     LineSplitter,

@@ -13,8 +13,8 @@ from services.common.errors import (
     ModelDisabledError,
     ModelNotFoundError,
 )
-from services.loader import model_catalog
-from services.loader.model_catalog import ModelCatalog
+from services.loader.models import catalog as model_catalog
+from services.loader.models.catalog import ModelCatalog
 
 
 def write(folder: Path, name: str, text: str, *, age: float = 60) -> None:

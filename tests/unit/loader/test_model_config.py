@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from corral.backend import backend_pb2
-from services.loader.model_catalog import ModelCatalog, ModelEntry
-from services.loader.model_options import OptionMaker
+from services.loader.models.catalog import ModelCatalog, ModelEntry
+from services.loader.options.resolver import OptionMaker
 
 
 def read(folder: Path, text: str) -> ModelEntry:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.model_format import format_of, model_format
+from services.loader.models.file_format import format_of, model_format
 from tests.tools.tiny_gguf import write
 
 

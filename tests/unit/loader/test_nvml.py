@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.loader.nvml import DriverNvml, NoDriverError, NvmlError, read_all
+from services.loader.devices.nvml import DriverNvml, NoDriverError, NvmlError, read_all
 
 GIB = 1 << 30
 SOURCE = """

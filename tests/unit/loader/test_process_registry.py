@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.loader.process_registry import ProcessRecord, ProcessRegistry
+from services.loader.processes.registry import ProcessRecord, ProcessRegistry
 
 UID = "0123456789abcdef" * 2
 LOADER = "f" * 32

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.loader.guard import Group
-from services.loader.processes import birth, find_marked, is_process, own_group, processes_of
+from services.loader.processes.guard import Group
+from services.loader.processes.lookup import birth, find_marked, is_process, own_group, processes_of
 from tests.tools.processes import SLEEPER, children
 from tests.tools.waiting import eventually_sync
 

@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.loader.ram import (
-    Group,
-    parse_membership,
-    parse_meminfo,
-    read_ram,
-    tightest,
-)
+from services.loader.devices.ram import Group, parse_membership, parse_meminfo, read_ram, tightest
 from tests.tools.kernel_files import write_files
 
 GIB = 1 << 30

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from services.loader.backend_catalog import Backend
-from services.loader.devices import Device
-from services.loader.footprints import Footprints
-from services.loader.instance import Instance
-from services.loader.ledger import Ledger, Reservation
-from services.loader.lifecycle import Cause, Phase, StopReason
-from services.loader.model_catalog import ModelEntry
+from services.loader.backends.catalog import Backend
+from services.loader.devices.devices import Device
+from services.loader.instances.instance import Instance
+from services.loader.lifecycle.machine import Cause, Phase, StopReason
+from services.loader.memory.learned import Footprints
+from services.loader.models.catalog import ModelEntry
+from services.loader.scheduling.ledger import Ledger, Reservation
 from tests.tools.scripted_world import World
 from tests.tools.waiting import eventually
 

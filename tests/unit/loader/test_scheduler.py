@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import CorralError
-from services.loader import scheduler as module
-from services.loader.eviction import Occupant, Plan
-from services.loader.lifecycle import StopReason
-from services.loader.scheduler import Scheduler, Wish
-from services.loader.tunables import LiveSettings
+from services.loader.lifecycle.machine import StopReason
+from services.loader.live_settings import LiveSettings
+from services.loader.scheduling import scheduler as module
+from services.loader.scheduling.eviction import Occupant, Plan
+from services.loader.scheduling.scheduler import Scheduler, Wish
 from tests.tools.waiting import eventually
 
 MANY = 200

@@ -21,12 +21,12 @@ from hypothesis.stateful import (
 )
 
 from services.common.errors import CorralError, LoadBackoffError
-from services.loader import lifecycle as life
-from services.loader.instance import Lease, LoadAnswer
-from services.loader.lifecycle import Cause, Phase, StopReason
-from services.loader.model_catalog import ModelEntry
-from services.loader.model_config import ModelConfig
-from services.loader.process import Exit
+from services.loader.instances.instance import Lease, LoadAnswer
+from services.loader.lifecycle import machine as life
+from services.loader.lifecycle.machine import Cause, Phase, StopReason
+from services.loader.models.catalog import ModelEntry
+from services.loader.models.config import ModelConfig
+from services.loader.processes.interface import Exit
 from tests.tools.scripted_world import GROUPS, NAMES, Process, World
 
 MODELS = st.sampled_from(NAMES)

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import BackendNotFoundError
-from services.loader.backend import Backend
-from services.loader.backend_catalog import BackendCatalog
-from services.loader.backend_facts import facts
-from services.loader.backend_groups import resolve
-from services.loader.backend_names import requirements
-from services.loader.model_config import ModelConfig
-from services.loader.selection import Selection, select
+from services.loader.backends.backend import Backend
+from services.loader.backends.builds import resolve
+from services.loader.backends.catalog import BackendCatalog
+from services.loader.backends.known_engines import facts
+from services.loader.backends.names import requirements
+from services.loader.backends.selection import Selection, select
+from services.loader.models.config import ModelConfig
 
 
 class Listed:

@@ -23,13 +23,13 @@ from hyperframe.frame import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.loader.backend_frames import BackendFrames, Greeting
-from services.loader.client_frames import ClientFrames
-from services.loader.endpoint_requests import HeadersError, Kind, Request, RequestHeaders
-from services.loader.header_block import BrokenFramesError
-from services.loader.held_frames import HeldFrames
-from services.loader.http2 import MAX_FRAME, PREFACE, bearer, window_update
-from services.loader.open_streams import OpenStreams
+from services.loader.endpoints.backend_frames import BackendFrames, Greeting
+from services.loader.endpoints.client_frames import ClientFrames
+from services.loader.endpoints.header_block import BrokenFramesError
+from services.loader.endpoints.http2 import MAX_FRAME, PREFACE, bearer, window_update
+from services.loader.endpoints.replay_buffer import HeldFrames
+from services.loader.endpoints.request_headers import HeadersError, Kind, Request, RequestHeaders
+from services.loader.endpoints.streams import OpenStreams
 
 FIELD = bearer("secret-of-the-backend")
 PATHS = ("/backend.Backend/Predict", "/backend.Backend/PredictStream", "/x.Y/Z")

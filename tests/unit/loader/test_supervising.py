@@ -11,12 +11,12 @@ import pytest
 
 from services.common.backoff import Backoff
 from services.common.errors import CorralError
-from services.loader.instance import Lease, LoadAnswer
-from services.loader.lifecycle import Cause, Phase, StopReason
-from services.loader.model_catalog import ModelEntry
-from services.loader.model_config import ModelConfig
-from services.loader.process import Exit
-from services.loader.supervisor import Supervisor
+from services.loader.instances.instance import Lease, LoadAnswer
+from services.loader.lifecycle.machine import Cause, Phase, StopReason
+from services.loader.models.catalog import ModelEntry
+from services.loader.models.config import ModelConfig
+from services.loader.processes.interface import Exit
+from services.loader.supervision.supervisor import Supervisor
 from tests.tools.scripted_world import World
 from tests.tools.waiting import eventually
 

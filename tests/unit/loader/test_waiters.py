@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from services.loader.admission import ANYONE, CallMeter
-from services.loader.backend import Backend
-from services.loader.instance import Instance, Lease
-from services.loader.model_catalog import ModelEntry
-from services.loader.pace import Stopwatch
-from services.loader.waiters import LeaseWaiters
+from services.loader.admission.meter import ANYONE, CallMeter
+from services.loader.admission.wait_estimate import Stopwatch
+from services.loader.admission.waiters import LeaseWaiters
+from services.loader.backends.backend import Backend
+from services.loader.instances.instance import Instance, Lease
+from services.loader.models.catalog import ModelEntry
 
 
 def make() -> tuple[LeaseWaiters, CallMeter, Instance]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corral.backend import backend_pb2
-from services.loader.wire import string_field, with_empty_string
+from services.loader.gateway.field_access import string_field, with_empty_string
 
 NUMBER = backend_pb2.PredictOptions.DESCRIPTOR.fields_by_name["ModelIdentity"].number
 NAMED = backend_pb2.PredictOptions(ModelIdentity="m").SerializeToString()

@@ -1,0 +1,208 @@
+"""Hands out the leases of one model: who gets one now, who waits, and who is refused instead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any
+
+from services.common.errors import CorralError
+from services.loader.instances.instance import Instance, Lease
+from services.loader.models.catalog import ModelEntry
+from services.loader.supervision import errors as causes
+
+from . import wait_estimate as pace
+from .meter import Caller, CallMeter, calls_at_once
+from .wait_estimate import Pace, Stopwatch
+from .waiters import LeaseWaiters
+
+
+class Leases:
+    """The leases on one model, over all its instances.
+
+    A call takes one of the model's places, and counts in the meter over all models. A load that was asked
+    for holds the instance without being a call: it takes no place, and no limit refuses it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        meter: CallMeter,
+        queue_size: Callable[[], int],
+        entry: Callable[[], ModelEntry | None],
+        released: Callable[[Instance], None],
+    ) -> None:
+        """`released` hears of each lease that was let go."""
+        self.pace = Pace()
+        self._name = name
+        self._meter = meter
+        self._queue_size = queue_size
+        self._entry = entry
+        self._released = released
+        self._loading = Stopwatch()
+        self._waiters = LeaseWaiters(meter, self._loading)
+        self._ready: Instance | None = None
+        self._places = 0
+        """Calls that may run at once; 0 for no limit, or while nothing is known of the backend."""
+        self._no_room = False
+        self._timed: tuple[()] | tuple[str, str, str] = ()
+        """Of which backend and configuration the pace is: their names and revisions."""
+
+    # What becomes of the model
+
+    def begins(self, instance: Instance) -> None:
+        """An instance is being started, or was taken over."""
+        timed = instance.backend.name, instance.backend.revision, instance.entry.revision
+        if self._timed and timed != self._timed:
+            self.forget_pace()
+        self._timed = timed
+        instance.durations = self.pace.calls
+        self._places = calls_at_once(instance.entry, instance.backend)
+
+    def forget_pace(self) -> None:
+        """The model is another one, or has another backend: how long its calls and loads took says nothing."""
+        self.pace, self._timed = Pace(), ()
+
+    def forget_pace_with(self, backends: Collection[str]) -> None:
+        """Do so if its last instance was one of these backends."""
+        if self._timed and self._timed[0] in backends:
+            self.forget_pace()
+
+    def turns(self, ready: Instance | None, *, loading: bool, loaded: bool = False) -> None:
+        """The model stands otherwise now: `ready` serves calls, or it starts and loads, or neither.
+
+        `loaded`: this is the end of a load.
+        """
+        self._ready = ready
+        self._no_room = False
+        self._loading.run(time.monotonic(), on=loading)
+        if ready is not None and loaded:
+            self.pace.loads.append(ready.load_seconds)
+
+    def lack_room(self) -> None:
+        """There is no room for the model: who waits is queued for it."""
+        self._no_room = True
+        self._waiters.tell_positions()
+
+    # Those who ask
+
+    @property
+    def calls(self) -> int:
+        """How many calls wait."""
+        return self._waiters.calls
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits, for a call or for the load."""
+        return self._waiters.any
+
+    def take(self, *, calls: bool, client: str = "") -> Lease | None:
+        """Return a lease if the model is ready and, for a call, has a place. Raises QueueFullError."""
+        ready = self._ready
+        if ready is None:
+            return None
+        if not calls:
+            return Lease(ready, self._released)
+        if self._waiters.calls or (self._places and ready.active >= self._places):
+            return None
+        if self._meter.full:
+            self._meter.make_way(client, retry_after=self.retry_after())
+        return self._call(ready)
+
+    def probe(self) -> Lease | None:
+        """Return a lease that neither counts nor holds, if the model is ready."""
+        if self._ready is None:
+            return None
+        return Lease(self._ready, self._released, holds=False)
+
+    def join(self, caller: Caller | None) -> Coroutine[Any, Any, Lease]:
+        """Wait for the load or for a place; the place among those who wait is taken at once.
+
+        Without a caller it is no call. Raises QueueFullError, and DeadlineTooShortError if a call's time is
+        over before its turn can come.
+        """
+        if caller is None:
+            return self._waiters.join(None)
+        position = 0
+        if caller.deadline is not None or caller.queued is not None:
+            position = self._waiters.next_position(caller.client)
+        if caller.deadline is not None:
+            self._check_deadline(caller.deadline, position)
+        if self._waiters.calls >= self._queue_size():
+            refused = causes.queue_full(self._name, self._waiters.calls, self.retry_after())
+            greedy = self._waiters.crowding(caller.client)
+            if greedy is None:
+                raise refused
+            greedy.refuse(refused)
+        if self._meter.full:
+            self._meter.make_way(caller.client, retry_after=self.retry_after())
+        # Who waits for the load alone is in no queue: it is served with all others once that is done.
+        queues = self._ready is not None or self._no_room or 0 < self._places < position
+        joining = self._waiters.join(caller, told=queues)
+        if queues and caller.queued is not None:
+            caller.queued(position)
+        return joining
+
+    def admit(self) -> None:
+        """Give a lease to whoever can have one now."""
+        self._waiters.admit(self._lease, self._has_place)
+        self._waiters.tell_positions()
+
+    def fail(self, error: CorralError) -> None:
+        """Raise the error in all who wait."""
+        self._waiters.fail(error)
+
+    def retry_after(self) -> float:
+        """Return after how many seconds a refused call may try again.
+
+        The model's configuration decides (`limits.retry_after_seconds`), else how long the queue is
+        likely to take.
+        """
+        entry = self._entry()
+        if entry is not None and (configured := entry.config.limits.retry_after_seconds):
+            return float(configured)
+        wait = pace.expected(self.pace, self._waiters.calls, self._places, self._load_left())
+        return pace.retry_after(wait)
+
+    # Helpers
+
+    def _check_deadline(self, deadline: float, position: int) -> None:
+        left = deadline - time.monotonic()
+        loads = self._load_left()
+        if pace.at_least(self.pace, position, self._places, loads) <= left:
+            return
+        raise causes.deadline_too_short(
+            self._name,
+            left=left,
+            wait=pace.expected(self.pace, position, self._places, loads),
+            load_left=loads,
+            position=position,
+            waiting=self._waiters.calls,
+        )
+
+    def _load_left(self) -> float:
+        """Return the seconds that the load is likely to take from now on; 0 if nothing is known."""
+        if self._ready is not None:
+            return 0.0
+        since = self._loading.since
+        gone = time.monotonic() - since if since is not None else 0.0
+        return max(0.0, self.pace.load - gone)
+
+    def _has_place(self) -> bool:
+        ready = self._ready
+        return ready is not None and (not self._places or ready.active < self._places)
+
+    def _lease(self, calls: bool) -> Lease:
+        assert self._ready is not None
+        return self._call(self._ready) if calls else Lease(self._ready, self._released)
+
+    def _call(self, instance: Instance) -> Lease:
+        lease = Lease(instance, self._call_ended)
+        lease.use()
+        self._meter.running += 1
+        return lease
+
+    def _call_ended(self, instance: Instance) -> None:
+        self._meter.running -= 1
+        self._released(instance)

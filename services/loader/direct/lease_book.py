@@ -1,0 +1,153 @@
+"""The leases of clients that talk to a backend themselves: who has one, and until when. No clock of its own."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.common.errors import InvalidRequestError, LeaseNotFoundError, TooManyLeasesError
+from services.loader.instances.instance import Instance, Lease
+
+_RETRY_AFTER = 1.0
+"""Seconds until a refused client may try again: leases are short, and one is given back at any time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLimits:
+    """How long leases last, in seconds, and how many there may be."""
+
+    default: float
+    maximum: float
+    most: int
+
+
+@dataclass(eq=False, slots=True)
+class DirectLease:
+    """A client's lease on an instance whose address it has."""
+
+    name: str
+    """The model, as the client calls it: an alias stays one."""
+    hold: Lease
+    expires: float | None
+    """By the book's clock; None for as long as the stream that it belongs to is open."""
+    ended: Callable[[], None]
+    """Called once, when the lease is over for whatever reason."""
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    """What the client shows for it. Nobody else can guess it."""
+
+    @property
+    def instance(self) -> Instance:
+        """What it is a lease on."""
+        return self.hold.instance
+
+
+class LeaseBook:
+    """Every lease in force. A lease is in the book exactly as long as it holds its instance."""
+
+    def __init__(self, limits: LeaseLimits, clock: Callable[[], float]) -> None:
+        """`clock` is monotonic, in seconds."""
+        self._limits = limits
+        self._clock = clock
+        self._leases: dict[str, DirectLease] = {}
+
+    def __len__(self) -> int:
+        """Return how many leases are in force."""
+        return len(self._leases)
+
+    def leases(self) -> tuple[DirectLease, ...]:
+        """Return the leases in force, the oldest first."""
+        return tuple(self._leases.values())
+
+    def check(self, duration: float | None = None) -> None:
+        """Raise TooManyLeasesError if one more would be too many, InvalidRequestError for a bad duration."""
+        self._until(duration)
+        if len(self._leases) >= self._limits.most:
+            raise TooManyLeasesError(
+                f"the loader has given out {len(self._leases)} direct leases, which is as many as may be"
+                " (direct_leases); call through the loader, or retry later",
+                retry_after=_RETRY_AFTER,
+                metadata={"leases": str(len(self._leases))},
+            )
+
+    def grant(self, name: str, hold: Lease, duration: float | None) -> DirectLease:
+        """Enter a hold for `duration` seconds; None takes the default. Counts as a call.
+
+        Raises TooManyLeasesError and InvalidRequestError; the hold is then still the caller's.
+        """
+        return self._enter(name, hold, self._until(duration), lambda: None)
+
+    def attach(self, name: str, hold: Lease, ended: Callable[[], None]) -> DirectLease:
+        """Enter a hold that lasts until it is released; `ended` is called then. Raises TooManyLeasesError."""
+        return self._enter(name, hold, None, ended)
+
+    def renew(self, name: str, key: str, duration: float | None) -> DirectLease:
+        """Let a lease last from now. Raises LeaseNotFoundError and InvalidRequestError."""
+        self.expire()
+        lease = self._leases.get(key)
+        if lease is None or lease.instance.ended.done():
+            raise LeaseNotFoundError(
+                "the lease has expired, was released, or its instance has ended; resolve the model"
+                " anew, without a lease",
+                metadata={"model": name},
+            )
+        if name not in (lease.name, lease.instance.model):
+            raise InvalidRequestError.of("lease", f"is for model {lease.name!r}, not for {name!r}")
+        until = self._until(duration)
+        if lease.expires is not None:  # else its stream holds it, for longer than any duration
+            lease.expires = until
+        lease.instance.is_used()
+        return lease
+
+    def release(self, key: str) -> None:
+        """End a lease; the instance was in use until now. Idempotent."""
+        if lease := self._leases.get(key):
+            lease.instance.is_used()
+            self._end(lease)
+
+    def forget(self, key: str) -> None:
+        """End a lease that nobody used to its end. Idempotent."""
+        if lease := self._leases.get(key):
+            self._end(lease)
+
+    def expire(self) -> None:
+        """End the leases whose time is over."""
+        now = self._clock()
+        for lease in self.leases():
+            if lease.expires is not None and lease.expires <= now:
+                self._end(lease)
+
+    def next_expiry(self) -> float | None:
+        """Return when `expire` has to be called next; None if no lease expires."""
+        times = (lease.expires for lease in self._leases.values() if lease.expires is not None)
+        return min(times, default=None)
+
+    def close(self) -> None:
+        """End all leases."""
+        for lease in self.leases():
+            self._end(lease)
+
+    def _until(self, duration: float | None) -> float:
+        if duration is None:
+            duration = self._limits.default
+        elif duration <= 0:
+            raise InvalidRequestError.of("lease_duration", "is not above zero")
+        return self._clock() + min(duration, self._limits.maximum)
+
+    def _enter(
+        self, name: str, hold: Lease, expires: float | None, ended: Callable[[], None]
+    ) -> DirectLease:
+        self.check()
+        lease = DirectLease(name, hold, expires, ended)
+        self._leases[lease.key] = lease
+        instance = hold.instance
+        instance.direct += 1
+        instance.total += 1
+        instance.is_used()
+        return lease
+
+    def _end(self, lease: DirectLease) -> None:
+        del self._leases[lease.key]
+        lease.instance.direct -= 1
+        lease.hold.release()
+        lease.ended()

@@ -1,0 +1,52 @@
+"""What a connection of an endpoint asks of the model behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from services.common.errors import CorralError
+from services.loader.admission.connection_lease import CountedCalls
+from services.loader.admission.meter import Caller
+from services.loader.instances.instance import Instance, Lease
+
+from .request_headers import Request
+
+
+class Model(Protocol):
+    """What a connection asks of the model behind its endpoint."""
+
+    name: str
+    cause_timeout: float
+    linger_timeout: float
+    handshake_timeout: float
+    connect_timeout: float
+
+    async def acquire(self, caller: Caller) -> Lease:
+        """Return a lease for a call, loading the model first if it must be. Raises CorralError."""
+        ...
+
+    def probe(self) -> Instance | None:
+        """Return the instance if the model is ready; never loads."""
+        ...
+
+    def count_calls(self, instance: Instance, stands_still: Callable[[], float]) -> CountedCalls:
+        """Return what counts this connection's calls."""
+        ...
+
+    def lost(self, instance: Instance, error: CorralError) -> None:
+        """An external backend cannot be reached any more."""
+        ...
+
+    def answer(self, request: Request) -> Coroutine[Any, Any, bytes] | bytes:
+        """Return the message that answers a request which no backend gets. Raises CorralError."""
+        ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task."""
+        ...
+
+    def closed(self, connection: Any) -> None:
+        """The connection is closed."""
+        ...

@@ -1,0 +1,110 @@
+"""The data plane: passes each call of `backend.Backend` to the backend that holds its model.
+
+Nothing is parsed or changed on the way: bytes in, bytes out, for all four kinds of RPC, with metadata,
+deadline, cancellation, trailers and status details both ways. What is added: the model is loaded when
+it is not, the call holds a lease to its end, and a backend's death has a cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from services.common.calls import CallAccounts
+from services.common.mounts import AccountingMount
+from services.loader.loader import Loader
+
+from .call import Passage
+from .methods import SERVICE, Method, methods, unknown
+
+Behaviour = Callable[[Any, aio.ServicerContext[Any, Any]], Any]
+
+
+class Gateway:
+    """Answers for `backend.Backend` on the loader's port."""
+
+    def __init__(self, loader: Loader, *, max_message_size: int, cause_timeout: float) -> None:
+        """`max_message_size` in bytes, both ways.
+
+        `cause_timeout`: seconds that a call which was cut waits to learn why.
+        """
+        self._loader = loader
+        self._max_message_size = max_message_size
+        self._cause_timeout = cause_timeout
+
+    def mount(self) -> AccountingMount:
+        """Return what the server builder mounts."""
+        return AccountingMount((SERVICE.full_name,), lambda accounts: Handlers(self, accounts))
+
+    def passage(self, method: Method, context: aio.ServicerContext[Any, Any]) -> Passage:
+        """Return a new call."""
+        return Passage(
+            method,
+            context,
+            self._loader,
+            max_message_size=self._max_message_size,
+            cause_timeout=self._cause_timeout,
+        )
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """The gRPC side: one handler for each method.
+
+    They are coroutines for streams too: an asynchronous generator more is felt at every message.
+    """
+
+    def __init__(self, gateway: Gateway, accounts: CallAccounts) -> None:
+        """Answer with the gateway's passages, and tell the accounts of each."""
+        self._gateway = gateway
+        self._accounts = accounts
+        self._prefix = f"/{SERVICE.full_name}/"
+        self._handlers = {path: self._handler(method) for path, method in methods().items()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler for a call, None if it is not for this service."""
+        path = handler_call_details.method
+        if handler := self._handlers.get(path):
+            return handler
+        return self._handler(unknown(path)) if path.startswith(self._prefix) else None
+
+    def _handler(self, method: Method) -> Any:
+        one = method.kind.endswith("unary")
+        make = getattr(grpc, f"{method.kind}_rpc_method_handler")
+        return make(self._one(method) if one else self._many(method))
+
+    def _one(self, method: Method) -> Behaviour:
+        start, ended = self._gateway.passage, self._accounts.ended
+        streamed = method.kind.startswith("stream")
+
+        async def behaviour(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
+            passage = start(method, context)
+            try:
+                call = await passage.begin(None if streamed else request)
+                return await passage.pass_back_one(call)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told by `fail`
+                await passage.fail(error)
+                return b""  # gRPC has the status already
+            finally:
+                ended(passage.end())
+
+        return behaviour
+
+    def _many(self, method: Method) -> Behaviour:
+        start, ended = self._gateway.passage, self._accounts.ended
+        streamed = method.kind.startswith("stream")
+
+        async def behaviour(request: Any, context: aio.ServicerContext[Any, Any]) -> None:
+            passage = start(method, context)
+            try:
+                call = await passage.begin(None if streamed else request)
+                await passage.pass_back_all(call)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told by `fail`
+                await passage.fail(error)
+            finally:
+                ended(passage.end())
+
+        return behaviour

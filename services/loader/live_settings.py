@@ -1,0 +1,258 @@
+"""The settings that can be changed while the loader runs: their fields, and the values in force.
+
+A change is kept in `runtime_settings.json` in the state folder, under the same names. As in LocalAI, a
+flag or an environment variable at the start wins over what was kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from services.common.config import Duration, localai
+from services.common.errors import FieldViolation, InvalidRequestError
+from services.common.files import write_atomically
+from services.common.logs import get_logger
+from services.loader.devices.budgets import parse_budget
+
+_log = get_logger(__name__)
+
+
+class Tunables(BaseModel):
+    """Names, defaults and meanings are LocalAI's where it has them (reference: localai-loader, 5.7)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_active_backends: Annotated[
+        int, localai("LOCALAI_MAX_ACTIVE_BACKENDS", "MAX_ACTIVE_BACKENDS")
+    ] = Field(default=0, ge=0)
+    """Models loaded at once, not counting external backends; 0 means no limit."""
+
+    single_active_backend: Annotated[
+        bool, localai("LOCALAI_SINGLE_ACTIVE_BACKEND", "SINGLE_ACTIVE_BACKEND")
+    ] = False
+    """One model at once: the same as max_active_backends of 1, unless that is set."""
+
+    force_eviction_when_busy: Annotated[
+        bool, localai("LOCALAI_FORCE_EVICTION_WHEN_BUSY", "FORCE_EVICTION_WHEN_BUSY")
+    ] = False
+    """Evict models in use too, cutting their calls, where idle ones are not enough."""
+
+    size_aware_eviction: Annotated[
+        bool, localai("LOCALAI_SIZE_AWARE_EVICTION", "SIZE_AWARE_EVICTION")
+    ] = False
+    """Evict the largest first, not the one that is the least worth keeping."""
+
+    lru_eviction_max_retries: Annotated[
+        int, localai("LOCALAI_LRU_EVICTION_MAX_RETRIES", "LRU_EVICTION_MAX_RETRIES")
+    ] = Field(default=30, ge=0)
+    """With lru_eviction_retry_interval, how long a load waits for models in use to become free; 0 refuses at once."""
+
+    lru_eviction_retry_interval: Annotated[
+        Duration, localai("LOCALAI_LRU_EVICTION_RETRY_INTERVAL", "LRU_EVICTION_RETRY_INTERVAL")
+    ] = 1.0
+    """See lru_eviction_max_retries."""
+
+    watchdog_idle: Annotated[
+        bool,
+        localai("LOCALAI_WATCHDOG_IDLE", "WATCHDOG_IDLE", flags=("--enable-watchdog-idle",)),
+    ] = False
+    """Unload models that nobody called for watchdog_idle_timeout."""
+
+    watchdog_idle_timeout: Annotated[
+        Duration, localai("LOCALAI_WATCHDOG_IDLE_TIMEOUT", "WATCHDOG_IDLE_TIMEOUT")
+    ] = 900.0
+    """See watchdog_idle."""
+
+    watchdog_busy: Annotated[
+        bool,
+        localai("LOCALAI_WATCHDOG_BUSY", "WATCHDOG_BUSY", flags=("--enable-watchdog-busy",)),
+    ] = False
+    """End backends of which a call made no progress for watchdog_busy_timeout; a stream that delivers does."""
+
+    watchdog_busy_timeout: Annotated[
+        Duration, localai("LOCALAI_WATCHDOG_BUSY_TIMEOUT", "WATCHDOG_BUSY_TIMEOUT")
+    ] = 300.0
+    """See watchdog_busy."""
+
+    watchdog_interval: Annotated[
+        Duration, localai("LOCALAI_WATCHDOG_INTERVAL", "WATCHDOG_INTERVAL")
+    ] = 0.5
+    """How often the watchdogs look."""
+
+    memory_reclaimer: Annotated[
+        bool,
+        localai(
+            "LOCALAI_MEMORY_RECLAIMER",
+            "MEMORY_RECLAIMER",
+            "LOCALAI_GPU_RECLAIMER",
+            "GPU_RECLAIMER",
+            flags=("--enable-memory-reclaimer",),
+        ),
+    ] = False
+    """Unload models when memory is short."""
+
+    memory_reclaimer_threshold: Annotated[
+        float,
+        localai(
+            "LOCALAI_MEMORY_RECLAIMER_THRESHOLD",
+            "MEMORY_RECLAIMER_THRESHOLD",
+            "LOCALAI_GPU_RECLAIMER_THRESHOLD",
+            "GPU_RECLAIMER_THRESHOLD",
+        ),
+    ] = Field(default=0.95, gt=0, le=1)
+    """The used part of a device's memory above which it is short, between 0 and 1."""
+
+    vram_budget: Annotated[str, localai("LOCALAI_VRAM_BUDGET")] = ""
+    """What models may have of each GPU: 80%, 0.8, 12GB or bytes; empty means no limit."""
+
+    ram_budget: str = ""
+    """The same for the main memory."""
+
+    fit_check: bool = True
+    """Make room for models that do not fit into free memory before they are loaded, or refuse them."""
+
+    max_concurrent_backend_requests: Annotated[
+        int,
+        localai("LOCALAI_MAX_CONCURRENT_BACKEND_REQUESTS", "MAX_CONCURRENT_BACKEND_REQUESTS"),
+    ] = Field(default=1024, ge=1)
+    """Calls in progress and waiting, over all models; more are refused."""
+
+    queue_size: int = Field(default=512, ge=0)
+    """Calls that may wait for one model."""
+
+    parallel_loads: int = Field(default=8, ge=1)
+    """Models that may load at the same time."""
+
+    starvation_bound: Duration = 10.0
+    """How long a model that was evicted and came back may keep another one waiting, and busy ones whoever waits."""
+
+    model_load_failure_cooldown: Annotated[
+        Duration,
+        localai(
+            "LOCALAI_MODEL_LOAD_FAILURE_COOLDOWN",
+            "MODEL_LOAD_FAILURE_COOLDOWN",
+            flags=("--load-backoff",),
+        ),
+    ] = 10.0
+    """After a failed load, how long the same backend is not tried again; it doubles with each failure."""
+
+    threads: Annotated[int, localai("LOCALAI_THREADS", "THREADS")] = Field(default=0, ge=0)
+    """Threads for models that do not say; 0 leaves the choice to the backend."""
+
+    context_size: Annotated[int, localai("LOCALAI_CONTEXT_SIZE", "CONTEXT_SIZE")] = Field(
+        default=0, ge=0
+    )
+    """Context for models that do not say, in tokens; 0 takes what a GGUF file tells, up to 8192, else 4096."""
+
+    f16: Annotated[bool, localai("LOCALAI_F16", "F16")] = False
+    """Use half precision for the models' working memory even where their configuration does not ask."""
+
+    @field_validator("vram_budget", "ram_budget", mode="after")
+    @classmethod
+    def _budget(cls, value: str) -> str:
+        try:
+            parse_budget(value, "budget")
+        except InvalidRequestError as error:
+            raise ValueError(error.violations[0].description) from None
+        return value
+
+    @property
+    def active_limit(self) -> int:
+        """Models at once; 0 means no limit."""
+        return self.max_active_backends or int(self.single_active_backend)
+
+    @property
+    def room_timeout(self) -> float:
+        """Seconds that a load waits for models in use to become free."""
+        return self.lru_eviction_max_retries * self.lru_eviction_retry_interval
+
+
+class Source(Enum):
+    """Where a value comes from."""
+
+    DEFAULT = "default"
+    START = "start"
+    RUNTIME = "runtime"
+
+
+class LiveSettings:
+    """The tunables in force. Changes reach whoever listens, at once."""
+
+    def __init__(
+        self, at_start: Mapping[str, Any], given: Collection[str], file: Path | None = None
+    ) -> None:
+        """`given` are the names of those values that somebody gave at the start; `file` keeps changes."""
+        self._file = file
+        self._sources = {
+            name: Source.START if name in given else Source.DEFAULT
+            for name in Tunables.model_fields
+        }
+        self.now = Tunables(**at_start)
+        self._kept: dict[str, Any] = {}
+        self._listeners: list[Callable[[], None]] = []
+        self._take_kept(given)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every change."""
+        self._listeners.append(listener)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Where each value comes from, by its name."""
+        return dict(self._sources)
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Change these values, all or none. Raises InvalidRequestError that names the bad ones."""
+        self.now = _changed(self.now, values)
+        self._kept |= {name: getattr(self.now, name) for name in values}
+        self._sources |= dict.fromkeys(values, Source.RUNTIME)
+        _log.info("settings changed", **{name: getattr(self.now, name) for name in values})
+        if self._file is not None:
+            try:
+                write_atomically(self._file, json.dumps(self._kept, indent=2) + "\n")
+            except OSError as error:
+                _log.warning("settings hold until the next start only", why=str(error))
+        for listener in self._listeners:
+            listener()
+
+    def _take_kept(self, given: Collection[str]) -> None:
+        if self._file is None or not self._file.exists():
+            return
+        try:
+            kept = json.loads(self._file.read_text())
+            if not isinstance(kept, dict):
+                raise ValueError("it must hold names and values")  # noqa: TRY004 - the file is wrong, not the caller
+        except (OSError, ValueError) as error:
+            _log.warning("kept settings cannot be read", file=str(self._file), why=str(error))
+            return
+        for name, value in kept.items():
+            try:
+                changed = _changed(self.now, {name: value})
+            except InvalidRequestError as error:
+                _log.warning("a kept setting is not taken", file=str(self._file), why=str(error))
+                continue
+            self._kept[name] = value
+            if name not in given:
+                self.now = changed
+                self._sources[name] = Source.RUNTIME
+
+
+def _changed(now: Tunables, values: Mapping[str, Any]) -> Tunables:
+    try:
+        return Tunables.model_validate({**now.model_dump(), **values})
+    except ValidationError as error:
+        violations = [
+            FieldViolation(
+                f"settings.{'.'.join(map(str, problem['loc']))}",
+                problem["msg"].removeprefix("Value error, "),
+            )
+            for problem in error.errors()
+        ]
+        text = "; ".join(f"{each.field}: {each.description}" for each in violations)
+        raise InvalidRequestError(text, violations=violations) from error

@@ -1,0 +1,135 @@
+"""What is wrong with a model's configuration, in words that name the file, the line and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import yaml
+from pydantic import ValidationError
+
+from services.common.errors import FieldViolation, ModelConfigError
+
+from .source_lines import Lines, Part, key_above
+
+_SHOWN = 40
+"""Characters of a wrong value to repeat."""
+
+_WORDS: Final[Mapping[str, str]] = {
+    "int_type": "is not a whole number; write one such as 4096",
+    "int_parsing": "is not a whole number; write one such as 4096",
+    "int_from_float": "is not a whole number; write one such as 4096",
+    "float_type": "is not a number; write one such as 0.5",
+    "float_parsing": "is not a number; write one such as 0.5",
+    "bool_type": "is neither true nor false; write one of them",
+    "bool_parsing": "is neither true nor false; write one of them",
+    "string_type": "is not a text; write one, in quotes",
+    "list_type": "is not a list; write each item on a line of its own, after `- `",
+    "dict_type": "is not a map; write `name: value` on indented lines of their own",
+    "model_type": "is not a map; write `name: value` on indented lines of their own",
+}
+_SYNTAX: Final[Mapping[str, str]] = {
+    "tab character": "indent with spaces, not tabs",
+    "found character that cannot start any token": (
+        "put a text with special characters into quotes, and indent with spaces, not tabs"
+    ),
+    "mapping values are not allowed": "put a text with `: ` in it into quotes",
+    "could not find expected ':'": "write `name: value`, and indent what belongs to a block text",
+    "did not find expected key": "indent the settings of one map alike",
+    "did not find expected '-' indicator": "indent the items of one list alike",
+    "found unhashable key": "put a text that begins with `{` into quotes",
+    "found unexpected end of stream": "close the quote or the bracket",
+    "did not find expected node content": "close the bracket",
+    "did not find expected ',' or": "close the bracket, or put the text into quotes",
+    "found undefined alias": "put a text that begins with `*` into quotes",
+}
+_NO_REMEDY = "mend the YAML there"
+
+
+class UnreadableConfigError(ModelConfigError):
+    """What the file holds is no configuration at all; it may be half written."""
+
+
+def unreadable(file: str, why: str) -> ModelConfigError:
+    """Return the error for a file that cannot be read at all."""
+    return ModelConfigError(f"{file}: {why}")
+
+
+def not_yaml(file: str, part: Part, error: Exception) -> ModelConfigError:
+    """Return the error for a text that is no YAML, with its line and, if it can be told, the key."""
+    if isinstance(error, yaml.reader.ReaderError):
+        error = _bad_bytes(part.content) or error
+    if isinstance(error, UnicodeDecodeError):
+        line = part.first_line + part.content.count(b"\n", 0, error.start)
+        return UnreadableConfigError(
+            f"{file}, line {line}: is not UTF-8; save the file in that encoding"
+        )
+    if isinstance(error, RecursionError):
+        return UnreadableConfigError(f"{file}: is nested too deep; no configuration needs that")
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or _one_line(error)
+    remedy = next((hint for words, hint in _SYNTAX.items() if words in problem), _NO_REMEDY)
+    if mark is None:
+        return UnreadableConfigError(f"{file}: is not YAML: {problem}; {remedy}")
+    text = part.content.decode("utf-8", "replace")
+    # The end of the text counts as a line of its own.
+    line = min(mark.line + 1, max(len(text.splitlines()), 1))
+    key = key_above(text, line)
+    near = f", {key}" if key else ""
+    message = f"is not YAML: {problem} (column {mark.column + 1}); {remedy}"
+    return UnreadableConfigError(
+        f"{file}, line {part.first_line + line - 1}{near}: {message}",
+        violations=[FieldViolation(key or file, message)],
+    )
+
+
+def _bad_bytes(content: bytes) -> UnicodeDecodeError | None:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return error
+    return None
+
+
+def not_a_map(file: str, line: int) -> ModelConfigError:
+    """Return the error for a document that is no map of settings."""
+    return UnreadableConfigError(
+        f"{file}, line {line}: must be a map of settings, or a list of such maps;"
+        " write `name: value` on lines of their own"
+    )
+
+
+def wrong_fields(
+    file: str, part: Part, position: int | None, error: ValidationError
+) -> ModelConfigError:
+    """Return the error that names each wrong field with its line."""
+    try:
+        lines: Lines | None = Lines(part, position)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        lines = None  # it was readable a moment ago; the fields are named all the same
+    texts, violations = [], []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(step) for step in problem["loc"])
+        where = f"line {lines.of(problem['loc'])}, " if lines is not None else ""
+        description = _description(problem)
+        texts.append(f"{where}{field}: {description}")
+        violations.append(FieldViolation(field, f"{description} ({where}{file})"))
+    return ModelConfigError(f"{file}, {'; '.join(texts)}", violations=violations)
+
+
+def _description(problem: Any) -> str:
+    kind, value = problem["type"], problem["input"]
+    shown = str(getattr(value, "written", "")) or repr(value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
+    if kind in _WORDS:
+        return f"{shown} {_WORDS[kind]}"
+    limits = problem.get("ctx", {})
+    if kind == "greater_than_equal":
+        return f"{shown} is too small; the smallest is {limits['ge']}"
+    if kind == "less_than_equal":
+        return f"{shown} is too large; the largest is {limits['le']}"
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

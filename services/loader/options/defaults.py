@@ -1,0 +1,196 @@
+"""What a model's configuration leaves open: from the model file, the settings, the hardware, or LocalAI.
+
+The order and the values are LocalAI's newest (reference: localai-loader, 5.3): the configuration always
+wins; then the loader's settings, what the model file tells, and last the fixed defaults. Hardware only
+adds to what none of them says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from services.loader.models.config import ModelConfig, option
+from services.loader.models.gguf import Header
+
+ALL_GPU_LAYERS: Final = 99_999_999
+BATCH: Final = 512
+CONTEXT: Final = 4096
+"""For a model whose file does not tell what it was trained for."""
+CONTEXT_STEPS: Final = (8192, 6144, 4096)
+"""The largest context that is taken by itself, and what it is lowered to where it does not fit."""
+FIT: Final = 1.2
+"""How much larger the smallest GPU must be than what the model needs."""
+LARGEST_BATCH: Final = 8192
+"""A whole input in one batch: the working memory grows with it, so there is an end (ours, not LocalAI's)."""
+LARGEST_BATCH_SMALL_GPU: Final = 2048
+SMALL_GPU: Final = 8 * 1024**3
+SLOTS: Final = ((32 * 1024**3, 8), (8 * 1024**3, 4), (4 * 1024**3, 2))
+"""Slots of llama.cpp by the bytes of the smallest GPU."""
+CACHE_REUSE: Final = 256
+_SINGLE_PASS: Final = frozenset({"score", "embeddings", "rerank"})
+_SPECULATION: Final = ("spec_type:draft-mtp", "spec_n_max:6", "spec_p_min:0.75")
+_VLLM: Final = ("enable_prefix_caching", "enable_chunked_prefill")
+
+
+class Source(Enum):
+    """Where a value comes from; the names are those of the contract."""
+
+    CONFIG = "CONFIG"
+    MODEL_FILE = "MODEL_FILE"
+    SETTINGS = "SETTINGS"
+    HARDWARE = "HARDWARE"
+    DEFAULT = "DEFAULT"
+    BACKEND = "BACKEND"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value, where it comes from, and why it is what it is."""
+
+    value: Any
+    source: Source = Source.DEFAULT
+    detail: str = ""
+    path: tuple[str, ...] = ()
+    """With CONFIG: the field in the model's configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptionSettings:
+    """The loader's settings that fill what models leave open; 0 leaves it to the model."""
+
+    threads: int = 0
+    context_size: int = 0
+    f16: bool = False
+    parallel: int = 0
+    guessing: bool = True
+    """Whether model files are asked."""
+    hardware: bool = True
+    """Whether the machine is."""
+    xpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known beside the configuration."""
+
+    settings: OptionSettings = field(default_factory=OptionSettings)
+    header: Header | None = None
+    """Of a GGUF file that was asked."""
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by name."""
+
+    @property
+    def smallest_gpu(self) -> int:
+        """Its bytes; 0 without any."""
+        return min(self.gpus.values(), default=0)
+
+
+def is_llama(backend: str) -> bool:
+    """Whether a backend of that name is one of llama.cpp's family; an alias of it, or a build, is one."""
+    lowered = backend.lower().replace("_", "-")
+    return "llama-cpp" in lowered or lowered in ("", "llama", "go-llama", "ik-llama", "turboquant")
+
+
+def context_size(config: ModelConfig, facts: Facts, needs: Callable[[int], int]) -> Value:
+    """Return the context; `needs` tells the bytes that the model needs with a context of so many tokens."""
+    wanted, header = config.context_size, facts.header
+    trained = header.trained_context if header else 0
+    if wanted is not None and wanted >= 0:
+        return Value(wanted, Source.CONFIG, path=("context_size",))
+    if wanted is not None and trained:
+        why = f"context_size is {wanted}: all that the model was trained for"
+        return Value(trained, Source.MODEL_FILE, why)
+    if facts.settings.context_size:
+        return Value(facts.settings.context_size, Source.SETTINGS, "--context-size")
+    if not trained:
+        return Value(CONTEXT, Source.DEFAULT, "the model file does not tell a context")
+    steps = [min(trained, step) for step in CONTEXT_STEPS]
+    if not facts.smallest_gpu:
+        return Value(steps[0], Source.MODEL_FILE, f"trained for {trained} tokens")
+    for size in steps:
+        if facts.smallest_gpu >= FIT * needs(size):
+            break
+    why = f"trained for {trained} tokens"
+    if size < steps[0]:
+        return Value(size, Source.HARDWARE, f"{why}; lowered to fit the smallest GPU")
+    return Value(size, Source.MODEL_FILE, why)
+
+
+def batch(config: ModelConfig, facts: Facts, context: int) -> Value:
+    """Return the batch: where whole inputs go through at once, it is as large as the context."""
+    if config.parameters.batch:
+        return Value(config.parameters.batch, Source.CONFIG, path=("parameters", "batch"))
+    usecases = {usecase.lower() for usecase in config.known_usecases}
+    single = bool(usecases & _SINGLE_PASS) or config.embeddings or config.reranking
+    encoder = facts.header is not None and facts.header.is_encoder
+    if not (single or encoder) or context <= BATCH:
+        return Value(BATCH)
+    most = LARGEST_BATCH
+    if facts.gpus and facts.smallest_gpu < SMALL_GPU:
+        most = LARGEST_BATCH_SMALL_GPU
+    why = "a whole input goes through at once, so the batch is as large as the context"
+    if context > most:
+        return Value(most, Source.HARDWARE, f"{why}, up to {most}")
+    return Value(context, Source.DEFAULT if single else Source.MODEL_FILE, why)
+
+
+def options(config: ModelConfig, backend: str, facts: Facts) -> Value:
+    """Return the lines `name:value`: the configuration's, and those that are added to them."""
+    added: list[tuple[str, Source, str]] = []
+
+    def add(line: str, source: Source, why: str, *names: str) -> None:
+        known = (line.partition(":")[0], *names)
+        if option(config.options, *known) is None:
+            added.append((line, source, why))
+
+    if is_llama(backend):
+        settings, header = facts.settings, facts.header
+        add(f"cache_reuse:{CACHE_REUSE}", Source.DEFAULT, "LocalAI's default", "n_cache_reuse")
+        if settings.parallel:
+            add(
+                *(f"parallel:{settings.parallel}", Source.SETTINGS, "--llamacpp-parallel"),
+                "n_parallel",
+            )
+        if header is not None and header.has_chat_template and not _has_templates(config):
+            add("use_jinja:true", Source.MODEL_FILE, "the file has a chat template", "jinja")
+        speculates = option(config.options, "spec_type", "speculative_type") is not None
+        if header is not None and header.predicts_ahead and not speculates:
+            for line in _SPECULATION:
+                add(line, Source.MODEL_FILE, "the model predicts several tokens at once")
+        if facts.gpus and settings.hardware:
+            if not config.options:
+                add("gpu", Source.HARDWARE, "there is one")
+            slots = next((n for size, n in SLOTS if facts.smallest_gpu >= size), 0)
+            if slots and not settings.parallel:
+                why = "by the memory of the smallest GPU"
+                add(f"parallel:{slots}", Source.HARDWARE, why, "n_parallel")
+    lines = [*config.options, *(line for line, _, _ in added)]
+    detail = "; ".join(f"{line}: {why}" for line, _, why in added)
+    if config.options:
+        return Value(lines, Source.CONFIG, f"and {detail}" if detail else "", ("options",))
+    sources = {source for _, source, _ in added}
+    most = next(
+        (s for s in (Source.SETTINGS, Source.MODEL_FILE, Source.HARDWARE) if s in sources), None
+    )
+    return Value(lines, most or Source.DEFAULT, detail)
+
+
+def engine_args(config: ModelConfig, backend: str) -> Value:
+    """Return the arguments for the backend's engine: vLLM's get what makes prompts cheaper."""
+    arguments = dict(config.engine_args)
+    added = []
+    if backend.lower().split("-")[-1] == "vllm":
+        added = [name for name in _VLLM if name not in arguments]
+        arguments |= dict.fromkeys(added, True)
+    detail = ", ".join(f"{name}: LocalAI's default for vLLM" for name in added)
+    if config.engine_args:
+        return Value(arguments, Source.CONFIG, f"and {detail}" if detail else "", ("engine_args",))
+    return Value(arguments, Source.BACKEND if added else Source.DEFAULT, detail)
+
+
+def _has_templates(config: ModelConfig) -> bool:
+    template = config.template
+    return bool(template.chat or template.chat_message or template.completion)

@@ -1,0 +1,4 @@
+"""Backend processes: started, adopted, watched and ended, also after the loader itself has died.
+
+May import no other package of the loader.
+"""

@@ -1,0 +1,153 @@
+"""What the next loader must know of this one's processes, should this one die: one small file each.
+
+A record is a hint, never an order: whoever reads it looks first whether the process is still the one
+that was noted (`processes.is_process`).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.common.files import write_atomically
+from services.common.logs import get_logger
+from services.loader.instances.instance import Instance
+
+from .lookup import birth
+
+_log = get_logger(__name__)
+
+_UID = r"^[0-9a-f]{32}$"
+_LARGEST = 256 * 1024
+"""Bytes; a record has some hundred, and what a backend said about its load."""
+_SUFFIX = ".json"
+
+
+class ProcessRecord(BaseModel):
+    """One backend process and the instance it holds."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
+
+    uid: str = Field(pattern=_UID)
+    """The instance's; also the value of the marker in the environment of its processes."""
+    pid: int = Field(gt=1, lt=2**31)
+    """The first process, and its group."""
+    birth: str = Field(min_length=1)
+    """See `processes.birth`."""
+    loader: str = Field(pattern=_UID)
+    """The loader that has it."""
+    model: str = Field(min_length=1)
+    model_revision: str
+    backend: str = Field(min_length=1)
+    backend_revision: str
+    """Its program and metadata, as in `Backend.revision`."""
+    run_file: str
+    address: str = Field(min_length=1)
+    token: str = Field(repr=False)
+    generation: int = Field(ge=0, lt=2**63)
+    started: float
+    """Seconds since the epoch, as `ready`."""
+    ready: float | None
+    load_message: str
+    adoptable: bool
+    """It is ready, and its output goes where another loader can go on reading it."""
+
+
+class ProcessRegistry:
+    """The records of a state folder, and the ids of the loaders that wrote there.
+
+    A loader's id stands there from before its first process until a later loader has seen to all that
+    it left: processes that died before they could be recorded carry it in their environment.
+    """
+
+    def __init__(self, folder: Path, loader: str) -> None:
+        """Use a folder that this loader, of this id, has locked (see `state_lock`)."""
+        self.loader = loader
+        self._records = folder / "instances"
+        self._loaders = folder / "loaders"
+
+    def open(self) -> tuple[set[str], list[ProcessRecord]]:
+        """Write this loader's id down; return those of earlier ones, and all records.
+
+        What cannot be read is removed. Raises OSError if the folder cannot be written to.
+        """
+        for folder in (self._records, self._loaders):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        earlier = {path.name for path in self._loaders.iterdir()} - {self.loader}
+        (self._loaders / self.loader).touch(mode=0o600)
+        found = [self._read(path) for path in sorted(self._records.iterdir())]
+        return earlier, [record for record in found if record is not None]
+
+    def close(self) -> None:
+        """Forget this loader's id, if nothing of it is left."""
+        if not any(self._records.glob(f"*{_SUFFIX}")):
+            self.forget({self.loader})
+
+    def forget(self, loaders: set[str]) -> None:
+        """Forget loaders of whom nothing is left."""
+        for loader in loaders:
+            with suppress(OSError):
+                (self._loaders / loader).unlink()
+
+    def note(self, instance: Instance, *, adoptable: bool) -> bool:
+        """Write down the instance's process as it is now; False if that cannot be done."""
+        born = birth(instance.pid)
+        if not born:
+            return False  # it has ended, or this system does not tell one process from the next
+        return self.write(
+            ProcessRecord(
+                uid=instance.uid,
+                pid=instance.pid,
+                birth=born,
+                loader=self.loader,
+                model=instance.model,
+                model_revision=instance.entry.revision,
+                backend=instance.backend.name,
+                backend_revision=instance.backend.revision,
+                run_file=str(instance.backend.run_file or ""),
+                address=instance.address,
+                token=instance.token,
+                generation=instance.generation,
+                started=instance.started,
+                ready=instance.ready,
+                load_message=instance.load_message,
+                adoptable=adoptable,
+            )
+        )
+
+    def write(self, record: ProcessRecord) -> bool:
+        """Note a process, or what is new about it; False if it cannot be written."""
+        path = self._path(record.uid)
+        try:
+            # Only for this user: it holds the token. Whole or not at all: this process may end here.
+            write_atomically(path, record.model_dump_json())
+        except (OSError, ValueError) as error:  # the latter: a name that is no text
+            _log.warning("a process cannot be recorded", pid=record.pid, why=str(error))
+            return False
+        return True
+
+    def remove(self, uid: str) -> None:
+        """Forget a process of which nothing is left."""
+        with suppress(OSError):
+            self._path(uid).unlink()
+
+    def _path(self, uid: str) -> Path:
+        return self._records / f"{uid}{_SUFFIX}"
+
+    def _read(self, path: Path) -> ProcessRecord | None:
+        try:
+            if path.suffix == _SUFFIX and path.stat().st_size <= _LARGEST:
+                record = ProcessRecord.model_validate_json(path.read_bytes())
+                if record.uid == path.stem:
+                    return record
+        except (OSError, ValueError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        else:
+            why = "it is not named after its instance, or too large"
+        _log.warning("a broken record of a process is removed", file=str(path), why=why)
+        with suppress(OSError):
+            path.unlink()
+        return None

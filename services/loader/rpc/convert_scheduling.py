@@ -1,0 +1,120 @@
+"""Between the scheduler's own types and the messages on the wire: plans, capacity, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from corral.loader.v1 import loader_pb2 as pb
+from services.common.errors import InvalidRequestError
+from services.common.names import MODELS, resource_name
+from services.loader.devices.devices import Device
+from services.loader.live_settings import LiveSettings, Tunables
+from services.loader.scheduling.eviction import Plan
+from services.loader.scheduling.ledger import Reservation
+from services.loader.scheduling.scheduler import Wish
+
+from .convert import duration, reservations, timestamp
+
+_DURATIONS = frozenset(
+    field.name
+    for field in pb.Settings.DESCRIPTOR.fields
+    if field.message_type is not None
+    and field.message_type.full_name == Duration.DESCRIPTOR.full_name
+)
+
+
+def plan(found: Plan, needs: Reservation) -> pb.PlanEvictionResponse:
+    """Return the message for a plan."""
+    return pb.PlanEvictionResponse(
+        fits=found.fits or bool(found.victims) or (bool(found.pending) and not found.blockers),
+        explanation=_explanation(found),
+        evictions=[
+            pb.Eviction(
+                model=resource_name(MODELS, victim.name),
+                freed_bytes=victim.freed,
+                idle_duration=duration(victim.idle),
+                explanation=victim.why,
+            )
+            for victim in found.victims
+        ],
+        blockers=[
+            pb.Blocker(
+                model=resource_name(MODELS, blocker.name),
+                explanation=blocker.why,
+                temporary=blocker.temporary,
+            )
+            for blocker in found.blockers
+        ],
+        memory=reservations(needs.memory, needs.basis),
+    )
+
+
+def _explanation(found: Plan) -> str:
+    if found.fits:
+        return "it fits as things are"
+    if found.victims:
+        names = ", ".join(victim.name for victim in found.victims)
+        return f"it fits once {names} has gone: {found.lacking}"
+    if found.pending and not found.blockers:
+        return f"it fits once {', '.join(found.pending)} has gone, which is on its way out"
+    return f"it does not fit now: {found.lacking}"
+
+
+def device(item: Device, reserved: int, budget: int) -> pb.Device:
+    """Return the message for a device."""
+    return pb.Device(
+        name=item.name,
+        description=item.description,
+        total_bytes=item.total,
+        available_bytes=item.available,
+        reserved_bytes=reserved,
+        budget_bytes=budget,
+    )
+
+
+def waiting(place: int, wish: Wish) -> pb.Waiting:
+    """Return the message for a model that waits."""
+    return pb.Waiting(
+        model=resource_name(MODELS, wish.name),
+        position=place,
+        explanation=wish.waits_for,
+        since=timestamp(wish.since),
+    )
+
+
+def settings(live: LiveSettings) -> tuple[pb.Settings, dict[str, str]]:
+    """Return the settings in force, and where each comes from."""
+    message = pb.Settings()
+    for name in Tunables.model_fields:
+        value = getattr(live.now, name)
+        if name in _DURATIONS:
+            getattr(message, name).CopyFrom(duration(value))
+        else:
+            setattr(message, name, value)
+    return message, {name: source.value for name, source in live.sources.items()}
+
+
+def changes(message: pb.Settings, mask: FieldMask) -> Mapping[str, Any]:
+    """Return the values to change. Raises InvalidRequestError for a mask that is empty or names no setting."""
+    if not mask.paths:
+        raise InvalidRequestError.of(
+            "update_mask", "is empty; name the settings to change, such as max_active_backends"
+        )
+    found: dict[str, Any] = {}
+    for path in mask.paths:
+        if path not in Tunables.model_fields:
+            known = ", ".join(Tunables.model_fields)
+            raise InvalidRequestError.of(
+                "update_mask", f"{path!r} is not a setting that can be changed; there are: {known}"
+            )
+        read: Callable[[Any], Any] = _seconds if path in _DURATIONS else lambda value: value
+        found[path] = read(getattr(message, path))
+    return found
+
+
+def _seconds(value: Duration) -> float:
+    return value.seconds + value.nanos / 1e9

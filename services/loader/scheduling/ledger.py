@@ -1,0 +1,204 @@
+"""The memory that models have and need: predicted before a load, measured after it, remembered for the next."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from services.common.errors import DeadlineError
+from services.common.logs import get_logger
+from services.common.tasks import wait_until
+from services.loader.backends.catalog import Backend
+from services.loader.devices.budgets import WHOLE, parse_budget
+from services.loader.devices.devices import RAM, Device, Devices
+from services.loader.instances.instance import Instance
+from services.loader.live_settings import Tunables
+from services.loader.memory.learned import FootprintKey, Footprints
+from services.loader.models.catalog import ModelEntry
+
+from .eviction import Occupant
+
+_log = get_logger(__name__)
+
+MORE = 1.5
+"""By what an estimate grows after a load that ended for lack of memory: enough not to need a third try often."""
+
+MOST = 0.9
+"""The part of what a device has for all models beyond which no such estimate is kept."""
+
+_LOOK = 0.2
+"""Seconds for which a reading of the devices is good while several decisions are made at once."""
+
+
+class Basis(Enum):
+    """Where a figure comes from; the names are those on the wire."""
+
+    ESTIMATED = "estimated"
+    CONFIGURED = "configured"
+    LEARNED = "learned"
+    MEASURED = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Room for a model: bytes by device."""
+
+    memory: Mapping[str, int] = field(default_factory=dict)
+    basis: Basis = Basis.ESTIMATED
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A device, and what of it is given out; bytes."""
+
+    device: Device
+    reserved: int
+    budget: int
+    """What models may have together; 0 means no limit but the device's own."""
+
+
+class Measure(Protocol):
+    """Measures backends."""
+
+    def measure(self, group: int, uid: str) -> dict[str, int]:
+        """Return bytes by device for a process group and its instance; empty if nothing is left. Blocking."""
+        ...
+
+
+Predict = Callable[[ModelEntry, Backend, tuple[Device, ...]], Reservation]
+"""Estimates what a model needs from its files and settings, unless its configuration says it. Blocking."""
+
+
+class Ledger:
+    """Predicts, measures and remembers what models need, and tells what is free."""
+
+    def __init__(
+        self,
+        *,
+        devices: Devices,
+        predict: Predict,
+        measure: Measure,
+        footprints: Footprints,
+        release_timeout: float,
+    ) -> None:
+        """`release_timeout`: seconds that the memory of an ended backend may take to be free."""
+        self._devices = devices
+        self._predict = predict
+        self._measure = measure
+        self._footprints = footprints
+        self._release_timeout = release_timeout
+        self._reading: tuple[float, tuple[Device, ...]] = (0.0, ())
+        self._most: dict[str, int] = {}
+        """What a guess that is kept may come to, in bytes by device."""
+
+    def devices(self) -> tuple[Device, ...]:
+        """Return the devices as they are now, or were a moment ago."""
+        at, devices = self._reading
+        if not devices or time.monotonic() - at > _LOOK:
+            devices = self._devices.read()
+            self._reading = (time.monotonic(), devices)
+        return devices
+
+    def reserve(self, entry: ModelEntry, backend: Backend, *, more: bool) -> Reservation:
+        """Return what to reserve for a model; with `more`, after a load that lacked memory. Blocking."""
+        if backend.external:
+            return Reservation()
+        key = _key(entry, backend)
+        predicted = self._predict(entry, backend, self.devices())
+        learned = self._footprints.get(key)
+        if learned and predicted.basis is not Basis.CONFIGURED:
+            predicted = Reservation({**predicted.memory, **learned}, Basis.LEARNED)
+        if not more:
+            return predicted
+        raised = {device: int(size * MORE) for device, size in predicted.memory.items()}
+        # A guess that could never be met would keep the model out for ever.
+        kept = {
+            device: max(predicted.memory[device], min(size, self._most.get(device, size)))
+            for device, size in raised.items()
+        }
+        self._footprints.learn(key, kept)
+        return Reservation(raised, Basis.LEARNED)
+
+    def free(self, occupants: Iterable[Occupant], settings: Tunables) -> dict[str, int]:
+        """Return what may be given out beside the occupants, in bytes by device; no entry means no limit."""
+        found = {}
+        occupants = list(occupants)
+        for device in self.devices():
+            reserved = sum(each.memory.get(device.name, 0) for each in occupants)
+            budget = budget_of(device, settings)
+            # What is only on its way in is not missing from the device yet.
+            coming = sum(
+                each.memory.get(device.name, 0)
+                for each in occupants
+                if not each.settled and not each.leaving
+            )
+            ours = device.available + reserved - coming
+            self._most[device.name] = int(MOST * min(budget or device.total, ours))
+            if settings.fit_check:
+                found[device.name] = min(
+                    (budget or device.total) - reserved, device.available - coming
+                )
+            elif budget:
+                found[device.name] = budget - reserved
+        return found
+
+    def rooms(self, occupants: Iterable[Occupant], settings: Tunables) -> tuple[Room, ...]:
+        """Return each device with what the occupants have of it."""
+        occupants = list(occupants)
+        return tuple(
+            Room(
+                device,
+                sum(each.memory.get(device.name, 0) for each in occupants),
+                budget_of(device, settings),
+            )
+            for device in self.devices()
+        )
+
+    async def take_measure(self, instance: Instance) -> bool:
+        """Measure a loaded instance and remember it; whether there was anything to measure."""
+        if instance.process is None:
+            return False
+        measured = await asyncio.to_thread(
+            self._measure.measure, instance.process.pid, instance.uid
+        )
+        if not measured or instance.stopping:
+            return False
+        key = _key(instance.entry, instance.backend)
+        known = {} if not instance.memory else self._footprints.get(key) or {}
+        instance.memory = measured
+        # What it has between calls is not all that it ever needed: a figure comes down once a load at most.
+        more = {device: size for device, size in measured.items() if size > known.get(device, -1)}
+        self._footprints.learn(key, more)
+        return True
+
+    async def released(self, instance: Instance) -> None:
+        """Return when nothing is left of the memory of an instance whose processes are gone.
+
+        A GPU's driver may need a moment; a load that began in it would fail.
+        """
+        if instance.process is None or not (instance.memory.keys() - {RAM}):
+            return  # main memory is back when the processes are gone
+        pid = instance.process.pid
+
+        async def free() -> bool:
+            return not await asyncio.to_thread(self._measure.measure, pid, instance.uid)
+
+        try:
+            await wait_until(free, timeout=self._release_timeout, what="release of GPU memory")
+        except DeadlineError as error:
+            _log.warning("memory is not seen to be free", model=instance.model, why=str(error))
+
+
+def budget_of(device: Device, settings: Tunables) -> int:
+    """Return what models may have of a device together; 0 means no limit but its own."""
+    text = settings.ram_budget if device.name == RAM else settings.vram_budget
+    budget = parse_budget(text, "ram_budget" if device.name == RAM else "vram_budget")
+    return 0 if budget == WHOLE else budget.of(device.total)
+
+
+def _key(entry: ModelEntry, backend: Backend) -> FootprintKey:
+    return FootprintKey(entry.name, entry.revision, backend.name)

@@ -1,0 +1,352 @@
+"""Who may load, and who has to go for it. One queue for all models; every decision is a pure plan.
+
+A model asks before each start. It is granted room at once if it fits, when those that have to go for it
+are gone, or when others leave by themselves; it is refused when that cannot happen, or not in time. Whoever
+was granted counts with its whole reservation from that moment on, so two loads never share the same room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.common.errors import CorralError, NoRoomError, Resource
+from services.common.logs import get_logger
+from services.loader.lifecycle.events import Cause, StopReason
+from services.loader.live_settings import LiveSettings, Tunables
+
+from .eviction import Hopeless, Limits, Newcomer, Occupant, Plan, Way, plan
+
+_log = get_logger(__name__)
+
+STEP = 0.1
+"""Seconds between two looks while somebody waits: what changes by time alone sends no event."""
+
+SHARE = 20
+"""Those looks take no more than this part of the time, however many wait."""
+
+EXACT = 32
+"""Waiting models that each of those looks plans for though a lesser one was just found not to fit: what keeps
+them, in words, is seen in turn."""
+
+CLAIMS = 16
+"""Models that starve, beyond which nobody behind them is looked at: each makes a look longer."""
+
+TELL = 1.0
+"""Seconds between two changes that others are told of: the figures in the text never stand still."""
+
+
+class Tenant(Protocol):
+    """A model, as the scheduler sees it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    def occupancy(self) -> Occupant | None:
+        """Return the room it has; None if it has none."""
+        ...
+
+    @property
+    def loading(self) -> bool:
+        """Whether it is on its way in, past the queue."""
+        ...
+
+    def evict(self, reason: StopReason, *, force: bool) -> None:
+        """Begin to unload it."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Wish:
+    """A model that asks for room."""
+
+    name: str
+    memory: Mapping[str, int]
+    granted: Callable[[], None]
+    refused: Callable[[CorralError], None]
+    counts: bool = True
+    groups: frozenset[str] = frozenset()
+    asked: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.time)
+    """Seconds since the epoch, for people."""
+    waits_for: str = ""
+    """What it waits for, for people."""
+    told: str = ""
+    """What others were told of that last, and when."""
+    told_at: float = -math.inf
+
+    planned: float = -math.inf
+    """When it was planned for last; by the monotonic clock."""
+
+    _paused: float | None = None
+
+    def pause(self, now: float, *, paused: bool) -> None:
+        """Stop or start the clock of its patience.
+
+        Time without a slot, or behind a model that is just being loaded, is no time in which anybody
+        could have made room: else whoever comes up would be drained by the next one at once.
+        """
+        if self._paused is not None:
+            self.asked += now - self._paused
+        self._paused = now if paused else None
+
+    def newcomer(self, now: float) -> Newcomer:
+        """Return it as the plan sees it."""
+        return Newcomer(self.name, self.counts, self.groups, self.memory, now - self.asked)
+
+    def claim(self) -> Occupant:
+        """Return it as those see it that may not overtake it: as if it had its room."""
+        return Occupant(
+            self.name, settled=False, counts=self.counts, groups=self.groups, memory=self.memory
+        )
+
+
+class Scheduler:
+    """The queue for room, and the evictions that it causes."""
+
+    def __init__(
+        self,
+        *,
+        tenants: Callable[[], Iterable[Tenant]],
+        settings: LiveSettings,
+        free: Callable[[Iterable[Occupant], Tunables], Mapping[str, int]],
+        changed: Callable[[str], None] = lambda name: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`free` tells what may be given out beside the occupants; `changed` hears who waits otherwise now."""
+        self._tenants = tenants
+        self._settings = settings
+        self._free = free
+        self._changed = changed
+        self._clock = clock
+        self._queue: list[Wish] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._deciding = False
+        self._again = False
+        settings.listen(self.wake)
+
+    @property
+    def queue(self) -> tuple[Wish, ...]:
+        """Those who wait, in their order."""
+        return tuple(self._queue)
+
+    @property
+    def in_demand(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._queue)
+
+    def position(self, name: str) -> int:
+        """Return the place of a model in the queue, from 1; 0 if it does not wait."""
+        return next((place for place, wish in enumerate(self._queue, 1) if wish.name == name), 0)
+
+    def waits_for(self, name: str) -> str:
+        """Return what a model waits for, for people; empty if it does not wait."""
+        return next((wish.waits_for for wish in self._queue if wish.name == name), "")
+
+    def ask(self, wish: Wish) -> None:
+        """Queue a wish; it is granted or refused by its callbacks, perhaps before this returns."""
+        self._queue.append(wish)
+        self.wake()
+
+    def withdraw(self, name: str) -> None:
+        """Forget the wish of a model."""
+        self._queue = [wish for wish in self._queue if wish.name != name]
+        self.wake()
+
+    def wake(self) -> None:
+        """Look again: something changed."""
+        self._look(frozenset())
+
+    def _look_round(self) -> None:
+        self._timer = None
+        oldest = heapq.nsmallest(EXACT, self._queue, key=lambda wish: wish.planned)
+        self._look({wish.name for wish in oldest})
+
+    def _look(self, exact: Collection[str]) -> None:
+        if self._deciding:
+            self._again = True
+            return
+        self._deciding = True
+        began = time.perf_counter()
+        try:
+            # Each decision changes what the next one starts from, and there are no more than this many.
+            while self._decide(exact):
+                pass
+        finally:
+            self._deciding = False
+        if self._timer is not None and not self._queue:
+            self._timer.cancel()
+            self._timer = None
+        elif self._timer is None and self._queue:
+            delay = max(STEP, (time.perf_counter() - began) * SHARE)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._look_round)
+
+    def plan(self, wish: Wish) -> Plan:
+        """Return what would happen for a wish now, without doing it."""
+        occupants = self._occupants()
+        settings = self._settings.now
+        free = self._free(occupants, settings)
+        return plan(wish.newcomer(self._clock()), occupants, limits(settings), free)
+
+    # Decisions
+
+    def _decide(self, exact: Collection[str]) -> bool:
+        """Do the next thing there is to do; False if there is nothing.
+
+        Those who need as much as one that does not fit are passed over, but for `exact` and newcomers.
+        """
+        self._again = False
+        if self._enforce_limit():
+            return True
+        now = self._clock()
+        occupants = self._occupants()
+        settings = self._settings.now
+        free = self._free(occupants, settings) if self._queue else {}
+        loading = {tenant.name for tenant in self._tenants() if tenant.loading}
+        loads = len(loading)
+        claims = 0
+        hopeless = Hopeless()
+        for wish in list(self._queue):
+            if loads >= settings.parallel_loads:
+                wish.pause(now, paused=True)
+                self._tell(wish, f"a slot: {loads} models are loading")
+                continue
+            newcomer = wish.newcomer(now)
+            known = math.isfinite(wish.planned) and wish.name not in exact
+            if not (known and hopeless.covers(newcomer, settings.starvation_bound)):
+                wish.planned = now
+                decided = plan(newcomer, occupants, limits(settings), free)
+                wish.pause(now, paused=any(each.name in loading for each in decided.blockers))
+                if self._carry_out(wish, decided, now):
+                    return True
+                self._tell(wish, _waits_for(decided))
+                if decided.blocked:
+                    hopeless.add(newcomer, settings.starvation_bound)
+            if now - wish.asked >= settings.starvation_bound:
+                # Those behind it must not take away what it waits for.
+                claims += 1
+                if claims == CLAIMS:
+                    break
+                occupants.append(wish.claim())
+                free = self._free(occupants, settings)
+        return self._again
+
+    def _carry_out(self, wish: Wish, decided: Plan, now: float) -> bool:
+        """Grant or refuse the wish, or evict for it; False if it has to wait."""
+        if decided.fits:
+            self._remove(wish)
+            wish.granted()
+            return True
+        late = now - wish.asked >= self._settings.now.room_timeout
+        if decided.victims and not (late and _drains(decided)):
+            self._evict(wish, decided)
+            return True
+        return self._give_up(wish, decided, now)
+
+    def _evict(self, wish: Wish, decided: Plan) -> None:
+        victims = {victim.name: victim for victim in decided.victims}
+        self._tell(wish, f"room: {', '.join(sorted(victims))} makes way")
+        for tenant in list(self._tenants()):
+            victim = victims.get(tenant.name)
+            if victim is None:
+                continue
+            text = f"evicted for model {wish.name!r}: {victim.why}"
+            _log.info("evicting", model=victim.name, to_load=wish.name, why=victim.why)
+            tenant.evict(StopReason(Cause.EVICTED, text, wish.name), force=victim.way is Way.FORCE)
+
+    def _give_up(self, wish: Wish, decided: Plan, now: float) -> bool:
+        """Refuse a wish that cannot be met, or not in time."""
+        if decided.pending and not decided.victims and not decided.blockers:
+            return False  # it fits when those are gone that are leaving, which has deadlines of its own
+        settings = self._settings.now
+        if decided.possible and now - wish.asked < settings.room_timeout:
+            return False
+        self._remove(wish)
+        wish.refused(no_room(wish.name, decided, settings))
+        return True
+
+    def _enforce_limit(self) -> bool:
+        """After the limit was lowered: evict what is too much."""
+        settings = self._settings.now
+        if not settings.active_limit:
+            return False
+        occupants = self._occupants()
+        staying = [each for each in occupants if each.counts and not each.leaving]
+        if len(staying) <= settings.active_limit:
+            return False
+        nobody = Newcomer("", counts=False)
+        decided = plan(nobody, occupants, limits(settings), {})
+        victims = {victim.name: victim for victim in decided.victims}
+        for tenant in list(self._tenants()):
+            if victim := victims.get(tenant.name):
+                text = f"only {settings.active_limit} models may be active now; {victim.why}"
+                tenant.evict(StopReason(Cause.LIMITS, text), force=victim.way is Way.FORCE)
+        return bool(victims)
+
+    # Helpers
+
+    def _occupants(self) -> list[Occupant]:
+        found = (tenant.occupancy() for tenant in self._tenants())
+        return [occupant for occupant in found if occupant is not None]
+
+    def _remove(self, wish: Wish) -> None:
+        self._queue.remove(wish)
+
+    def _tell(self, wish: Wish, text: str) -> None:
+        wish.waits_for = text
+        now = self._clock()
+        if wish.told != text and now - wish.told_at >= TELL:
+            wish.told, wish.told_at = text, now
+            self._changed(wish.name)
+
+
+def limits(settings: Tunables) -> Limits:
+    """Return what the settings say about evictions."""
+    return Limits(
+        active=settings.active_limit,
+        evict_busy=settings.force_eviction_when_busy,
+        largest_first=settings.size_aware_eviction,
+        starvation_bound=settings.starvation_bound,
+    )
+
+
+def _drains(decided: Plan) -> bool:
+    """Whether it takes the end of running calls, which may never come, to carry it out."""
+    return any(victim.way is Way.DRAIN for victim in decided.victims)
+
+
+def _waits_for(decided: Plan) -> str:
+    if decided.pending and not decided.blockers:
+        return f"room: {', '.join(decided.pending)} makes way"
+    in_the_way = "; ".join(f"{blocker.name}: {blocker.why}" for blocker in decided.blockers)
+    return f"room: {decided.lacking} ({in_the_way})" if in_the_way else f"room: {decided.lacking}"
+
+
+def no_room(name: str, decided: Plan, settings: Tunables) -> CorralError:
+    """Return the error for a model that does not fit."""
+    in_the_way = [f"{blocker.name} ({blocker.why})" for blocker in decided.blockers]
+    text = f"model {name!r} does not fit: {decided.lacking}"
+    if in_the_way:
+        text += f"; in its way: {', '.join(in_the_way)}"
+    if decided.possible:
+        remedy = f"; none of it went within {settings.room_timeout:g} s: retry later, or unload one"
+    elif in_the_way:
+        remedy = "; unpin or unload one, or raise the limit"
+    else:
+        remedy = (
+            "; give its need in the configuration (`memory`) if the estimate is wrong, or turn off"
+            " fit_check"
+        )
+    return NoRoomError(
+        text + remedy,
+        retry_after=max(settings.lru_eviction_retry_interval, 0.1) if decided.possible else None,
+        resource=Resource("model", name),
+        metadata={"model": name, "lacking": decided.lacking},
+    )

@@ -1,0 +1,4 @@
+"""One supervisor per model: feeds the lifecycle with events and performs its effects.
+
+May import admission, scheduling and everything below them.
+"""

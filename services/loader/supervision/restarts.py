@@ -1,0 +1,75 @@
+"""Loads pinned models again that crashed: whoever pins one wants it to be there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from services.common.errors import CorralError
+from services.common.logs import get_logger
+from services.common.tasks import Background
+from services.loader.lifecycle.machine import Phase
+from services.loader.models.catalog import ModelEntry
+
+from .supervisor import Supervisor
+
+_log = get_logger(__name__)
+
+_PAUSE: Final = 1.0
+"""Seconds between two loads of a model, at least."""
+
+
+class Restarts:
+    """The restarts of all pinned models, one at a time for each."""
+
+    def __init__(
+        self,
+        *,
+        pinned: Callable[[ModelEntry], bool],
+        begin_load: Callable[[str], object],
+        cooldown: Callable[[], float],
+        tasks: Background,
+    ) -> None:
+        """`cooldown`: seconds between two loads of a model, if that is more than one."""
+        self._pinned = pinned
+        self._begin_load = begin_load
+        self._cooldown = cooldown
+        self._tasks = tasks
+        self._closing = asyncio.Event()
+        self._recent: set[str] = set()
+        """Models that were loaded again a moment ago."""
+        self._refusing = False
+
+    def refuse(self) -> None:
+        """Load none any more."""
+        self._refusing = True
+
+    def close(self) -> None:
+        """Load none any more, and let go of those that wait for their next load."""
+        self._refusing = True
+        self._closing.set()
+
+    def look(self, supervisor: Supervisor) -> None:
+        """Load the model if it is pinned, and has crashed."""
+        name, state, entry = supervisor.name, supervisor.state, supervisor.entry
+        if state.phase is not Phase.STOPPED or not state.crashed or self._refusing or entry is None:
+            return
+        if self._pinned(entry) and name not in self._recent:
+            self._recent.add(name)
+            self._tasks.spawn(self._restart(supervisor), name=f"restart {name}")
+
+    async def _restart(self, supervisor: Supervisor) -> None:
+        """Load once; what is refused, because there is no room for instance, is tried again later."""
+        try:
+            self._begin_load(supervisor.name)
+        except CorralError as error:
+            _log.warning(
+                "a pinned model is not loaded again", model=supervisor.name, why=str(error)
+            )
+        try:
+            async with asyncio.timeout(max(self._cooldown(), _PAUSE)):
+                await self._closing.wait()
+        except TimeoutError:
+            self._recent.discard(supervisor.name)
+            self.look(supervisor)

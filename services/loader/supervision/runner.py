@@ -1,0 +1,282 @@
+"""What takes time in the life of an instance: its start, its load, its end. Each reports an event.
+
+The supervisor decides; this carries out. Nothing here changes the state of the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from services.common.errors import (
+    BackendStartError,
+    CorralError,
+    DeadlineError,
+    ModelLoadError,
+)
+from services.common.logs import get_logger
+from services.loader.backends.catalog import Backend
+from services.loader.instances.instance import Connection, Instance, LoadAnswer
+from services.loader.instances.stall import StalledError, unless_stalled
+from services.loader.lifecycle import machine as life
+from services.loader.lifecycle.machine import Failure
+from services.loader.logs.log_book import Level, LogBook, Stream
+from services.loader.models.catalog import ModelEntry
+
+from . import errors as causes
+
+_log = get_logger(__name__)
+
+_GIB = 1024**3
+_LAST_LINES = 0.05
+"""Seconds for the pipes of an ended process to run dry; longer only if a helper holds them open."""
+
+STDERR_LINES = 5
+"""Last lines of stderr to keep with the cause of an end: enough for an exception, short enough to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """The named waits of a model's life, in seconds."""
+
+    load: float
+    load_per_gib: float
+    load_stall: float
+    drain: float
+    free: float
+    stable: float
+    exit_cause: float
+    quarantine: float
+
+
+class Starter(Protocol):
+    """Starts a backend, or connects to one, and waits until it answers."""
+
+    async def start(self, instance: Instance, logs: LogBook) -> Connection:
+        """Fill in the instance's process and address; return the connection. Raises CorralError."""
+        ...
+
+    def loaded(self, instance: Instance) -> None:
+        """Take note that the instance holds its model: the next loader could use it."""
+        ...
+
+    async def leave(self, instance: Instance) -> bool:
+        """Let go of the instance for the next loader; False if it cannot do without this one."""
+        ...
+
+    async def stop(self, instance: Instance, *, graceful: bool) -> bool:
+        """End what `start` began, also after a failure; True when nothing is left."""
+        ...
+
+
+class Activity(Protocol):
+    """Tells whether a process does anything at all."""
+
+    def __call__(self, instance: Instance) -> Awaitable[object]:
+        """Return something that changes whenever the instance's processes do anything."""
+        ...
+
+
+Post = Callable[[life.Event], None]
+
+
+class Runner:
+    """Carries out what is to be done about the instances of one model."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        starter: Starter,
+        find_backend: Callable[[str], Backend],
+        models_path: Path,
+        timeouts: Timeouts,
+        logs: LogBook,
+        activity: Activity,
+        released: Callable[[Instance], Awaitable[None]],
+        post: Post,
+        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+    ) -> None:
+        """`released` returns when the memory of an instance that has ended is seen to be free."""
+        self._name = name
+        self._starter = starter
+        self._find_backend = find_backend
+        self._models_path = models_path
+        self._timeouts = timeouts
+        self._logs = logs
+        self._activity = activity
+        self._released = released
+        self._post = post
+        self._spawn = spawn
+        self._work: asyncio.Task[None] | None = None
+        """The start or load in progress."""
+
+    # Up
+
+    def start(
+        self, generation: int, candidate: str, entry: ModelEntry, begun: Callable[[Instance], None]
+    ) -> None:
+        """Start a backend; `begun` gets the instance. Reports `Answered` or `AttemptFailed`."""
+        self._work = self._spawn(self._start(generation, candidate, entry, begun), "start")
+
+    async def _start(
+        self, generation: int, candidate: str, entry: ModelEntry, begun: Callable[[Instance], None]
+    ) -> None:
+        try:
+            backend = self._find_backend(candidate)
+            if backend.error:
+                raise BackendStartError(f"backend {backend.name} cannot be used: {backend.error}")
+        except CorralError as error:
+            self._fail(generation, candidate, error, permanent=True)
+            return
+        instance = Instance(uuid.uuid4().hex, generation, self._name, backend, entry, time.time())
+        begun(instance)
+        try:
+            instance.connection = await self._starter.start(instance, self._logs)
+        except CorralError as error:
+            self._fail(generation, candidate, error)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must hear of it
+            _log.exception("starting a backend failed", model=self._name, backend=candidate)
+            text = f"starting {candidate} failed: {type(error).__name__}: {error}"
+            self._fail(generation, candidate, BackendStartError(text))
+            return
+        self.watch(instance)
+        self._post(life.Answered(generation))
+
+    def load(self, instance: Instance, candidate: str) -> None:
+        """Let the backend read the model. Reports `Loaded` or `AttemptFailed`."""
+        self._work = self._spawn(self._load(instance, candidate), "load")
+
+    async def _load(self, instance: Instance, candidate: str) -> None:
+        generation = instance.generation
+        try:
+            answer = await self._read_model(instance)
+        except CorralError as error:
+            # A process that died under LoadModel says more than the broken connection does.
+            if instance.process and await instance.cause(self._timeouts.exit_cause):
+                return  # the event of its end is on its way
+            self._fail(generation, candidate, ModelLoadError(f"could not load model: {error}"))
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must hear of it
+            _log.exception("loading failed", model=self._name, backend=candidate)
+            text = f"could not load model: {type(error).__name__}: {error}"
+            self._fail(generation, candidate, ModelLoadError(text))
+            return
+        if not answer.success:
+            text = f"could not load model (no success): {answer.message}"
+            self._fail(generation, candidate, ModelLoadError(text))
+            return
+        instance.load_message = answer.message
+        instance.is_ready()
+        self._starter.loaded(instance)
+        self._post(life.Loaded(generation))
+
+    async def _read_model(self, instance: Instance) -> LoadAnswer:
+        assert instance.connection is not None
+        limit = self._timeouts.load + self._timeouts.load_per_gib * self._size_gib(instance)
+        loading = instance.connection.load(instance.entry, instance.backend.name, limit)
+        if instance.process is None:
+            return await loading  # what goes on elsewhere cannot be seen
+        try:
+            return await unless_stalled(
+                loading, lambda: self._activity(instance), self._timeouts.load_stall
+            )
+        except StalledError:
+            raise DeadlineError(
+                f"the backend has done nothing for {self._timeouts.load_stall:g} s: no processor"
+                " time, no reading, no line in its log; raise load_stall_timeout if that is normal"
+            ) from None
+
+    def _size_gib(self, instance: Instance) -> float:
+        try:
+            return (self._models_path / instance.entry.config.model).stat().st_size / _GIB
+        except (OSError, ValueError):
+            return 0.0
+
+    # Its end
+
+    def watch(self, instance: Instance) -> None:
+        """Report `Exited` as soon as the process has ended by itself."""
+        if instance.process is not None:
+            self._spawn(self._watch(instance), "watch")
+
+    async def _watch(self, instance: Instance) -> None:
+        assert instance.process is not None
+        how = await instance.process.wait()
+        if instance.stopping:
+            return
+        await instance.process.drain_output(_LAST_LINES)
+        lines = self._logs.tail(STDERR_LINES, generation=instance.generation, stream=Stream.STDERR)
+        error = causes.exited(instance, how, lines, loading=instance.ready is None)
+        failure = Failure(
+            instance.backend.name,
+            error,
+            out_of_memory=how.out_of_memory or causes.lacks_memory("\n".join(lines)),
+        )
+        text = f"{instance.backend.name} {how}"
+        self._logs.append(Stream.LOADER, text, instance.generation, Level.ERROR)
+        instance.end(error)
+        self._post(life.Exited(instance.generation, failure))
+
+    def stop(
+        self,
+        current: Callable[[], Instance | None],
+        generation: int,
+        reason: CorralError,
+        *,
+        graceful: bool,
+    ) -> None:
+        """End the instance, whatever it is doing. Reports `GroupGone` when nothing of it is left."""
+        if instance := current():
+            instance.stopping = True
+        self._spawn(self._stop(current, generation, reason, graceful), "stop")
+
+    async def _stop(
+        self,
+        current: Callable[[], Instance | None],
+        generation: int,
+        reason: CorralError,
+        graceful: bool,
+    ) -> None:
+        if self._work is not None and self._work is not asyncio.current_task():
+            self._work.cancel()
+            await asyncio.wait([self._work])
+        # Only now: a start that was just called off may have made one meanwhile.
+        if instance := current():
+            instance.stopping = True
+            instance.end(reason)
+            try:
+                await self._end(instance, graceful)
+            except Exception:  # noqa: BLE001 - whatever it was, nobody must wait for it for ever
+                _log.exception("ending a backend failed", model=self._name, pid=instance.pid)
+            self._logs.append(Stream.LOADER, "stopped", generation, Level.INFO)
+        self._post(life.GroupGone(generation))
+
+    async def _end(self, instance: Instance, graceful: bool) -> None:
+        connection = instance.connection
+        if graceful and connection is not None:
+            try:
+                await connection.free(self._timeouts.free)
+            except CorralError as error:
+                _log.debug("Free failed", model=self._name, why=str(error))
+        if connection is not None:
+            await connection.close()
+        if await self._starter.stop(instance, graceful=graceful):
+            await self._released(instance)
+        else:
+            _log.error("processes of a backend cannot be ended", model=self._name, pid=instance.pid)
+
+    # Helpers
+
+    def _fail(
+        self, generation: int, candidate: str, error: CorralError, *, permanent: bool = False
+    ) -> None:
+        self._logs.append(Stream.LOADER, str(error), generation, Level.ERROR)
+        memory = causes.lacks_memory(str(error))
+        self._post(life.AttemptFailed(generation, Failure(candidate, error, permanent, memory)))

@@ -1,0 +1,468 @@
+"""Drives one model through its lifecycle: performs the effects, and reports what happens as events.
+
+Everything that changes the state goes through `_post`, which runs to the end without awaiting, so no
+two events ever interleave. Whatever takes time runs in a task of its own and comes back as an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from typing import Any
+
+from services.common.errors import BackendNotFoundError, CorralError, DeadlineTooShortError
+from services.common.logs import get_logger
+from services.loader.admission.connection_lease import CountedCalls
+from services.loader.admission.leases import Leases
+from services.loader.admission.meter import ANYONE, Caller
+from services.loader.admission.waiters import StopWaiters
+from services.loader.instances.instance import Instance, Lease
+from services.loader.lifecycle import machine as life
+from services.loader.lifecycle.machine import Cause, Failure, Lifecycle, Phase, StopReason
+from services.loader.logs.log_book import LogBook
+from services.loader.models.catalog import ModelEntry
+from services.loader.scheduling.eviction import Occupant
+from services.loader.scheduling.ledger import Reservation
+from services.loader.scheduling.occupancy import LastUnload, occupant
+
+from . import errors as causes
+from .backoffs import Backoffs
+from .dependencies import Services
+from .reservation import Room
+from .runner import Runner
+from .timers import Timers
+
+_log = get_logger(__name__)
+
+
+class Supervisor:
+    """One model, over all its instances."""
+
+    def __init__(
+        self, name: str, *, services: Services, logs: LogBook, changed: Callable[[Supervisor], None]
+    ) -> None:
+        """`changed` is called after every transition, when the state can be read."""
+        self.name = name
+        self.logs = logs
+        self.state = Lifecycle()
+        self.state_time = time.time()
+        self.instance: Instance | None = None
+        self.entry: ModelEntry | None = None
+        """The model as it was when its load began."""
+        self.not_tried: Mapping[str, str] = {}
+        """Backends that are no candidates, and why."""
+        self.last_unload: LastUnload | None = None
+        self.backoffs = Backoffs(
+            name,
+            backoff=services.backoff,
+            quarantine=services.timeouts.quarantine,
+            ended=lambda candidate: self._post(life.BackoffEnded(candidate)),
+        )
+        self._services = services
+        self._changed = changed
+        self._runner = Runner(
+            name,
+            starter=services.starter,
+            find_backend=services.find_backend,
+            models_path=services.models_path,
+            timeouts=services.timeouts,
+            logs=logs,
+            activity=services.activity,
+            released=services.released,
+            post=self._post,
+            spawn=self._spawn,
+        )
+        self._leases = Leases(
+            name,
+            meter=services.calls,
+            queue_size=services.queue_size,
+            entry=lambda: self.entry,
+            released=self._released,
+        )
+        self._stops = StopWaiters()
+        self._events: deque[life.Event] = deque()
+        self._posting = False
+        self._timers = Timers(self._post)
+        self._room = Room(name, services, self._post)
+        self._forced = False
+
+    # What others ask for
+
+    async def acquire(
+        self,
+        entry: ModelEntry,
+        candidates: tuple[str, ...],
+        *,
+        calls: bool,
+        caller: Caller = ANYONE,
+    ) -> Lease:
+        """Return a lease on the ready model, loading it first; callers of the same load share it.
+
+        With `calls` it is a call, which needs one of the model's places and counts for its limits; without,
+        it only holds the model. A caller that is cancelled leaves the load alone. Raises LoadBackoffError,
+        QueueFullError, DeadlineTooShortError, or what the load failed with.
+        """
+        if lease := self._leases.take(calls=calls, client=caller.client):
+            return lease
+        usable = self._usable(entry, candidates)
+        self._take_entry(entry, usable)
+        try:
+            joining = self._leases.join(caller if calls else None)
+        except DeadlineTooShortError:
+            # Else clients that cannot wait for the load would never find it loaded.
+            self._post(life.LoadRequested(usable))
+            raise
+        self._post(life.LoadRequested(usable))
+        return await joining
+
+    def join(self, caller: Caller) -> Coroutine[Any, Any, Lease]:
+        """Wait for the load in progress, or a place; the place among those who wait is taken at once.
+
+        Raises QueueFullError, DeadlineTooShortError.
+        """
+        return self._leases.join(caller)
+
+    @property
+    def loading(self) -> bool:
+        """Whether a load is in progress, which others may join."""
+        return self.state.phase in (Phase.STARTING, Phase.LOADING)
+
+    @property
+    def joinable(self) -> bool:
+        """Whether whoever comes now has only to wait: for the load, or for a place."""
+        return self.state.phase in (Phase.WAITING, Phase.STARTING, Phase.LOADING, Phase.READY)
+
+    @property
+    def queued_calls(self) -> int:
+        """Calls that wait."""
+        return self._leases.calls
+
+    @property
+    def waits_for(self) -> str:
+        """What it waits for before it can load, for people."""
+        return self._services.scheduler.waits_for(self.name)
+
+    def try_acquire(self, *, calls: bool, caller: Caller = ANYONE) -> Lease | None:
+        """Return a lease if the model is ready now and, for a call, has a place. Raises QueueFullError."""
+        return self._leases.take(calls=calls, client=caller.client)
+
+    def retry_after(self) -> float:
+        """Return after how many seconds a refused call may try again."""
+        return self._leases.retry_after()
+
+    def probe(self) -> Lease | None:
+        """Return a lease that neither counts nor holds, if the model is ready."""
+        return self._leases.probe()
+
+    def count_calls(self, instance: Instance, *, stands_still: Callable[[], float]) -> CountedCalls:
+        """Return what counts the calls of a connection to the instance that goes past the gateway."""
+        return CountedCalls(
+            instance, self._released, self._services.calls, stands_still=stands_still
+        )
+
+    def begin_load(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
+        """Begin to load, without waiting for it. Raises LoadBackoffError."""
+        if self.state.phase is Phase.READY:
+            return
+        usable = self._usable(entry, candidates)
+        self._take_entry(entry, usable)
+        self._post(life.LoadRequested(usable))
+
+    def _take_entry(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
+        """Load the model as it is now, unless it is past that."""
+        if self.loading or self.state.phase is Phase.READY:
+            return
+        before, self.entry = self.entry, entry
+        if before is not None and before.revision != entry.revision:
+            self._leases.forget_pace()
+        if self.state.phase is Phase.WAITING and before and before.revision != entry.revision:
+            self._post(life.Changed())
+            self._post(life.Reconfigured(candidates))
+
+    def adopt(self, instance: Instance, reservation: Reservation) -> None:
+        """Take over a backend that holds the model already."""
+        self.entry, self.instance = instance.entry, instance
+        self._room.taken_by(instance, reservation)
+        instance.generation = self.state.generation + 1
+        self._leases.begins(instance)
+        self._post(life.Adopted(instance.backend.name))
+        self._runner.watch(instance)
+
+    async def leave(self) -> bool:
+        """Let go of an idle instance without ending it, for the next loader; False if it must be ended.
+
+        It is the last that this supervisor does.
+        """
+        instance = self.instance
+        if self.state.phase is not Phase.READY or instance is None:
+            return False
+        if instance.holds or instance.outdated:
+            return False
+        return await self._services.starter.leave(instance)
+
+    async def stop(self, reason: StopReason, *, force: bool) -> None:
+        """Unload and wait until the process group is gone. Raises ModelBusyError. Idempotent."""
+        if self.state.phase in life.RESTING or self.state.phase is Phase.WAITING:
+            self._post(life.StopRequested(reason, force))
+            return
+        stopped = self._stops.join()
+        self._stop(reason, force=force)
+        await stopped
+
+    def evict(self, reason: StopReason, *, force: bool) -> None:
+        """Begin to unload."""
+        self._stop(reason, force=force)
+
+    def reset(self) -> None:
+        """Forget earlier failures: something changed, or somebody knows better."""
+        self._post(life.Changed())
+
+    def report_lost(self, instance: Instance, error: CorralError) -> None:
+        """An external backend does not answer any more; the next call connects anew."""
+        self._post(life.Exited(instance.generation, Failure(instance.backend.name, error)))
+
+    def configuration_is(self, revision: str) -> None:
+        """Take note of the configuration's revision now; an instance of another one is stopped when idle."""
+        known = self.entry is not None and self.entry.revision
+        if known and known != revision and self.state.phase in life.RESTING:
+            self._post(life.Changed())
+        if (instance := self.instance) is not None:
+            before = instance.leaving
+            instance.outdated = instance.entry.revision != revision
+            self._stop_if_outdated(instance)
+            self._tell_holders(instance, before)
+
+    def backends_changed(self, names: Collection[str]) -> None:
+        """Take note that these names mean something else now: what failed with them may work."""
+        state, entry = self.state, self.entry
+        if state.phase in life.RESTING and entry is not None:
+            involved = {penalty.candidate for penalty in state.penalties}
+            involved |= {failure.candidate for failure in state.failures}
+            if entry.config.backend in names or involved & set(names):
+                self._post(life.Changed())
+        instance = self.instance
+        if instance is None:
+            self._leases.forget_pace_with(names)
+            return
+        if instance.backend.name not in names:
+            return
+        try:
+            found = self._services.find_backend(instance.backend.name)
+        except BackendNotFoundError:
+            return  # it is gone, and this instance is all that is left of it
+        before = instance.leaving
+        instance.superseded = found.revision != instance.backend.revision
+        self._stop_if_outdated(instance)
+        self._tell_holders(instance, before)
+
+    def occupancy(self) -> Occupant | None:
+        """Return the room the model has; None if it has none."""
+        phase, instance = self.state.phase, self.instance
+        if phase in life.RESTING or phase is Phase.WAITING:
+            return None
+        assert self.entry is not None
+        return occupant(
+            self.name,
+            phase,
+            instance.entry if instance else self.entry,
+            instance,
+            memory=self.memory,
+            wanted=self._leases.wanted,
+            pinned=self._services.pinned(self.entry),
+            counts=self._room.counts,
+            last_unload=self.last_unload,
+        )
+
+    @property
+    def reservation(self) -> Reservation:
+        """The room it was granted, or asks for."""
+        return self._room.reservation
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes by device: measured, else what was reserved; nothing if it has no room."""
+        if self.instance is not None and self.instance.memory:
+            return self.instance.memory
+        return {} if self.state.phase in life.RESTING else self.reservation.memory
+
+    # The machine
+
+    def _post(self, event: life.Event) -> None:
+        self._events.append(event)
+        if self._posting:
+            return  # an effect that reports at once; the loop below takes it next
+        self._posting = True
+        began = self.state
+        try:
+            while self._events:
+                self._take(self._events.popleft())
+        finally:
+            self._posting = False
+        if self.state.phase is not began.phase:
+            self._services.scheduler.wake()
+
+    def _take(self, event: life.Event) -> None:
+        before = self.state
+        self.state, effects = life.next(before, event)
+        if self.state.phase is not before.phase:
+            self._entered(before)
+        for effect in effects:
+            self._perform(effect)
+        if (
+            before.phase is Phase.READY
+            and self.state.phase is not Phase.READY
+            and self._leases.wanted
+        ):
+            # Calls that waited for a place are not part of what ends: they wait for the next instance.
+            self._post(life.LoadRequested(before.candidates))
+        if self.state.phase is Phase.BACKOFF and before.phase is not Phase.BACKOFF:
+            self.backoffs.watch(self.state)
+        if isinstance(event, life.GroupGone) and before.phase is Phase.STOPPING:
+            self._stops.answer(None)
+        # Asking for room is no state that others see, unless there is none: then the scheduler tells.
+        if self.state != before and self.state.phase is not Phase.WAITING:
+            self._changed(self)
+
+    def _entered(self, before: Lifecycle) -> None:
+        self.state_time = time.time()
+        phase = self.state.phase
+        ready = self.instance if phase is Phase.READY else None
+        loaded = before.phase is Phase.LOADING
+        self._leases.turns(ready, loading=self.loading, loaded=loaded)
+        if before.phase is Phase.STOPPING and before.stop is not None:
+            self.last_unload = LastUnload(before.stop, self.state_time, self._forced)
+        if before.phase is Phase.STOPPING:
+            self.instance = None
+        _log.info(
+            "model",
+            model=self.name,
+            phase=phase.name,
+            was=before.phase.name,
+            why=self.state.message or None,
+            backend=self.state.candidate or None,
+        )
+
+    def _perform(self, effect: life.Effect) -> None:
+        match effect:
+            case life.AskRoom(generation, candidate, more):
+                self._timers.cancel()
+                self._spawn(self._ask(generation, candidate, more), "ask room for")
+            case life.LeaveQueue():
+                self._services.scheduler.withdraw(self.name)
+            case life.Start(generation, candidate):
+                assert self.entry is not None
+                self._runner.start(generation, candidate, self.entry, self._begun)
+            case life.SendLoad():
+                self._runner.load(self._current(), self.state.candidate)
+            case life.AdmitWaiters(generation):
+                self.backoffs.disarm(self.state.candidate)
+                self._timers.later(self._services.timeouts.stable, life.Stable(generation))
+                if self.state.phase is Phase.READY:
+                    self._leases.admit()
+                self._stop_if_outdated(self._current())
+            case life.FailWaiters(failures):
+                self._fail_waiters(failures)
+            case life.Drain():
+                self._drain(self._current())
+            case life.CutCalls(failure=failure):
+                self._current().end(causes.ended(self.name, self.state.message, failure))
+            case life.StopGroup(generation, graceful):
+                reason = causes.ended(self.name, self.state.message, None)
+                self._runner.stop(lambda: self.instance, generation, reason, graceful=graceful)
+            case life.ArmBackoff(candidate, failures, quarantine):
+                self.backoffs.arm(candidate, failures, quarantine=quarantine)
+            case life.DisarmBackoff():
+                self.backoffs.disarm()
+            case life.RefuseStop():
+                drain = self._services.timeouts.drain
+                self._stops.answer(causes.busy(self._current(), drain))
+
+    async def _ask(self, generation: int, candidate: str, more: bool) -> None:
+        entry = self.entry
+        assert entry is not None
+        needs = await self._room.estimate(entry, candidate, more=more)
+        if generation != self.state.generation or self.state.phase is not Phase.WAITING:
+            return
+        first = not self.state.failures
+        if self._room.ask(needs, entry, candidate, generation=generation, first=first):
+            self._leases.lack_room()
+
+    def _begun(self, instance: Instance) -> None:
+        self.instance = instance
+        self._leases.begins(instance)
+        self._forced = False
+
+    def _stop(self, reason: StopReason, *, force: bool) -> None:
+        instance = self.instance
+        self._forced = force and instance is not None and instance.active + instance.direct > 0
+        self._post(life.StopRequested(reason, force))
+
+    def _drain(self, instance: Instance) -> None:
+        instance.drain()  # in the same step as the look at who holds it
+        if not instance.holds:
+            self._post(life.Drained(instance.generation))
+        else:
+            self._timers.later(
+                self._services.timeouts.drain, life.DrainTimedOut(instance.generation)
+            )
+
+    def _released(self, instance: Instance) -> None:
+        if instance is not self.instance:
+            return
+        phase = self.state.phase
+        if phase is Phase.READY:
+            if self._leases.wanted:
+                self._leases.admit()
+            if not instance.holds:
+                self._stop_if_outdated(instance)
+                if self._services.scheduler.in_demand:
+                    self._services.scheduler.wake()
+        elif phase is Phase.DRAINING and not instance.holds:
+            self._post(life.Drained(instance.generation))
+
+    def _stop_if_outdated(self, instance: Instance) -> None:
+        why = instance.leaving
+        if why and not instance.holds and self.state.phase is Phase.READY:
+            self._stop(StopReason(Cause.CHANGED, why), force=False)
+
+    def _tell_holders(self, instance: Instance, before: str) -> None:
+        """Direct clients hold it also while they do not call; they have to be asked to let go."""
+        if instance.direct and instance.leaving != before:
+            self._changed(self)
+
+    # Those who wait
+
+    def _fail_waiters(self, failures: tuple[Failure, ...]) -> None:
+        if self.state.phase is Phase.BACKOFF and self.state.after is life.After.CRASHED:
+            # They did not see the crash; to them it is the reason why they must wait.
+            self._leases.fail(self.backoffs.error(self.state))
+        else:
+            every = (*_left_out(self.state, failures), *failures)
+            self._leases.fail(causes.all_failed(self.name, every, self.not_tried))
+
+    def _usable(self, entry: ModelEntry, candidates: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the candidates that need not wait. Raises LoadBackoffError if all must."""
+        if self.state.phase not in life.RESTING:
+            return candidates
+        if self.entry is not None and self.entry.revision != entry.revision:
+            self._post(life.Changed())
+        return self.backoffs.usable(self.state, candidates)
+
+    # Helpers
+
+    def _current(self) -> Instance:
+        assert self.instance is not None
+        return self.instance
+
+    def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        return self._services.tasks.spawn(work, name=f"{what} {self.name}")
+
+
+def _left_out(state: Lifecycle, failures: tuple[Failure, ...]) -> Iterable[Failure]:
+    """Return why other candidates were not tried in the round that failed."""
+    if failures != state.failures:
+        return ()  # that others failed earlier says nothing to whom an unload or a lack of room ends the wait
+    tried = {failure.candidate for failure in failures}
+    return (each.failure for each in state.penalties if each.candidate not in tried)

@@ -1,0 +1,58 @@
+"""Watching models: a snapshot, then each change, for one subscriber and its filter."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from services.loader.loader import Loader
+
+from .model import ModelFilter, ModelView
+
+
+class Said(Enum):
+    """What one piece of news says."""
+
+    SNAPSHOT = auto()
+    SNAPSHOT_END = auto()
+    CHANGED = auto()
+    REMOVED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """One message to a subscriber."""
+
+    said: Said
+    name: str = ""
+    model: ModelView | None = None
+    token: str = ""
+
+
+async def watch(loader: Loader, condition: ModelFilter, token: str) -> AsyncGenerator[News, None]:
+    """Yield a snapshot unless the token can be resumed, then each change, until cancelled.
+
+    A subscriber that falls behind the history gets a new snapshot instead of the changes it missed.
+    """
+    changes = loader.changes
+    position = changes.position(token) if token else None
+    while True:
+        shown: set[str] | None = None  # after a resume it is not known what the client has
+        if position is None:
+            position, shown = changes.last, set()
+            for model in loader.views.select(condition):
+                shown.add(model.name)
+                yield News(Said.SNAPSHOT, model.name, model)
+            yield News(Said.SNAPSHOT_END, token=changes.token(position))
+        async for change in changes.follow(position):
+            at = changes.token(change.sequence)
+            if change.value is not None and condition.matches(change.value):
+                if shown is not None:
+                    shown.add(change.key)
+                yield News(Said.CHANGED, change.key, change.value, at)
+            elif shown is None or change.key in shown:
+                if shown is not None:
+                    shown.discard(change.key)
+                yield News(Said.REMOVED, change.key, token=at)
+        position = None
