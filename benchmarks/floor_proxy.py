@@ -14,8 +14,8 @@ import grpc
 from grpc import aio
 
 from corral.backend import backend_pb2
-from services.common.channels import DEFAULT_MAX_MESSAGE_SIZE, channel_options
-from services.common.mounts import server_options
+from services.common.rpc.channels import DEFAULT_MAX_MESSAGE_SIZE, channel_options
+from services.common.rpc.mounts import server_options
 
 SERVICE = backend_pb2.DESCRIPTOR.services_by_name["Backend"]
 

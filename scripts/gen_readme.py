@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from backends.fake import program as fake
-from services.common.config import FieldDoc, ServiceSettings, describe
+from services.common.config.settings import FieldDoc, ServiceSettings, describe
 from services.gallery.config import GallerySettings
 from services.loader.config import LoaderSettings
 from services.metrics.config import MetricsSettings

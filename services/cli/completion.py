@@ -143,7 +143,7 @@ def _offers(ctx: typer.Context, ask: Callable[[Clients], Awaitable[Offers]]) -> 
     import asyncio
 
     async def main() -> Offers:
-        from services.common.config_fields import corral_home
+        from services.common.config.fields import corral_home
 
         from .clients import Clients
         from .endpoints import resolve

@@ -49,7 +49,7 @@ def run(
     quiet_grpc()
 
     async def main() -> None:
-        from services.common.config_fields import corral_home
+        from services.common.config.fields import corral_home
 
         from .clients import Clients
         from .endpoints import resolve

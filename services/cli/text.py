@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from services.common.words import size_in_words as size
+from services.common.human_size import size_in_words as size
 
 __all__ = ["clip", "duration", "plural", "printable", "size", "span"]
 

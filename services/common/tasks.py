@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from services.common.process.logging import get_logger
+
 from .errors import DeadlineError
-from .logs import get_logger
 
 _log = get_logger(__name__)
 _T = TypeVar("_T")

@@ -11,8 +11,8 @@ from google.longrunning import operations_pb2_grpc
 
 from corral.gallery.v1 import gallery_pb2_grpc
 from services.common.backoff import Backoff
-from services.common.health import HealthServicer
-from services.common.server import AnyMount, Mount, run_service
+from services.common.rpc.health import HealthServicer
+from services.common.rpc.server import AnyMount, Mount, run_service
 
 from .config import GallerySettings
 from .download import Downloader, DownloadLimits

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, TypeAlias
 import platformdirs
 from pydantic import BeforeValidator, Field, PositiveInt, SecretStr, field_validator
 
-from services.common.config import ByteSize, Duration, ServiceSettings, UnderHome, localai
+from services.common.config.settings import ByteSize, Duration, ServiceSettings, UnderHome, localai
 from services.common.quantities import Shown
 
 _PYPI: Final = "https://pypi.org/simple"

@@ -11,9 +11,9 @@ from google.longrunning import operations_pb2
 from google.protobuf import json_format, timestamp_pb2
 
 from corral.gallery.v1 import gallery_pb2 as pb
-from services.common import status
 from services.common.errors import InvalidRequestError
 from services.common.names import GALLERIES, MODELS, resource_name
+from services.common.rpc import status
 
 from .catalog import EntryFilter
 from .document import DocumentError

@@ -20,7 +20,7 @@ from services.common.errors import (
     SourceNotFoundError,
     UnsupportedSourceError,
 )
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 from .archive import extract
 from .entry import FileSpec

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from services.common.errors import InvalidRequestError, PathEscapeError
-from services.common.logs import get_logger
 from services.common.loose_files import is_loose_model
+from services.common.process.logging import get_logger
 
 from .document import DocumentError, parse_mapping
 from .entry import usecases

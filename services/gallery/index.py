@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from services.common.errors import CorralError, GalleryUnavailableError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 from .document import DocumentError
 from .entry import Entry, parse_index

@@ -20,7 +20,7 @@ from services.common.errors import (
     ModelNotFoundError,
     PathEscapeError,
 )
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 from .download import Candidates, Downloader
 from .entry import FileSpec

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from services.common.errors import ConflictError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS operations (

@@ -21,8 +21,8 @@ from services.common.errors import (
     Resource,
     ShuttingDownError,
 )
-from services.common.logs import get_logger
 from services.common.names import OPERATIONS, resource_id, resource_name
+from services.common.process.logging import get_logger
 from services.common.tasks import Background
 
 from .journal import Journal

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.common.errors import ConflictError, DownloadError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 from .transfer import disk_error
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 from .entry import FileSpec
 

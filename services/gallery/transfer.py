@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from services.common.errors import DigestMismatchError, DiskFullError, DownloadError
-from services.common.lean_imports import without
+from services.common.process.lean_imports import without
 
 from .progress import FileProgress
 from .sources import Remote

@@ -15,7 +15,7 @@ from services.common.errors import (
     InvalidRequestError,
     SourceNotFoundError,
 )
-from services.common.lean_imports import without
+from services.common.process.lean_imports import without
 
 with without("rich", "click"):
     import httpx

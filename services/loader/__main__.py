@@ -11,12 +11,12 @@ from pathlib import Path
 
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from services.common.backoff import Backoff
-from services.common.binding import StartError
-from services.common.health import HealthServicer
-from services.common.logs import get_logger
-from services.common.mounts import AnyMount, Mount
 from services.common.names import MODELS, resource_name
-from services.common.server import run_service
+from services.common.process.listen_address import StartError
+from services.common.process.logging import get_logger
+from services.common.rpc.health import HealthServicer
+from services.common.rpc.mounts import AnyMount, Mount
+from services.common.rpc.server import run_service
 from services.common.tasks import Background
 from services.loader.admission.meter import CallMeter
 from services.loader.backends.catalog import BackendCatalog

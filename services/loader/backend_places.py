@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.common.bundled import bundled_backends
+from services.common.process.bundled import bundled_backends
 from services.loader.backends.backend import BackendSource, Source
 from services.loader.backends.external import EXTERNAL_FILE, ExternalBackends
 from services.loader.backends.folders import BackendFolder

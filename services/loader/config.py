@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr, field_validator
 
-from services.common.bundled import bundled_backends
-from services.common.config import (
+from services.common.config.settings import (
     ByteSize,
     Duration,
     NameUris,
@@ -18,7 +17,8 @@ from services.common.config import (
     UnderHome,
     localai,
 )
-from services.common.runtime import EventLoop
+from services.common.process.bundled import bundled_backends
+from services.common.process.event_loop import EventLoop
 
 from .live_settings import Tunables
 

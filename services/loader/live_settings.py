@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from services.common.config import Duration, localai
+from services.common.config.settings import Duration, localai
 from services.common.errors import FieldViolation, InvalidRequestError
 from services.common.files import write_atomically
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.loader.devices.budgets import parse_budget
 
 _log = get_logger(__name__)

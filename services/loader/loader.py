@@ -16,7 +16,7 @@ from services.common.errors import (
     Resource,
     ShuttingDownError,
 )
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.common.tasks import Background
 from services.loader.admission.connection_lease import CountedCalls
 from services.loader.admission.meter import ANYONE, Caller, CallMeter

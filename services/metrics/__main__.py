@@ -11,11 +11,11 @@ from functools import partial
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 
 from corral.metrics.v1 import metrics_pb2_grpc
-from services.common import binding
 from services.common.addresses import parse_address
-from services.common.channels import open_channel
-from services.common.health import HealthServicer
-from services.common.server import AnyMount, Mount, run_service
+from services.common.process import listen_address as binding
+from services.common.rpc.channels import open_channel
+from services.common.rpc.health import HealthServicer
+from services.common.rpc.server import AnyMount, Mount, run_service
 
 from . import otlp_servicer
 from .collector import Collector

@@ -10,9 +10,9 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Final, Self
 
-from services.common import binding
 from services.common.addresses import Address
-from services.common.logs import get_logger
+from services.common.process import listen_address as binding
+from services.common.process.logging import get_logger
 
 from .exposition import Page
 from .request import MAX_HEAD, BadRequest, Request, read_request

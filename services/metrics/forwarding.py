@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from services.common.errors import CorralError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 _log = get_logger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 from grpc import aio
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 
-from services.common.channels import call
 from services.common.errors import DeadlineError, ServiceUnreachableError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
+from services.common.rpc.channels import call
 
 from . import otlp_convert
 from .family import Family

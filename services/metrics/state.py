@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 HTTP_ADDRESS: Final = "http_address"
 LAST_SCRAPE: Final = "last.prom"

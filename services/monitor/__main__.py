@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from corral.monitor.v1 import monitor_pb2_grpc
-from services.common.channels import open_channel
-from services.common.health import HealthServicer
-from services.common.server import AnyMount, Mount, run_service
+from services.common.rpc.channels import open_channel
+from services.common.rpc.health import HealthServicer
+from services.common.rpc.server import AnyMount, Mount, run_service
 
 from .config import MonitorSettings
 from .loader_client import LoaderClient

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field, field_validator
 
 from services.common.addresses import validate_address
-from services.common.config import Duration, ServiceSettings
+from services.common.config.settings import Duration, ServiceSettings
 from services.common.errors import InvalidRequestError
 
 

@@ -9,9 +9,9 @@ from grpc import aio
 
 from corral.backend import backend_pb2, backend_pb2_grpc
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
-from services.common.channels import call
 from services.common.errors import DeadlineError, ServiceUnreachableError
-from services.common.routing import model_metadata
+from services.common.rpc.channels import call
+from services.common.rpc.routing import model_metadata
 
 from . import convert
 from .status import Answer, Known

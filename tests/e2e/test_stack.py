@@ -16,7 +16,7 @@ import pytest
 
 from corral.backend import backend_pb2, backend_pb2_grpc
 from corral.monitor.v1 import monitor_pb2, monitor_pb2_grpc
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from tests.e2e.conftest import Stack
 from tests.e2e.test_same_tokens import ask
 from tests.tools.processes import alive, descendants

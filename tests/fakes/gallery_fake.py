@@ -12,7 +12,8 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.rpc import code_pb2
 
 from corral.gallery.v1 import gallery_pb2, gallery_pb2_grpc
-from services.common import errors, status
+from services.common import errors
+from services.common.rpc import status
 
 PHASE = gallery_pb2.OperationMetadata.Phase
 

@@ -22,7 +22,7 @@ from grpc import aio
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from services.common.errors import ModelBusyError, ModelNotFoundError, ModelNotLoadedError
-from services.common.interceptors import ErrorInterceptor
+from services.common.rpc.interceptors import ErrorInterceptor
 
 
 @dataclass

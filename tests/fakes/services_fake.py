@@ -16,8 +16,8 @@ from corral.gallery.v1 import gallery_pb2_grpc
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from corral.monitor.v1 import monitor_pb2, monitor_pb2_grpc
 from services.common import errors
-from services.common.health import HealthServicer
-from services.common.interceptors import ErrorInterceptor
+from services.common.rpc.health import HealthServicer
+from services.common.rpc.interceptors import ErrorInterceptor
 from tests.fakes.gallery_fake import FakeGallery
 
 STATE = loader_pb2.Model.State

@@ -11,7 +11,7 @@ import pytest
 from corral.backend import backend_pb2 as pb
 from corral.backend import backend_pb2_grpc
 from corral.loader.v1 import loader_pb2
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from tests.tools.corral_command import corral, started
 from tests.tools.loader_calls import MODEL, load
 from tests.tools.running import LoaderUnderTest

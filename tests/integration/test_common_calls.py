@@ -9,10 +9,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from services.common import status
-from services.common.calls import CallRecord
-from services.common.channels import call, open_channel
-from services.common.config import ServiceSettings
+from services.common.config.settings import ServiceSettings
 from services.common.errors import (
     CorralError,
     DeadlineError,
@@ -23,8 +20,11 @@ from services.common.errors import (
     Resource,
     UnknownRemoteError,
 )
-from services.common.interceptors import request_id
-from services.common.server import GenericMount, Observe, serving
+from services.common.rpc import status
+from services.common.rpc.call_records import CallRecord
+from services.common.rpc.channels import call, open_channel
+from services.common.rpc.interceptors import request_id
+from services.common.rpc.server import GenericMount, Observe, serving
 from tests.tools.raw_service import DEADLINE, KINDS, Raw, Recorder, World, failing
 
 

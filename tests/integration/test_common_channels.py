@@ -10,16 +10,16 @@ import grpc
 import pytest
 
 from corral.backend import backend_pb2, backend_pb2_grpc
-from services.common import status
-from services.common.channels import call, open_channel
-from services.common.config import ServiceSettings
+from services.common.config.settings import ServiceSettings
 from services.common.errors import (
     ModelNotFoundError,
     NotImplementedYetError,
     ServiceUnreachableError,
     UnknownRemoteError,
 )
-from services.common.server import Mount, serving
+from services.common.rpc import status
+from services.common.rpc.channels import call, open_channel
+from services.common.rpc.server import Mount, serving
 
 DEADLINE = 5.0
 

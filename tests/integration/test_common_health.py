@@ -10,10 +10,10 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from services.common.channels import open_channel
-from services.common.config import ServiceSettings
-from services.common.health import HealthServicer
-from services.common.server import serving
+from services.common.config.settings import ServiceSettings
+from services.common.rpc.channels import open_channel
+from services.common.rpc.health import HealthServicer
+from services.common.rpc.server import serving
 from tests.tools.waiting import eventually
 
 DEADLINE = 5.0

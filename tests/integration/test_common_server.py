@@ -16,9 +16,9 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from services.common.channels import open_channel
-from services.common.config import ServiceSettings
-from services.common.server import AddressInUseError, GenericMount, StartError, serving
+from services.common.config.settings import ServiceSettings
+from services.common.rpc.channels import open_channel
+from services.common.rpc.server import AddressInUseError, GenericMount, StartError, serving
 from tests.tools.service import ROOT, announced, environment
 
 DEADLINE = 10.0

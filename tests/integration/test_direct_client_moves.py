@@ -16,7 +16,7 @@ import pytest
 
 from corral import client
 from corral.backend import backend_pb2 as pb
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from tests.tools.direct_clients import (
     READY,
     aio_at,

@@ -14,7 +14,7 @@ from google.protobuf import message_factory
 
 from corral.backend import backend_pb2 as pb
 from corral.backend import backend_pb2_grpc
-from services.common.status import DETAILS_KEY
+from services.common.rpc.status import DETAILS_KEY
 from tests.tools.fake_backend import Running, serving
 
 METHODS = pb.DESCRIPTOR.services_by_name["Backend"].methods

@@ -20,7 +20,7 @@ from grpc import aio
 
 from corral.loader.v1 import loader_pb2 as pb
 from services.common.errors import CorralError
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from tests.tools.loader_calls import FOREVER, MODEL, change, model, named, prompt
 from tests.tools.running import LoaderUnderTest, eventually
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from corral.loader.v1 import loader_pb2 as pb
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from tests.tools.loader_calls import FOREVER, MODEL, backends_running, load, prompt
 from tests.tools.processes import command, descendants
 from tests.tools.running import LoaderUnderTest, alive, eventually, processes_in

@@ -16,7 +16,7 @@ import pytest
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
 from services.common.errors import CorralError
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from tests.fakes import backend_fake
 from tests.tools.backend_folders import add
 from tests.tools.loader_calls import MODEL, load

@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from corral.backend import backend_pb2_grpc
 from corral.loader.v1 import loader_pb2 as pb
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from tests.tools.loader_calls import (
     MODEL,
     READY,

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from corral.loader.v1 import loader_pb2 as pb
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from tests.tools.loader_calls import FOREVER, MODEL, backends_running, load, prompt
 from tests.tools.running import LoaderUnderTest, eventually
 

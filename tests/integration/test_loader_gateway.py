@@ -11,7 +11,7 @@ import pytest
 
 from corral.backend import backend_pb2 as pb
 from corral.loader.v1 import loader_pb2
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from services.loader.gateway.methods import methods
 from tests.tools.processes import free_port
 from tests.tools.running import LoaderUnderTest, eventually

@@ -13,7 +13,7 @@ from google.protobuf import json_format
 
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from tests.tools.loader_calls import MODEL, load, prompt
 from tests.tools.running import LoaderUnderTest, eventually
 from tests.tools.tiny_gguf import write_tiny

@@ -10,7 +10,7 @@ import pytest
 
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 from tests.tools.loader_calls import MODEL, backends_running, load, prompt
 from tests.tools.running import LoaderUnderTest, eventually
 

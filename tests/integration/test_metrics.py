@@ -14,8 +14,8 @@ from google.protobuf.duration_pb2 import Duration
 from grpc import aio
 
 from corral.metrics.v1 import metrics_pb2 as pb
-from services.common.channels import call
 from services.common.errors import InvalidRequestError
+from services.common.rpc.channels import call
 from tests.tools.metrics_service import (
     DEADLINE,
     MetricsUnderTest,

@@ -17,10 +17,10 @@ from corral.metrics.v1 import metrics_pb2_grpc
 from corral.monitor.v1 import monitor_pb2_grpc
 from corral.monitor.v1.monitor_pb2 import GetStatusRequest
 from services.common.backoff import Backoff
-from services.common.calls import CallRecord
-from services.common.channels import call, open_channel
 from services.common.errors import ServiceUnreachableError
-from services.common.reporting import CallReporter
+from services.common.rpc.call_records import CallRecord
+from services.common.rpc.call_reporter import CallReporter
+from services.common.rpc.channels import call, open_channel
 from tests.tools.metrics_service import running, total
 from tests.tools.service import installed, running_service
 from tests.tools.waiting import eventually

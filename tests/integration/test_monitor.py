@@ -17,7 +17,6 @@ from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2
 from corral.monitor.v1 import monitor_pb2 as pb
 from corral.monitor.v1 import monitor_pb2_grpc
-from services.common.channels import call, open_channel
 from services.common.errors import (
     InvalidRequestError,
     ModelBusyError,
@@ -26,9 +25,10 @@ from services.common.errors import (
     NotImplementedYetError,
     ServiceUnreachableError,
 )
-from services.common.health import HealthServicer
-from services.common.server import serving
-from services.common.status import from_rpc_error
+from services.common.rpc.channels import call, open_channel
+from services.common.rpc.health import HealthServicer
+from services.common.rpc.server import serving
+from services.common.rpc.status import from_rpc_error
 from services.monitor.__main__ import build
 from services.monitor.config import MonitorSettings
 from tests.fakes.loader_fake import LoaderFake, ModelFake, child

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.status import DETAILS_KEY
+from services.common.rpc.status import DETAILS_KEY
 from tests.tools.outcomes import Metadata, Outcome, Step, kind_of, pairs
 from tests.tools.talk import Talk
 from tests.tools.transparency import World, examples, running_world, same

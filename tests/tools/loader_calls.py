@@ -12,7 +12,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2
 from services.common.errors import CorralError
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 
 from .processes import command, processes_in
 from .running import LoaderUnderTest

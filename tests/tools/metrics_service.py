@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from corral.metrics.v1 import metrics_pb2 as pb
 from corral.metrics.v1 import metrics_pb2_grpc
-from services.common.channels import call, open_channel
-from services.common.health import HealthServicer
-from services.common.server import serving
+from services.common.rpc.channels import call, open_channel
+from services.common.rpc.health import HealthServicer
+from services.common.rpc.server import serving
 from services.metrics.__main__ import build
 from services.metrics.config import MetricsSettings
 from tests.tools.service import Service, installed, running_service

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from services.common.calls import CallRecord
+from services.common.rpc.call_records import CallRecord
 
 KINDS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 DEADLINE = 5.0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from services.cli.failures import Failure
-from services.common.bundled import bundled_backends
+from services.common.process.bundled import bundled_backends
 
 
 def become(backend: str, arguments: Sequence[str]) -> NoReturn:

@@ -14,7 +14,7 @@ from services.cli.clients import Clients
 from services.cli.endpoints import resolve
 from services.cli.failures import Failure, explain
 from services.cli.output import Output
-from services.common.config_fields import corral_home
+from services.common.config.fields import corral_home
 from services.common.errors import CorralError
 
 from . import generate

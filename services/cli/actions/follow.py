@@ -19,7 +19,7 @@ from services.cli.output import Output
 from services.cli.progress import transfer
 from services.common.backoff import Backoff
 from services.common.errors import ShuttingDownError
-from services.common.status import from_status
+from services.common.rpc.status import from_status
 
 _Result = TypeVar("_Result", bound=Message)
 _BACKOFF: Final = Backoff(initial=0.1, factor=2, maximum=2, jitter=0.2)

@@ -17,7 +17,7 @@ from services.cli.clients import Clients
 from services.cli.failures import Failure, Lost, Unreachable
 from services.cli.output import Output
 from services.common.errors import UnknownRemoteError
-from services.common.status import from_rpc_error
+from services.common.rpc.status import from_rpc_error
 
 from . import load
 

@@ -17,7 +17,7 @@ from services.cli.clients import Clients
 from services.cli.endpoints import SERVICES, Running, Service
 from services.cli.failures import Failure, Unreachable
 from services.cli.output import Column, Output
-from services.common.config_fields import corral_home
+from services.common.config.fields import corral_home
 from services.common.errors import CorralError
 
 from . import listing, room, watching

@@ -22,7 +22,7 @@ from services.cli.stack import plan
 from services.cli.stack.merged import MergedLog
 from services.cli.stack.plan import Options
 from services.cli.stack.supervisor import Limits, Stack
-from services.common.config_fields import corral_home
+from services.common.config.fields import corral_home
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

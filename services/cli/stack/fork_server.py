@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from services.common.process_title import set_process_title
+from services.common.process.title import set_process_title
 
 LARGEST = 256 * 1024
 """Bytes of the largest request; an environment is most of it."""

@@ -11,9 +11,9 @@ from typing import Final
 
 from services.cli.endpoints import DEFAULT_HOST, SERVICES, Service
 from services.cli.failures import Failure
-from services.common import config_sources as sources
 from services.common.addresses import Address, parse_address
-from services.common.config import ServiceSettings, describe
+from services.common.config import sources
+from services.common.config.settings import ServiceSettings, describe
 from services.common.errors import InvalidRequestError
 
 # Whoever reports needs the metrics' address, whoever asks the loader needs the loader's.

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from services.common.errors import BackendNotFoundError, Resource
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 from .backend import Backend, BackendSource
 from .builds import Resolved, resolve

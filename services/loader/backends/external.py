@@ -13,7 +13,7 @@ from pathlib import Path
 
 from services.common.addresses import parse_address
 from services.common.errors import InvalidRequestError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 from .backend import Backend, Source
 from .known_engines import STORES, facts

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 from .backend import Backend, Source
 from .known_engines import STORES, facts

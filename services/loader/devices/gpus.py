@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 from .drm import read_cards, read_clients, sum_clients
 from .nvml import DriverNvml, NoDriverError, Nvml, NvmlError, NvmlGpu, read_all

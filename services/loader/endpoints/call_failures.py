@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.common.errors import CorralError
-from services.common.status import to_status
+from services.common.rpc.status import to_status
 
 from .http2 import failure
 from .streams import BEGUN

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from services.common.errors import BackendNotReadyError, CorralError, NotImplementedYetError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.common.tasks import Background
 from services.loader.admission.connection_lease import CountedCalls
 from services.loader.admission.meter import Caller

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import DeadlineError, ModelConfigError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.common.tasks import Background, wait_until
 from services.loader.loader import Loader
 from services.loader.models.catalog import ModelEntry

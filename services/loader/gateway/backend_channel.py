@@ -10,8 +10,8 @@ import grpc
 from grpc import aio
 
 from corral.backend import backend_pb2, backend_pb2_grpc
-from services.common.channels import call, open_channel
 from services.common.errors import UnknownRemoteError
+from services.common.rpc.channels import call, open_channel
 from services.loader.instances.instance import LoadAnswer
 from services.loader.models.catalog import ModelEntry
 

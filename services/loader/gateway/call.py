@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 import grpc
 from grpc import aio
 
-from services.common.calls import CallRecord
 from services.common.errors import ControlPlaneOnlyError, MessageTooLargeError
-from services.common.interceptors import abort, code_name
-from services.common.status import status_code
-from services.common.structured import structlog
+from services.common.process.structured import structlog
+from services.common.rpc.call_records import CallRecord
+from services.common.rpc.interceptors import abort, code_name
+from services.common.rpc.status import status_code
 from services.loader.admission.meter import Caller
 from services.loader.instances.instance import Lease
 from services.loader.loader import Loader

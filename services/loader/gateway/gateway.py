@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from services.common.calls import CallAccounts
-from services.common.mounts import AccountingMount
+from services.common.rpc.call_records import CallAccounts
+from services.common.rpc.mounts import AccountingMount
 from services.loader.loader import Loader
 
 from .call import Passage

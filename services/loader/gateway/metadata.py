@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from grpc import aio
 
 from services.common.errors import InvalidRequestError
-from services.common.interceptors import REQUEST_ID_KEY, is_request_id, new_request_id
-from services.common.routing import MODEL_KEY, MODEL_KEY_BINARY
+from services.common.rpc.interceptors import REQUEST_ID_KEY, is_request_id, new_request_id
+from services.common.rpc.routing import MODEL_KEY, MODEL_KEY_BINARY
 from services.loader.instances.instance import Lease
 
 CLIENT_KEY = "corral-client"

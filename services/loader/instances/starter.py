@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import BackendNotReadyError, CorralError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.loader.logs.log_book import Level, LineSplitter, LogBook, Stream
 from services.loader.models.catalog import ModelEntry
 from services.loader.processes.interface import Exit, Launcher, LineSink, ProcessSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from services.common.files import write_atomically
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 _log = get_logger(__name__)
 

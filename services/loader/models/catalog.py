@@ -22,8 +22,8 @@ from services.common.errors import (
     ModelNotFoundError,
     Resource,
 )
-from services.common.logs import get_logger
 from services.common.loose_files import is_loose_model
+from services.common.process.logging import get_logger
 
 from .config import ModelConfig, inside_models_folder
 from .config_errors import UnreadableConfigError

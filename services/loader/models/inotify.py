@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 _log = get_logger(__name__)
 

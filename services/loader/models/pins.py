@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from services.common.files import write_atomically
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 _log = get_logger(__name__)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 
 from .catalog import ModelCatalog, ModelEntry, Models
 from .inotify import FolderEvents

@@ -12,7 +12,7 @@ from google.protobuf import json_format
 
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.loader.backends.backend import Backend
 from services.loader.devices.devices import Device
 from services.loader.memory import estimate as footprint

@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 
 from services.common.errors import DeadlineError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.common.tasks import wait_until
 
 _log = get_logger(__name__)

@@ -10,7 +10,7 @@ from contextlib import suppress
 import psutil
 
 from services.common.errors import DeadlineError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.common.tasks import wait_until
 
 from .guard_client import dismiss_guards

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.common.files import write_atomically
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.loader.instances.instance import Instance
 
 from .lookup import birth

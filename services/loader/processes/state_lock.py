@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from services.common.binding import StartError
 from services.common.errors import DeadlineError
+from services.common.process.listen_address import StartError
 from services.common.tasks import wait_until
 
 _PATIENCE = 2.0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from services.common.words import size_in_words
+from services.common.human_size import size_in_words
 
 SMALL = 256 * 1024**2
 """Bytes: models below it are no more worth evicting for their size than one another."""

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Protocol
 
 from services.common.errors import DeadlineError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.common.tasks import wait_until
 from services.loader.backends.catalog import Backend
 from services.loader.devices.budgets import WHOLE, parse_budget

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.common.errors import CorralError, NoRoomError, Resource
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.loader.lifecycle.events import Cause, StopReason
 from services.loader.live_settings import LiveSettings, Tunables
 

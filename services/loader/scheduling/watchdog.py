@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.common.quantities import format_duration
 from services.loader.devices.devices import Device
 from services.loader.instances.instance import Instance

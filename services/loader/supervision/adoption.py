@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.common.errors import CorralError, ModelNotFoundError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.loader.backends.catalog import Backend, BackendCatalog
 from services.loader.instances.instance import Connection, Instance
 from services.loader.logs.log_book import Level, LogBook, Stream

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from services.common.errors import CorralError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.loader.instances.instance import Instance
 from services.loader.lifecycle import machine as life
 from services.loader.lifecycle.machine import Failure

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from services.common.errors import CorralError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.common.tasks import Background
 from services.loader.lifecycle.machine import Phase
 from services.loader.models.catalog import ModelEntry

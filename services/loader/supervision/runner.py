@@ -19,7 +19,7 @@ from services.common.errors import (
     DeadlineError,
     ModelLoadError,
 )
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.loader.backends.catalog import Backend
 from services.loader.instances.instance import Connection, Instance, LoadAnswer
 from services.loader.instances.stall import StalledError, unless_stalled

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
 from services.common.errors import BackendNotFoundError, CorralError, DeadlineTooShortError
-from services.common.logs import get_logger
+from services.common.process.logging import get_logger
 from services.loader.admission.connection_lease import CountedCalls
 from services.loader.admission.leases import Leases
 from services.loader.admission.meter import ANYONE, Caller

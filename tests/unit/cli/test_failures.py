@@ -3,7 +3,7 @@ import pytest
 from services.cli.failures import explain
 from services.common import errors
 from services.common.errors import Resource
-from services.common.status import CODES
+from services.common.rpc.status import CODES
 
 
 def test_hints_name_the_model() -> None:

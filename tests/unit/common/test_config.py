@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 import pytest
 from pydantic import Field, ValidationError
 
-from services.common import config_sources
-from services.common.config import (
+from services.common.config import sources as config_sources
+from services.common.config.settings import (
     ByteSize,
     ConfigError,
     Duration,

@@ -7,8 +7,9 @@ from grpc import aio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.common import errors, status
+from services.common import errors
 from services.common.errors import CorralError, FieldViolation, InvalidRequestError, Resource
+from services.common.rpc import status
 
 
 def all_errors(base: type[CorralError] = CorralError) -> list[type[CorralError]]:

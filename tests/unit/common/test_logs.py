@@ -9,7 +9,7 @@ from datetime import datetime
 import pytest
 import structlog
 
-from services.common import logs
+from services.common.process import logging as logs
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from grpc._cython import cygrpc
 
-from services.common.channels import channel_options
-from services.common.mounts import server_options
+from services.common.rpc.channels import channel_options
+from services.common.rpc.mounts import server_options
 
 
 def test_grpc_knows_every_option() -> None:

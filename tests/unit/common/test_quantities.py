@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from services.common.addresses import parse_address, validate_address
 from services.common.backoff import Backoff
-from services.common.config import parse_name_uri
-from services.common.config_fields import parse_name_uris
+from services.common.config.fields import parse_name_uris
+from services.common.config.settings import parse_name_uri
 from services.common.errors import InvalidRequestError
 from services.common.quantities import (
     format_duration,

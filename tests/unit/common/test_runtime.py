@@ -7,8 +7,8 @@ import sys
 import pytest
 from structlog.testing import capture_logs
 
-from services.common.binding import StartError
-from services.common.runtime import loop_factory
+from services.common.process.event_loop import loop_factory
+from services.common.process.listen_address import StartError
 
 
 def test_asyncios_own_loop() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.config import ConfigError
+from services.common.config.settings import ConfigError
 from services.gallery.config import GallerySettings
 
 

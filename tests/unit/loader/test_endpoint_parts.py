@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.backend import backend_pb2 as pb
-from services.common.config import ConfigError
+from services.common.config.settings import ConfigError
 from services.loader.config import LoaderSettings
 from services.loader.endpoints import endpoint
 from services.loader.endpoints.folder import (

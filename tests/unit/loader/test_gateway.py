@@ -12,11 +12,11 @@ import grpc
 import pytest
 from grpc import aio
 
-from services.common.calls import CallRecord
-from services.common.config import ServiceSettings
+from services.common.config.settings import ServiceSettings
 from services.common.errors import QueueFullError
-from services.common.server import AnyMount, GenericMount, Observe, serving
-from services.common.status import from_rpc_error
+from services.common.rpc.call_records import CallRecord
+from services.common.rpc.server import AnyMount, GenericMount, Observe, serving
+from services.common.rpc.status import from_rpc_error
 from services.loader.admission.meter import Caller
 from services.loader.backends.catalog import Backend
 from services.loader.gateway.backend_channel import GrpcConnection

@@ -12,12 +12,12 @@ from typing import Final, Self
 import grpc
 
 from corral.metrics.v1 import metrics_pb2, metrics_pb2_grpc
+from services.common.backoff import Backoff
+from services.common.errors import CorralError, ServiceUnreachableError
+from services.common.process.logging import get_logger
 
-from .backoff import Backoff
-from .calls import PROBES, CallRecord
+from .call_records import PROBES, CallRecord
 from .channels import open_channel
-from .errors import CorralError, ServiceUnreachableError
-from .logs import get_logger
 from .status import from_rpc_error
 
 METHOD: Final = "GRPC"

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import grpc
 from grpc import aio
 
-from .calls import CallAccounts, CallObserver
+from .call_records import CallAccounts, CallObserver
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from .logs import get_logger
+from services.common.process.logging import get_logger
 
 _log = get_logger(__name__)
 

@@ -17,19 +17,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from . import config_sources as sources
-from .addresses import validate_address
-from .config_fields import (
-    FieldDoc,
-    NameUris,
-    UnderHome,
-    corral_home,
-    fields_of,
-    localai,
-    parse_name_uri,
-)
-from .errors import InvalidRequestError
-from .quantities import ByteSize, Duration, parse_duration, parse_size
+from services.common.addresses import validate_address
+from services.common.errors import InvalidRequestError
+from services.common.quantities import ByteSize, Duration, parse_duration, parse_size
+
+from . import sources
+from .fields import FieldDoc, NameUris, UnderHome, corral_home, fields_of, localai, parse_name_uri
 
 __all__ = [
     "ByteSize",

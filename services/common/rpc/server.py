@@ -12,17 +12,23 @@ from grpc import aio
 from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from . import binding, logs
-from .addresses import Address, parse_address
-from .binding import AddressInUseError, StartError
-from .calls import AccessLog, CallAccounts, CallObserver
-from .config import ConfigError, ServiceSettings
-from .errors import CorralError
+from services.common.addresses import Address, parse_address
+from services.common.config.settings import ConfigError, ServiceSettings
+from services.common.errors import CorralError
+from services.common.process import listen_address as binding
+from services.common.process import logging as logs
+from services.common.process.event_loop import EventLoop, loop_factory
+from services.common.process.listen_address import AddressInUseError, StartError
+from services.common.process.memory import settle_allocator, settle_memory, tidy_up
+from services.common.process.stopping import StopSignals, StopWatchdog
+from services.common.tasks import Background
+
+from .call_records import AccessLog, CallAccounts, CallObserver
+from .call_reporter import CallReporter
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
-from .interception import InterceptedServer
+from .interceptor_base import InterceptedServer
 from .interceptors import CallInterceptor, ErrorInterceptor
-from .memory import settle_allocator, settle_memory, tidy_up
 from .mounts import (
     OVERSIZE,
     AccountingMount,
@@ -32,10 +38,6 @@ from .mounts import (
     Observe,
     server_options,
 )
-from .reporting import CallReporter
-from .runtime import EventLoop, loop_factory
-from .stopping import StopSignals, StopWatchdog
-from .tasks import Background
 
 __all__ = [
     "AccountingMount",

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from .quantities import Shown, format_duration, format_size
+from services.common.quantities import Shown, format_duration, format_size
 
 _LISTS: Final = (list, tuple, set, frozenset)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sysconfig
 from pathlib import Path
 
-_CHECKOUT = Path(__file__).resolve().parents[2] / "backends"
+_CHECKOUT = Path(__file__).resolve().parents[3] / "backends"
 
 
 def bundled_backends() -> Path:

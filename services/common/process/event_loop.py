@@ -7,8 +7,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
-from .binding import StartError
-from .logs import get_logger
+from .listen_address import StartError
+from .logging import get_logger
 
 EventLoop: TypeAlias = Literal["auto", "asyncio", "uvloop"]
 LoopFactory: TypeAlias = Callable[[], asyncio.AbstractEventLoop]

@@ -17,8 +17,8 @@ from google.rpc import (  # type: ignore[import-untyped]
     status_pb2,
 )
 
-from . import errors
-from .errors import CorralError, FieldViolation, Resource
+from services.common import errors
+from services.common.errors import CorralError, FieldViolation, Resource
 
 DOMAIN: Final = "corral"
 DETAILS_KEY: Final = "grpc-status-details-bin"

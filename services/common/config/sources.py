@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from .config_fields import FieldDoc, split_list
+from .fields import FieldDoc, split_list
 
 
 @dataclass(slots=True)
@@ -159,7 +159,7 @@ def sibling_fields() -> dict[str, Collection[str]]:
 
 def sibling_names() -> dict[str, str]:
     """Return the services in this distribution and the modules with their settings."""
-    here = __package__
+    here = __package__.rpartition(".")[0]
     package = importlib.import_module(here.rpartition(".")[0])
     modules = {
         module.name: f"{package.__name__}.{module.name}.config"

@@ -16,13 +16,19 @@ import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
+from services.common.errors import (
+    CorralError,
+    InternalError,
+    MessageTooLargeError,
+    NotImplementedYetError,
+)
+from services.common.process.logging import get_logger
+from services.common.process.structured import structlog
+from services.common.streams import Counted, Until
+
 from . import status
-from .calls import AccessLog, CallAccounts, CallObserver, CallRecord
-from .errors import CorralError, InternalError, MessageTooLargeError, NotImplementedYetError
-from .interception import Behaviour, Interceptor, close, responses
-from .logs import get_logger
-from .streams import Counted, Until
-from .structured import structlog
+from .call_records import AccessLog, CallAccounts, CallObserver, CallRecord
+from .interceptor_base import Behaviour, Interceptor, close, responses
 
 __all__ = [
     "REQUEST_ID_KEY",

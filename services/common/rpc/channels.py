@@ -10,9 +10,10 @@ from typing import Any, Final, TypeVar
 import grpc
 from grpc import aio
 
+from services.common.addresses import parse_address, validate_address
+from services.common.errors import DeadlineError
+
 from . import status
-from .addresses import parse_address, validate_address
-from .errors import DeadlineError
 
 __all__ = [
     "DEFAULT_MAX_MESSAGE_SIZE",

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from .addresses import Address
+from services.common.addresses import Address
 
 # A live server's kernel answers a connect to its Unix socket at once; this only bounds a stuck one.
 _CONNECT_TIMEOUT: Final = 1.0

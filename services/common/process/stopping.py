@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from .logs import get_logger
+from .logging import get_logger
 
 _log = get_logger(__name__)
 _T = TypeVar("_T")

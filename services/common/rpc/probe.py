@@ -1,4 +1,4 @@
-"""Asks a server's grpc.health.v1 how it is: `python -m services.common.probe ADDRESS [SERVICE]`.
+"""Asks a server's grpc.health.v1 how it is: `python -m services.common.rpc.probe ADDRESS [SERVICE]`.
 
 For containers' health checks, where no other client is at hand. Exit code 0 if it serves, else 1, with
 the reason on stderr.
@@ -12,8 +12,9 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.errors import CorralError
+
 from .channels import call, open_channel
-from .errors import CorralError
 
 TIMEOUT = 3.0
 """Seconds for the answer; a container's health check should allow a little more."""
@@ -31,7 +32,7 @@ async def probe(address: str, service: str = "") -> str:
 def main() -> int:
     """Probe the server that the command line names; return the exit code."""
     if len(sys.argv) not in (2, 3):
-        sys.stderr.write("usage: python -m services.common.probe ADDRESS [SERVICE]\n")
+        sys.stderr.write("usage: python -m services.common.rpc.probe ADDRESS [SERVICE]\n")
         return 2
     try:
         status = asyncio.run(probe(*sys.argv[1:]))

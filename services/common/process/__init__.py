@@ -1,0 +1,4 @@
+"""A service as a process: event loop, logging, memory, listening sockets, stopping.
+
+May import the plain modules of common.
+"""
