@@ -13,27 +13,32 @@ from corral.gallery.v1 import gallery_pb2_grpc
 from services.common.backoff import Backoff
 from services.common.rpc.health import HealthServicer
 from services.common.rpc.server import AnyMount, Mount, run_service
+from services.gallery.download.downloader import Downloader, DownloadLimits
+from services.gallery.download.retry import Patience
+from services.gallery.download.staging import Staging
+from services.gallery.index.galleries import BUILT_IN, GalleryConfig, Index, IndexLimits
+from services.gallery.install.installer import Installer
+from services.gallery.install.jobs import InstallJobs
+from services.gallery.library.installed import Listing
+from services.gallery.library.models_folder import ModelsFolder
+from services.gallery.operations.journal import Journal
+from services.gallery.operations.manager import OperationLimits, Operations
+from services.gallery.operations.operation import Kind
+from services.gallery.resolve.planner import Planner
+from services.gallery.rpc.servicer import (
+    OPERATIONS_SERVICE,
+    SERVICE,
+    GalleryServicer,
+    OperationsServicer,
+)
+from services.gallery.sources.http import Web
+from services.gallery.sources.registry import Sources
 
 from .config import GallerySettings
-from .download import Downloader, DownloadLimits
-from .folder import ModelsFolder
-from .index import BUILT_IN, GalleryConfig, Index, IndexLimits
-from .installer import Installer
-from .jobs import InstallJobs
-from .journal import Journal
-from .listing import Listing
-from .operation import Kind
-from .operations import OperationLimits, Operations
-from .plan import Planner
-from .retry import Patience
-from .servicer import OPERATIONS_SERVICE, SERVICE, GalleryServicer, OperationsServicer
-from .sources import Sources
 from .sources.file import FileSource
 from .sources.https import GithubSource, HttpsSource
 from .sources.huggingface import HuggingFaceSource
 from .sources.pypi import PypiSource
-from .staging import Staging
-from .web import Web
 
 
 async def build(

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from services.common.errors import AccessDeniedError, SourceNotFoundError, UnsupportedSourceError
 from services.gallery.threads import to_end
 
-from . import LocalFile, scheme
+from .registry import LocalFile, scheme
 
 
 class FileSource:

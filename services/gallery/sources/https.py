@@ -5,9 +5,9 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from services.common.errors import UnsupportedSourceError
-from services.gallery.web import Web, status_error
 
-from . import Remote, scheme
+from .http import Web, status_error
+from .registry import Remote, scheme
 
 _RAW = "https://raw.githubusercontent.com"
 

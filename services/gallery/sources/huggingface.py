@@ -17,9 +17,9 @@ from services.common.errors import (
     UnsupportedSourceError,
 )
 from services.gallery.threads import aside
-from services.gallery.web import UnreachableError
 
-from . import Remote, scheme
+from .http import UnreachableError
+from .registry import Remote, scheme
 
 _HOSTS: Final = ("huggingface.co", "www.huggingface.co", "hf.co")
 _SCHEMES: Final = ("huggingface", "hf")

@@ -19,9 +19,9 @@ from packaging.utils import (
 from packaging.version import InvalidVersion, Version
 
 from services.common.errors import SourceNotFoundError, UnsupportedSourceError
-from services.gallery.web import RefusedError, Web, public
 
-from . import Remote, scheme
+from .http import RefusedError, Web, public
+from .registry import Remote, scheme
 
 # PEP 691, with PEP 503 for indexes that know nothing newer.
 _ACCEPT: Final = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from services.common.errors import EntryNotFoundError, InvalidRequestError
-from services.gallery.catalog import EntryFilter, find, search
-from services.gallery.entry import Entry
+from services.gallery.index.entry import Entry
+from services.gallery.index.search import EntryFilter, find, search
 
 ENTRIES = [
     Entry("one", "llama-3.2-1b:q4", description="A small model", tags=("llm", "GGUF")),

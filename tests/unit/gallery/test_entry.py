@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.gallery.document import DocumentError
-from services.gallery.entry import FileSpec, parse_base_config, parse_index
-from services.gallery.merge import merge
+from services.gallery.index.document import DocumentError
+from services.gallery.index.entry import FileSpec, parse_base_config, parse_index
+from services.gallery.resolve.config_merge import merge
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "localai"
 INDEX = """

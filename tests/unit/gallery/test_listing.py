@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from services.common.loose_files import is_loose_model
-from services.gallery.folder import ModelsFolder
-from services.gallery.listing import Listing, LooseFiles, ModelFilter
+from services.gallery.library.installed import Listing, LooseFiles, ModelFilter
+from services.gallery.library.models_folder import ModelsFolder
 
 
 @pytest.mark.parametrize(

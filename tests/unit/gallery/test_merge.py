@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gallery.merge import merge, model_config
+from services.gallery.resolve.config_merge import merge, model_config
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False)

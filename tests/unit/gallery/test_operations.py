@@ -18,11 +18,11 @@ from services.common.errors import (
     QueueFullError,
     Resource,
 )
-from services.gallery.journal import Journal
-from services.gallery.operation import Kind, Operation
-from services.gallery.operation_filter import parse_filter
-from services.gallery.operations import OperationLimits, Operations
-from services.gallery.progress import Phase, Progress
+from services.gallery.operations.journal import Journal
+from services.gallery.operations.manager import OperationLimits, Operations
+from services.gallery.operations.operation import Kind, Operation
+from services.gallery.operations.progress import Phase, Progress
+from services.gallery.rpc.operation_filter import parse_filter
 from tests.tools.waiting import eventually
 
 LIMITS = OperationLimits(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.common.errors import ConflictError, DownloadError
-from services.gallery.placement import Placement
+from services.gallery.install.placement import Placement
 
 
 def tree(folder: Path) -> dict[str, bytes]:

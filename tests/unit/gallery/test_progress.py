@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gallery.progress import Phase, Progress
+from services.gallery.operations.progress import Phase, Progress
 
 
 class Clock:

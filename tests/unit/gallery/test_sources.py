@@ -14,12 +14,12 @@ from services.common.errors import (
     SourceNotFoundError,
     UnsupportedSourceError,
 )
-from services.gallery.sources import Remote, Sources
 from services.gallery.sources.file import FileSource, local_path
+from services.gallery.sources.http import Web, public
 from services.gallery.sources.https import GithubSource, HttpsSource, raw_address
 from services.gallery.sources.huggingface import HuggingFaceSource, Reference, parse_reference
 from services.gallery.sources.pypi import Distribution, PypiSource, choose, parse_uri
-from services.gallery.web import Web, public
+from services.gallery.sources.registry import Remote, Sources
 from tests.tools.faulty_http import FaultyServer, simple_index
 from tests.tools.hf_stub import HfStub
 

@@ -15,12 +15,12 @@ from typing import IO, Any, Final
 
 from services.common.errors import DigestMismatchError, DiskFullError, DownloadError
 from services.common.process.lean_imports import without
+from services.gallery.operations.progress import FileProgress
+from services.gallery.sources.http import Web, public, status_error, transport_error
+from services.gallery.sources.registry import Remote
+from services.gallery.threads import stoppable, to_end
 
-from .progress import FileProgress
-from .sources import Remote
 from .staging import Origin, Stage, forget
-from .threads import stoppable, to_end
-from .web import Web, public, status_error, transport_error
 
 with without("rich", "click"):
     import httpx

@@ -21,16 +21,16 @@ from services.common.errors import (
     UnsupportedSourceError,
 )
 from services.common.process.logging import get_logger
+from services.gallery.index.entry import FileSpec
+from services.gallery.operations.progress import FileProgress, Phase
+from services.gallery.sources.http import RefusedError, Web, public
+from services.gallery.sources.registry import LocalFile, Located, Remote, Sources
+from services.gallery.threads import stoppable, to_end
 
-from .archive import extract
-from .entry import FileSpec
-from .progress import FileProgress, Phase
 from .retry import Patience, persist
-from .sources import LocalFile, Located, Remote, Sources
 from .staging import Stage, forget
-from .threads import stoppable, to_end
 from .transfer import Transfer, guarded, mismatch, open_disk
-from .web import RefusedError, Web, public
+from .zip_member import extract
 
 _BLOCK: Final = 1024 * 1024
 # The failures of a source after which the next one is asked; anything else ends the operation.

@@ -14,15 +14,15 @@ from services.common.errors import (
     PathEscapeError,
     UnsupportedSourceError,
 )
+from services.gallery.download.retry import Patience, persist
+from services.gallery.index import search as catalog
+from services.gallery.index.document import DocumentError, dump
+from services.gallery.index.entry import BaseConfig, Entry, FileSpec, Template, parse_base_config
+from services.gallery.index.galleries import GalleryConfig, Index
+from services.gallery.library.models_folder import RECORD_PREFIX, check_name
+from services.gallery.sources.registry import Sources, scheme
 
-from . import catalog
-from .document import DocumentError, dump
-from .entry import BaseConfig, Entry, FileSpec, Template, parse_base_config
-from .folder import RECORD_PREFIX, check_name
-from .index import GalleryConfig, Index
-from .merge import model_config
-from .retry import Patience, persist
-from .sources import Sources, scheme
+from .config_merge import model_config
 
 _BACKEND: Final = re.compile(r"[a-zA-Z0-9_.-]+")
 

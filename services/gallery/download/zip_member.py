@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from services.common.errors import DiskFullError, SourceNotFoundError
+from services.gallery.sources.http import RefusedError
 
 from .transfer import guarded, open_disk
-from .web import RefusedError
 
 _BLOCK: Final = 1024 * 1024
 

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from services.common.names import MODELS, resource_name
+from services.gallery.index.entry import FileSpec
+from services.gallery.operations.manager import Operations
+from services.gallery.operations.operation import Kind, Operation
+from services.gallery.operations.progress import Progress
+from services.gallery.resolve.planner import InstallRequest, Planner
 
-from .entry import FileSpec
 from .installer import Installer
-from .operation import Kind, Operation
-from .operations import Operations
-from .plan import InstallRequest, Planner
-from .progress import Progress
 
 
 class InstallJobs:

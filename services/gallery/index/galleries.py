@@ -14,13 +14,13 @@ from typing import Final
 
 from services.common.errors import CorralError, GalleryUnavailableError
 from services.common.process.logging import get_logger
+from services.gallery.sources.file import local_path
+from services.gallery.sources.http import public
+from services.gallery.sources.registry import Sources, scheme
+from services.gallery.threads import to_end
 
 from .document import DocumentError
 from .entry import Entry, parse_index
-from .sources import Sources, scheme
-from .sources.file import local_path
-from .threads import to_end
-from .web import public
 
 BUILT_IN: Final = "corral"
 _log = get_logger(__name__)

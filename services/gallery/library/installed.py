@@ -6,8 +6,9 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .folder import Configured, Contents, ModelsFolder
-from .threads import to_end
+from services.gallery.threads import to_end
+
+from .models_folder import Configured, Contents, ModelsFolder
 
 
 class LooseFiles(enum.Enum):

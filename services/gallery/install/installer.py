@@ -21,20 +21,20 @@ from services.common.errors import (
     PathEscapeError,
 )
 from services.common.process.logging import get_logger
+from services.gallery.download.downloader import Candidates, Downloader
+from services.gallery.download.staging import Stage, Staging
+from services.gallery.download.transfer import guarded
+from services.gallery.download.unpack import is_archive, unpack, unpacked
+from services.gallery.index.entry import FileSpec
+from services.gallery.library.installed import InstalledModel, Listing
+from services.gallery.library.models_folder import Contents, ModelsFolder
+from services.gallery.operations.progress import FileProgress, Phase, Progress
+from services.gallery.resolve.planner import InstallRequest, Plan, Planner
+from services.gallery.sources.http import RefusedError
+from services.gallery.sources.registry import LocalFile, Remote
+from services.gallery.threads import stoppable, to_end
 
-from .download import Candidates, Downloader
-from .entry import FileSpec
-from .folder import Contents, ModelsFolder
-from .listing import InstalledModel, Listing
 from .placement import Placement
-from .plan import InstallRequest, Plan, Planner
-from .progress import FileProgress, Phase, Progress
-from .sources import LocalFile, Remote
-from .staging import Stage, Staging
-from .threads import stoppable, to_end
-from .transfer import guarded
-from .unpack import is_archive, unpack, unpacked
-from .web import RefusedError
 
 # Questions to servers at once while the sizes are found out; each is one small request.
 _PARALLEL_QUESTIONS: Final = 4

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Final
 
 from services.common.errors import DiskFullError, PathEscapeError
+from services.gallery.sources.http import RefusedError
 
 from .transfer import guarded, open_disk
-from .web import RefusedError
 
 _TARS: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _BLOCK: Final = 1024 * 1024

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from services.common.errors import ConflictError, DownloadError
 from services.common.process.logging import get_logger
-
-from .transfer import disk_error
+from services.gallery.download.transfer import disk_error
 
 _log = get_logger(__name__)
 

@@ -12,10 +12,9 @@ from typing import Any, Final
 from services.common.errors import InvalidRequestError, PathEscapeError
 from services.common.loose_files import is_loose_model
 from services.common.process.logging import get_logger
-
-from .document import DocumentError, parse_mapping
-from .entry import usecases
-from .staging import FOLDER
+from services.gallery.download.staging import FOLDER
+from services.gallery.index.document import DocumentError, parse_mapping
+from services.gallery.index.entry import usecases
 
 RECORD_PREFIX: Final = "._gallery_"
 _YAML: Final = (".yaml", ".yml")

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from services.common.errors import InvalidRequestError
-
-from .operation import Operation
+from services.gallery.operations.operation import Operation
 
 _TERM: Final = re.compile(r'\s*(\w+)\s*(!=|=)\s*("[^"]*"|[^\s"]+)\s*')
 _FIELDS: Final[dict[str, Callable[[Operation], str]]] = {

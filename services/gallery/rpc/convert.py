@@ -14,15 +14,19 @@ from corral.gallery.v1 import gallery_pb2 as pb
 from services.common.errors import InvalidRequestError
 from services.common.names import GALLERIES, MODELS, resource_name
 from services.common.rpc import status
-
-from .catalog import EntryFilter
-from .document import DocumentError
-from .entry import Entry, FileSpec, digest
-from .index import GalleryState
-from .listing import InstalledModel, InstalledNames, LooseFiles, ModelFilter
-from .operation import Kind, Operation
-from .plan import InstallRequest
-from .progress import Phase
+from services.gallery.index.document import DocumentError
+from services.gallery.index.entry import Entry, FileSpec, digest
+from services.gallery.index.galleries import GalleryState
+from services.gallery.index.search import EntryFilter
+from services.gallery.library.installed import (
+    InstalledModel,
+    InstalledNames,
+    LooseFiles,
+    ModelFilter,
+)
+from services.gallery.operations.operation import Kind, Operation
+from services.gallery.operations.progress import Phase
+from services.gallery.resolve.planner import InstallRequest
 
 _P = pb.LooseFilePolicy
 _POLICIES: Final = {

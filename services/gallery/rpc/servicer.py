@@ -14,14 +14,15 @@ from corral.gallery.v1 import gallery_pb2_grpc as pb_grpc
 from services.common.errors import InvalidRequestError, NotImplementedYetError
 from services.common.names import MODELS, OPERATIONS, resource_id
 from services.common.paging import Page, paginate
+from services.gallery.index import search as catalog
+from services.gallery.index.entry import Entry
+from services.gallery.index.galleries import Index
+from services.gallery.install.jobs import InstallJobs
+from services.gallery.library.installed import Listing
+from services.gallery.operations.manager import Operations
 
-from . import catalog, convert
-from .entry import Entry
-from .index import Index
-from .jobs import InstallJobs
-from .listing import Listing
+from . import convert
 from .operation_filter import parse_filter
-from .operations import Operations
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GalleryService"].full_name
 OPERATIONS_SERVICE: Final[str] = operations_pb2.DESCRIPTOR.services_by_name["Operations"].full_name

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from services.common.process.logging import get_logger
-
-from .entry import FileSpec
+from services.gallery.index.entry import FileSpec
 
 FOLDER: Final = ".corral"
 _SUFFIXES: Final = (".part", ".whole", ".zip", ".origin", ".spare", ".tree", ".new")

@@ -1,0 +1,4 @@
+"""Downloads files: resumed, verified, unpacked, staged inside the models folder.
+
+May import library and everything below it.
+"""

@@ -1,0 +1,4 @@
+"""The galleries' indexes: read, cached, searched.
+
+May import sources and everything below it.
+"""

@@ -1,0 +1,4 @@
+"""What is installed: the models folder, its configurations and its files.
+
+May import index and everything below it.
+"""
