@@ -16,18 +16,18 @@ from services.common.process import listen_address as binding
 from services.common.rpc.channels import open_channel
 from services.common.rpc.health import HealthServicer
 from services.common.rpc.server import AnyMount, Mount, run_service
+from services.metrics.rpc import otlp_servicer
+from services.metrics.rpc.otlp_client import OtlpClient
+from services.metrics.rpc.otlp_servicer import OtlpServicer
+from services.metrics.rpc.servicer import SERVICE, MetricsServicer
+from services.metrics.scrape.exporter import Exporter, HttpLimits
+from services.metrics.values.collector import Collector
+from services.metrics.values.instruments import BOUNDS, KINDS
+from services.metrics.values.received import Received
 
-from . import otlp_servicer
-from .collector import Collector
 from .config import MetricsSettings
-from .exporter import Exporter, HttpLimits
 from .forwarding import Forwarding
-from .instruments import BOUNDS, KINDS
-from .otlp_client import OtlpClient
-from .otlp_servicer import OtlpServicer
 from .readout import Readout
-from .received import Received
-from .servicer import SERVICE, MetricsServicer
 from .state import StateFolder
 
 

@@ -9,8 +9,7 @@ from pydantic import Field, field_validator
 from services.common.addresses import validate_address
 from services.common.config.settings import Duration, ServiceSettings
 from services.common.errors import InvalidRequestError
-
-from .collector import MOST_SERIES
+from services.metrics.values.collector import MOST_SERIES
 
 
 class MetricsSettings(ServiceSettings):

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from services.common.errors import DeadlineError
-
-from .exposition import Page, render
-from .family import Family, merged
+from services.metrics.scrape.exposition import Page, render
+from services.metrics.values.family import Family, merged
 
 _T = TypeVar("_T")
 

@@ -20,7 +20,7 @@ from opentelemetry.sdk.resources import Resource
 from corral.metrics.v1.metrics_pb2 import FlushRequest
 from services.common.errors import ServiceUnreachableError
 from services.common.rpc.channels import call
-from services.metrics.instruments import SECONDS
+from services.metrics.values.instruments import SECONDS
 from tests.tools.metrics_service import DEADLINE, MetricsUnderTest, running, running_here, total
 from tests.tools.processes import free_port
 from tests.tools.waiting import eventually

@@ -10,9 +10,9 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from services.common.errors import InvalidRequestError
-from services.metrics.collector import Call, Collector
-from services.metrics.exposition import render
-from services.metrics.family import Family, Histogram, Kind, labels_of, select
+from services.metrics.scrape.exposition import render
+from services.metrics.values.collector import Call, Collector
+from services.metrics.values.family import Family, Histogram, Kind, labels_of, select
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 LABELS = {"method": "GRPC", "path": "/a.B/C", "status": "OK", "service": "loader"}

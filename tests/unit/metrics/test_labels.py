@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from services.metrics.labels import OTHER, LabelBound
+from services.metrics.values.label_bound import OTHER, LabelBound
 
 
 def test_known_sets_pass_and_new_values_are_folded() -> None:

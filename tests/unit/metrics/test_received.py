@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from services.metrics.family import Family, Histogram, Kind, Value, labels_of, merged
-from services.metrics.names import label_names, metric_name
-from services.metrics.received import Point, Received
+from services.metrics.values.family import Family, Histogram, Kind, Value, labels_of, merged
+from services.metrics.values.prometheus_names import label_names, metric_name
+from services.metrics.values.received import Point, Received
 
 
 class Clock:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 import pytest
 
-from services.metrics.request import MAX_HEAD, BadRequest, parse_head, read_request
+from services.metrics.scrape.http_request import MAX_HEAD, BadRequest, parse_head, read_request
 
 
 def head(first: str, *lines: str) -> bytes:

@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from .family import Family, Histogram, Kind
+from services.metrics.values.family import Family, Histogram, Kind
 
 _TYPES: Final = {Kind.COUNTER: "counter", Kind.GAUGE: "gauge", Kind.HISTOGRAM: "histogram"}
 # Fast, and within a few percent of the best for text that repeats itself as much as this does.

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from corral.metrics.v1 import metrics_pb2 as pb
 from corral.metrics.v1 import metrics_pb2_grpc
+from services.metrics.values.collector import Collector
+from services.metrics.values.family import Family, select
 
 from . import convert
-from .collector import Collector
-from .family import Family, select
-from .inflow import until_stopping
+from .client_stream import until_stopping
 
 SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["MetricsService"].full_name
 # 11 us each: other calls wait 3 ms at most for a message of a million.

@@ -13,9 +13,8 @@ from prometheus_client.validation import _is_valid_legacy_labelname
 
 from corral.metrics.v1 import metrics_pb2 as pb
 from services.common.errors import InvalidRequestError
-
-from .collector import Call
-from .family import Family, Histogram, Kind, Labels, labels_of
+from services.metrics.values.collector import Call
+from services.metrics.values.family import Family, Histogram, Kind, Labels, labels_of
 
 _TYPES: Final = {
     Kind.COUNTER: pb.Metric.TYPE_COUNTER,

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from services.common.errors import InvalidRequestError
 
 from .family import Family, Histogram, Kind, Labels, Value, labels_of, together
-from .names import label_names, metric_name, sample_names
+from .prometheus_names import label_names, metric_name, sample_names
 
 
 @dataclass(frozen=True, slots=True)

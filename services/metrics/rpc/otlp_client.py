@@ -13,9 +13,9 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 from services.common.errors import DeadlineError, ServiceUnreachableError
 from services.common.process.logging import get_logger
 from services.common.rpc.channels import call
+from services.metrics.values.family import Family
 
 from . import otlp_convert
-from .family import Family
 
 _log = get_logger(__name__)
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 
+from services.metrics.values.collector import Collector
+from services.metrics.values.received import Received
+
 from . import otlp_convert
-from .collector import Collector
-from .received import Received
 
 SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["MetricsService"].full_name
 # 30 us each: other calls wait 8 ms at most for an export of any size.

@@ -16,13 +16,8 @@ from opentelemetry.sdk.resources import Resource
 from services.common.errors import InvalidRequestError
 
 from .family import Family, Histogram, Kind, Value, labels_of
-from .instruments import (
-    API_CALL_LABELS,
-    Counts,
-    Instruments,
-    views,
-)
-from .labels import LabelBound
+from .instruments import API_CALL_LABELS, Counts, Instruments, views
+from .label_bound import LabelBound
 
 MOST_SERIES: Final = 1900
 """The SDK folds a metric's 2001st label set on its own, under a label that our metrics lack."""

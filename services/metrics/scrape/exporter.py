@@ -15,7 +15,7 @@ from services.common.process import listen_address as binding
 from services.common.process.logging import get_logger
 
 from .exposition import Page
-from .request import MAX_HEAD, BadRequest, Request, read_request
+from .http_request import MAX_HEAD, BadRequest, Request, read_request
 
 # One connection too many is told so, if it asks soon; a flood of silent ones is let go.
 _REFUSAL_TIMEOUT: Final = 1.0

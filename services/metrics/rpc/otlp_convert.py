@@ -11,8 +11,8 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 
-from .family import Family, Histogram, Kind
-from .received import Point
+from services.metrics.values.family import Family, Histogram, Kind
+from services.metrics.values.received import Point
 
 _NO_VALUE: Final = metrics_pb2.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
 _TOTAL: Final = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE

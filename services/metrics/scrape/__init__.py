@@ -1,0 +1,4 @@
+"""The HTTP endpoint that Prometheus scrapes.
+
+May import values.
+"""
