@@ -10,11 +10,11 @@ from corral.monitor.v1 import monitor_pb2_grpc
 from services.common.rpc.channels import open_channel
 from services.common.rpc.health import HealthServicer
 from services.common.rpc.server import AnyMount, Mount, run_service
+from services.monitor.rpc.loader_client import LoaderClient
+from services.monitor.rpc.servicer import SERVICE, MonitorServicer
 
 from .config import MonitorSettings
-from .loader_client import LoaderClient
 from .sampler import Sampler
-from .servicer import SERVICE, MonitorServicer
 from .status import Statuses
 
 

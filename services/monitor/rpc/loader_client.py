@@ -12,9 +12,9 @@ from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from services.common.errors import DeadlineError, ServiceUnreachableError
 from services.common.rpc.channels import call
 from services.common.rpc.routing import model_metadata
+from services.monitor.status import Answer, Known
 
 from . import convert
-from .status import Answer, Known
 
 # The gateway's key for the model that a call is for.
 _PAGE: Final = 1000

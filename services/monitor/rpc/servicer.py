@@ -8,9 +8,9 @@ from typing import Any, Final
 from corral.monitor.v1 import monitor_pb2 as pb
 from corral.monitor.v1 import monitor_pb2_grpc
 from services.common.errors import NotImplementedYetError
+from services.monitor.status import Statuses
 
 from . import convert
-from .status import Statuses
 
 SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["MonitorService"].full_name
 

@@ -12,9 +12,8 @@ from corral.loader.v1 import loader_pb2
 from corral.monitor.v1 import monitor_pb2 as pb
 from services.common.errors import UnknownRemoteError
 from services.common.names import MODELS, resource_id, resource_name
-
-from .sampler import Sample
-from .status import Answer, Known, Origin, Phase, Running, State, Status
+from services.monitor.sampler import Sample
+from services.monitor.status import Answer, Known, Origin, Phase, Running, State, Status
 
 _Loader = loader_pb2.Model
 _PHASES: Final = {
