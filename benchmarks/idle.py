@@ -10,7 +10,7 @@ from statistics import median
 
 import psutil
 
-from services.cli.endpoints import SERVICES
+from services.cli.client.addresses import SERVICES
 from tests.tools.corral_command import started
 from tests.tools.waiting import eventually
 

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import launch
-from .commands import (
+from services.cli.commands import (
     backend,
     backends,
     install,
@@ -15,13 +14,15 @@ from .commands import (
     logs,
     models,
     operations,
-    room,
     run,
     settings,
     status,
     up,
     version,
 )
+from services.cli.commands import scheduling as room
+
+from . import invoke as launch
 
 app = typer.Typer(
     name="corral",

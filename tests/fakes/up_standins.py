@@ -9,10 +9,10 @@ import sys
 
 import typer
 
-from services.cli import launch
+from services.cli import invoke as launch
 from services.cli.actions import up
-from services.cli.output import Output
-from services.cli.stack.plan import Options
+from services.cli.display.output import Output
+from services.cli.stack.arguments import Options
 from services.cli.stack.supervisor import Limits
 from services.common.backoff import Backoff
 

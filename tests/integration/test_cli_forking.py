@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from services.cli.stack.child import Child, StartFailure
+from services.cli.stack.fork_client import ForkServer
 from services.cli.stack.fork_server import LARGEST
-from services.cli.stack.forking import ForkServer
 from tests.tools.processes import alive
 from tests.tools.waiting import eventually
 

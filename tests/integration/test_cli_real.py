@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from services.cli import endpoints
+from services.cli.client import addresses as endpoints
 from tests.tools.corral_command import Done, command_environment, corral
 from tests.tools.processes import alive, descendants
 from tests.tools.service import ROOT

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from services.cli import endpoints
+from services.cli.client import addresses as endpoints
 from tests.tools.corral_command import command_environment, corral
 from tests.tools.processes import alive
 from tests.tools.service import ROOT

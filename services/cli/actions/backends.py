@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 
-from services.cli import loader_views, phrases, text, views
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
+from services.cli.display import loader_messages as loader_views
+from services.cli.display import messages as views
+from services.cli.display import phrases, text
+from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
-from services.cli.output import Column, Output
 
-from . import listing
+from . import pages as listing
 
 
 async def show_all(clients: Clients, out: Output) -> None:

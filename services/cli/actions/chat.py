@@ -9,11 +9,11 @@ from contextlib import suppress
 from typing import Final
 
 from corral.backend import backend_pb2
-from services.cli import launch
-from services.cli.clients import Clients
-from services.cli.endpoints import resolve
+from services.cli import invoke as launch
+from services.cli.client.addresses import resolve
+from services.cli.client.clients import Clients
+from services.cli.display.output import Output
 from services.cli.failures import Failure, explain
-from services.cli.output import Output
 from services.common.config.fields import corral_home
 from services.common.errors import CorralError
 

@@ -12,10 +12,11 @@ from typing import Final
 
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2
-from services.cli import text, views
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
+from services.cli.display import messages as views
+from services.cli.display import text
+from services.cli.display.output import Output
 from services.cli.failures import Failure, Lost, Unreachable
-from services.cli.output import Output
 from services.common.errors import UnknownRemoteError
 from services.common.rpc.status import from_rpc_error
 

@@ -11,13 +11,14 @@ from typing import Final
 from google.longrunning import operations_pb2
 
 from corral.gallery.v1 import gallery_pb2
-from services.cli import text, views
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
+from services.cli.display import messages as views
+from services.cli.display import text
+from services.cli.display.output import Output
 from services.cli.failures import Failure, Lost
-from services.cli.output import Output
 from services.common.errors import CorralError
 
-from . import follow
+from . import operation_progress as follow
 
 # Starting the operation writes to the gallery's journal and may read a gallery's index first.
 _START_TIMEOUT: Final = 60.0

@@ -11,13 +11,15 @@ from typing import Final, TypeVar
 
 from corral.gallery.v1 import gallery_pb2
 from corral.loader.v1 import loader_pb2
-from services.cli import phrases, text, views
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
+from services.cli.display import messages as views
+from services.cli.display import phrases, text
+from services.cli.display.output import Output
 from services.cli.failures import Failure
-from services.cli.output import Output
 from services.common.errors import CorralError, DeadlineError, ModelNotFoundError
 
-from . import causes, watching
+from . import load_failure as causes
+from . import model_changes as watching
 
 _T = TypeVar("_T")
 _PAGE: Final = 1000

@@ -11,11 +11,11 @@ from datetime import datetime
 from typing import Final
 
 from corral.loader.v1 import loader_pb2
-from services.cli import views
-from services.cli.clients import RECONNECT_TIMEOUT, Clients
+from services.cli.client.clients import RECONNECT_TIMEOUT, Clients
+from services.cli.display import messages as views
+from services.cli.display.output import Output
+from services.cli.display.text import printable
 from services.cli.failures import Lost, Unreachable
-from services.cli.output import Output
-from services.cli.text import printable
 from services.common.backoff import Backoff
 from services.common.errors import ShuttingDownError
 

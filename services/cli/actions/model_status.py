@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.cli import loader_views, phrases, text, views
-from services.cli.clients import Clients
-from services.cli.output import Column, Output
+from services.cli.client.clients import Clients
+from services.cli.display import loader_messages as loader_views
+from services.cli.display import messages as views
+from services.cli.display import phrases, text
+from services.cli.display.output import Column, Output
 
-from . import load, room, status
+from . import capacity as room
+from . import load, status
 
 Fact = tuple[str, str, str]
 

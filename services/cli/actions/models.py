@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from corral.gallery.v1 import gallery_pb2
 from corral.loader.v1 import loader_pb2
-from services.cli import phrases, text, views
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
+from services.cli.display import messages as views
+from services.cli.display import phrases, text
+from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
-from services.cli.output import Column, Output
 from services.common.errors import CorralError
 
 _PAGE: Final = 1000

@@ -7,12 +7,13 @@ from typing import Final
 
 from google.longrunning import operations_pb2
 
-from services.cli import text, views
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
+from services.cli.display import messages as views
+from services.cli.display import text
+from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
-from services.cli.output import Column, Output
 
-from . import follow
+from . import operation_progress as follow
 
 _PAGE: Final = 100
 _PHASE_STYLES: Final = {"done": "green", "failed": "red", "cancelled": "yellow"}

@@ -8,10 +8,12 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from corral.loader.v1 import loader_pb2
-from services.cli import loader_views, setting_fields, views
-from services.cli.clients import Clients
+from services.cli.client import setting_fields
+from services.cli.client.clients import Clients
+from services.cli.display import loader_messages as loader_views
+from services.cli.display import messages as views
+from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
-from services.cli.output import Column, Output
 from services.common.errors import InvalidRequestError
 
 _SOURCES = {"default": "dim", "start": "cyan", "runtime": "yellow"}

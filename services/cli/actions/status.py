@@ -12,15 +12,19 @@ from grpc_health.v1 import health_pb2
 
 from corral.loader.v1 import loader_pb2
 from corral.monitor.v1 import monitor_pb2
-from services.cli import endpoints, phrases, text, views
-from services.cli.clients import Clients
-from services.cli.endpoints import SERVICES, Running, Service
+from services.cli.client import addresses as endpoints
+from services.cli.client.addresses import SERVICES, Running, Service
+from services.cli.client.clients import Clients
+from services.cli.display import messages as views
+from services.cli.display import phrases, text
+from services.cli.display.output import Column, Output
 from services.cli.failures import Failure, Unreachable
-from services.cli.output import Column, Output
 from services.common.config.fields import corral_home
 from services.common.errors import CorralError
 
-from . import listing, room, watching
+from . import capacity as room
+from . import model_changes as watching
+from . import pages as listing
 
 # A service that does not say within this time whether it is well, is not.
 HEALTH_TIMEOUT: Final = 3.0

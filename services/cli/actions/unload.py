@@ -10,13 +10,16 @@ from typing import Final
 import typer
 
 from corral.loader.v1 import loader_pb2
-from services.cli import text, views
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
+from services.cli.display import messages as views
+from services.cli.display import text
+from services.cli.display.output import Output
 from services.cli.failures import Failure, explain
-from services.cli.output import Output
 from services.common.errors import CorralError, ModelBusyError
 
-from . import listing, load, watching
+from . import load
+from . import model_changes as watching
+from . import pages as listing
 
 _STATE = loader_pb2.Model.State
 # Those that hold a process, or are about to.

@@ -14,13 +14,14 @@ from typing import Final, Self
 
 import typer
 
-from services.cli import endpoints, launch
-from services.cli.endpoints import SERVICES, Running, Service
+from services.cli import invoke as launch
+from services.cli.client import addresses as endpoints
+from services.cli.client.addresses import SERVICES, Running, Service
+from services.cli.display.output import Output
 from services.cli.failures import Failure
-from services.cli.output import Output
-from services.cli.stack import plan
-from services.cli.stack.merged import MergedLog
-from services.cli.stack.plan import Options
+from services.cli.stack import arguments as plan
+from services.cli.stack.arguments import Options
+from services.cli.stack.merged_log import MergedLog
 from services.cli.stack.supervisor import Limits, Stack
 from services.common.config.fields import corral_home
 

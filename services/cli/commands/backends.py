@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from services.cli import completion, launch
-from services.cli.options import JsonFlag, LoaderAddress
+from services.cli import invoke as launch
+
+from . import completion
+from .parameters import JsonFlag, LoaderAddress
 
 
 def backends(

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from services.cli import launch
-from services.cli.options import JsonFlag, LoaderAddress, ModelName
+from services.cli import invoke as launch
+
+from .parameters import JsonFlag, LoaderAddress, ModelName
 
 
 class Level(StrEnum):

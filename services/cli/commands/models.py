@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from services.cli import launch
-from services.cli.options import GalleryAddress, JsonFlag, LoaderAddress, MonitorAddress
+from services.cli import invoke as launch
+
+from .parameters import GalleryAddress, JsonFlag, LoaderAddress, MonitorAddress
 
 
 def models(

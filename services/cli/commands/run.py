@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from services.cli import launch
-from services.cli.options import AdvisingGallery, JsonFlag, LoaderAddress, ModelName, Timeout
+from services.cli import invoke as launch
+
+from .parameters import AdvisingGallery, JsonFlag, LoaderAddress, ModelName, Timeout
 
 _SAMPLING = "How it answers"
 

@@ -6,18 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import completion, launch
-from services.cli.options import (
-    GalleryAddress,
-    JsonFlag,
-    LoaderAddress,
-    MetricsAddress,
-    MonitorAddress,
-)
+from services.cli import invoke as launch
+
+from . import completion
+from .parameters import GalleryAddress, JsonFlag, LoaderAddress, MetricsAddress, MonitorAddress
 
 if TYPE_CHECKING:
-    from services.cli.clients import Clients
-    from services.cli.output import Output
+    from services.cli.client.clients import Clients
+    from services.cli.display.output import Output
 
 
 def status(
@@ -59,7 +55,7 @@ def status(
     """
     from services.cli.actions import model_status
     from services.cli.actions import status as action
-    from services.cli.actions import watch as follow
+    from services.cli.actions import status_watch as follow
 
     if options and not model:
         raise typer.BadParameter("goes with one MODEL", param_hint="--options")

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli import launch
-from services.cli.options import JsonFlag, duration_option
-from services.cli.output import Output
+from services.cli import invoke as launch
+from services.cli.display.output import Output
+
+from .parameters import JsonFlag, duration_option
 
 _ADDRESSES = "Where they listen"
 _FOLDERS = "Folders and backends"
@@ -110,7 +111,7 @@ def up(
 
     def work() -> None:
         from services.cli.actions import up as action
-        from services.cli.stack.plan import Options
+        from services.cli.stack.arguments import Options
         from services.cli.stack.supervisor import Limits
 
         listens = {

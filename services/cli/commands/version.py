@@ -6,8 +6,9 @@ from importlib import metadata
 
 import typer
 
-from services.cli.options import JsonFlag
-from services.cli.output import Output
+from services.cli.display.output import Output
+
+from .parameters import JsonFlag
 
 
 def version(json: JsonFlag = False) -> None:

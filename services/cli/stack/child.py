@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from services.cli.failures import Failure
 
-from .forking import ForkServer
-from .merged import LineSplitter
+from .fork_client import ForkServer
+from .merged_log import LineSplitter
 
 # The last lines may still be in the pipe when the process is gone; a grandchild may hold it open.
 _DRAIN_TIMEOUT: Final = 0.5

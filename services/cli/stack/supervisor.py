@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
-from services.cli.endpoints import SERVICES, Service
+from services.cli.client.addresses import SERVICES, Service
+from services.cli.display.text import duration
 from services.cli.failures import Failure
-from services.cli.text import duration
 from services.common.backoff import Backoff
 
-from . import plan
+from . import arguments as plan
+from .arguments import Options
 from .child import Child, StartFailure, called
-from .forking import ForkServer
-from .merged import MergedLog
-from .plan import Options
+from .fork_client import ForkServer
+from .merged_log import MergedLog
 
 # A service finds this variable with the number of a descriptor; when that says EOF, we are gone, and
 # the service must go too. It works however we die.

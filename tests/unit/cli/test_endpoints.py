@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.cli import endpoints
-from services.cli.endpoints import Running
+from services.cli.client import addresses as endpoints
+from services.cli.client.addresses import Running
 from services.cli.failures import Failure
 
 

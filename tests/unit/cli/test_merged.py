@@ -1,7 +1,7 @@
 import io
 import json
 
-from services.cli.stack.merged import LONGEST_LINE, LineSplitter, MergedLog
+from services.cli.stack.merged_log import LONGEST_LINE, LineSplitter, MergedLog
 
 
 def test_lines_are_put_together_from_pieces() -> None:

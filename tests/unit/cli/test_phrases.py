@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.loader.v1 import loader_pb2
-from services.cli import phrases, views
-from services.cli.actions import room
+from services.cli.actions import capacity as room
+from services.cli.display import messages as views
+from services.cli.display import phrases
 
 STATE = loader_pb2.Model.State
 Memory = loader_pb2.MemoryReservation

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from services.cli.failures import Failure
-from services.cli.stack import plan
-from services.cli.stack.plan import Options, arguments, listen_of
+from services.cli.stack import arguments as plan
+from services.cli.stack.arguments import Options, arguments, listen_of
 
 KNOWN = {"metrics": "127.0.0.1:4", "loader": "127.0.0.1:1"}
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.loader.v1 import loader_pb2
-from services.cli import setting_fields
+from services.cli.client import setting_fields
 from services.cli.failures import Failure
 from services.common.quantities import parse_duration
 

@@ -1,6 +1,6 @@
 import pytest
 
-from services.cli import text
+from services.cli.display import text
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from . import text, views
-from .views import View
+from . import messages as views
+from . import text
+from .messages import View
 
 STATE_STYLES: Final = {
     "ready": "green",

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from .text import clip
+from services.cli.display.text import clip
 
 if TYPE_CHECKING:
-    from .clients import Clients
+    from services.cli.client.clients import Clients
 
 Offers = list[tuple[str, str]]
 
@@ -87,7 +87,7 @@ def backends(ctx: typer.Context, incomplete: str) -> Offers:
 
 def settings(incomplete: str) -> Offers:
     """Offer the names of settings, as the beginning of `name=value`."""
-    from .setting_fields import MEANINGS
+    from services.cli.client.setting_fields import MEANINGS
 
     return [
         (f"{name}=", clip(meaning, _HELP_WIDTH))
@@ -143,10 +143,9 @@ def _offers(ctx: typer.Context, ask: Callable[[Clients], Awaitable[Offers]]) -> 
     import asyncio
 
     async def main() -> Offers:
+        from services.cli.client.addresses import resolve
+        from services.cli.client.clients import Clients
         from services.common.config.fields import corral_home
-
-        from .clients import Clients
-        from .endpoints import resolve
 
         async with Clients(resolve(_given(ctx.params), corral_home())) as clients:
             async with asyncio.timeout(_TIMEOUT):

@@ -10,14 +10,16 @@ from datetime import datetime
 from typing import Final
 
 from corral.loader.v1 import loader_pb2
-from services.cli import phrases, views
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
+from services.cli.display import messages as views
+from services.cli.display import phrases
+from services.cli.display.output import Output
 from services.cli.failures import Failure, explain
-from services.cli.output import Output
 from services.common.backoff import Backoff
 from services.common.errors import CorralError
 
-from . import load, model_status, status, watching
+from . import load, model_status, status
+from . import model_changes as watching
 
 # Asks the services, and returns what writes their answers.
 Draw = Callable[[], Awaitable[Callable[[Output], None]]]

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from corral.loader.v1 import loader_pb2
 
-from .views import View, bare, moment, reservations, seconds, word
+from .messages import View, bare, moment, reservations, seconds, word
 
 
 def backend(message: loader_pb2.Backend) -> View:

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from services.cli import completion, launch
-from services.cli.options import JsonFlag, LoaderAddress, ModelName, duration_option
+from services.cli import invoke as launch
+
+from . import completion
+from .parameters import JsonFlag, LoaderAddress, ModelName, duration_option
 
 
 def plan(model: ModelName, json: JsonFlag = False, loader: LoaderAddress = None) -> None:
@@ -15,7 +17,7 @@ def plan(model: ModelName, json: JsonFlag = False, loader: LoaderAddress = None)
 
     Exits with 1 if the model does not fit.
     """
-    from services.cli.actions import room as action
+    from services.cli.actions import capacity as action
 
     launch.run(
         lambda clients, out: action.plan(clients, out, model),
@@ -59,7 +61,7 @@ def drain(
 
     The loader takes no new calls from then on until it is started anew.
     """
-    from services.cli.actions import protection as action
+    from services.cli.actions import pin as action
 
     launch.run(
         lambda clients, out: action.drain(clients, out, timeout),
@@ -69,7 +71,7 @@ def drain(
 
 
 def _set_pinned(model: str, pinned: bool, json: bool, loader: str | None) -> None:
-    from services.cli.actions import protection as action
+    from services.cli.actions import pin as action
 
     launch.run(
         lambda clients, out: action.pin(clients, out, model, pinned=pinned),

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from services.cli.failures import Failure
 from services.common.addresses import validate_address
 from services.common.errors import InvalidRequestError
-
-from .failures import Failure
 
 Service: TypeAlias = Literal["loader", "gallery", "monitor", "metrics"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from corral.loader.v1 import loader_pb2
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
 
 _PAGE: Final = 1000
 

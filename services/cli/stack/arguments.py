@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from services.cli.endpoints import DEFAULT_HOST, SERVICES, Service
+from services.cli.client.addresses import DEFAULT_HOST, SERVICES, Service
 from services.cli.failures import Failure
 from services.common.addresses import Address, parse_address
 from services.common.config import sources

@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from corral.loader.v1 import loader_pb2
-from services.cli import loader_views, phrases, views
-from services.cli.clients import RECONNECT_TIMEOUT, Clients
+from services.cli.client.clients import RECONNECT_TIMEOUT, Clients
+from services.cli.display import loader_messages as loader_views
+from services.cli.display import messages as views
+from services.cli.display import phrases
+from services.cli.display.output import Output
+from services.cli.display.progress import Waiting, spinner
 from services.cli.failures import Failure, Lost, Unreachable
-from services.cli.output import Output
-from services.cli.progress import Waiting, spinner
 from services.common.backoff import Backoff
 from services.common.errors import CorralError, ShuttingDownError
 

@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
-from services.cli.text import printable
+from services.cli.display.text import printable
 
 # A line longer than this is cut into several: one process must not hold all the memory.
 LONGEST_LINE: Final = 64 * 1024

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from .failures import Failure
+    from services.cli.failures import Failure
 
 # Wide enough that nothing is cut or wrapped where no terminal sets a width.
 _UNLIMITED: Final = 10_000

@@ -19,12 +19,12 @@ from corral.gallery.v1 import gallery_pb2_grpc
 from corral.loader.v1 import loader_pb2_grpc
 from corral.metrics.v1 import metrics_pb2, metrics_pb2_grpc
 from corral.monitor.v1 import monitor_pb2_grpc
+from services.cli.failures import Failure, Lost, Unreachable
 from services.common.errors import CorralError
 from services.common.rpc.channels import open_channel
 from services.common.rpc.status import DETAILS_KEY, from_rpc_error
 
-from .endpoints import Endpoint, Service
-from .failures import Failure, Lost, Unreachable
+from .addresses import Endpoint, Service
 
 _Response = TypeVar("_Response")
 

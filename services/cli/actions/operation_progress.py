@@ -12,11 +12,11 @@ from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 
 from corral.gallery.v1 import gallery_pb2
-from services.cli import views
-from services.cli.clients import RECONNECT_TIMEOUT, Clients
+from services.cli.client.clients import RECONNECT_TIMEOUT, Clients
+from services.cli.display import messages as views
+from services.cli.display.output import Output
+from services.cli.display.progress import transfer
 from services.cli.failures import Failure, Lost, Unreachable, explain
-from services.cli.output import Output
-from services.cli.progress import transfer
 from services.common.backoff import Backoff
 from services.common.errors import ShuttingDownError
 from services.common.rpc.status import from_status

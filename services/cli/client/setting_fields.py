@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from services.cli.failures import Failure
 from services.common.quantities import format_duration, parse_duration
-
-from .failures import Failure
 
 MEANINGS: Final[Mapping[str, str]] = {
     "max_active_backends": "models loaded at once, external ones apart; 0 is no limit",

@@ -7,10 +7,12 @@ from typing import Final
 import typer
 
 from corral.loader.v1 import loader_pb2
-from services.cli import loader_views, phrases, text, views
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
+from services.cli.display import loader_messages as loader_views
+from services.cli.display import messages as views
+from services.cli.display import phrases, text
+from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
-from services.cli.output import Column, Output
 from services.common.errors import CorralError
 
 from . import load

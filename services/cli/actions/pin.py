@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from corral.loader.v1 import loader_pb2
-from services.cli import text, views
-from services.cli.clients import Clients
-from services.cli.output import Output
-from services.cli.progress import spinner
+from services.cli.client.clients import Clients
+from services.cli.display import messages as views
+from services.cli.display import text
+from services.cli.display.output import Output
+from services.cli.display.progress import spinner
 
 from . import load
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from services.cli.display.output import Output
 from services.common.errors import CorralError
 
 from .failures import Failure, explain
-from .output import Output
 
 if TYPE_CHECKING:
-    from .clients import Clients
+    from services.cli.client.clients import Clients
 
 INTERRUPTED: Final = 130
 
@@ -49,10 +49,9 @@ def run(
     quiet_grpc()
 
     async def main() -> None:
+        from services.cli.client.addresses import resolve
+        from services.cli.client.clients import Clients
         from services.common.config.fields import corral_home
-
-        from .clients import Clients
-        from .endpoints import resolve
 
         async with Clients(resolve(addresses, corral_home())) as clients:
             await work(clients, out)

@@ -6,8 +6,9 @@ from contextlib import aclosing, suppress
 from typing import Final
 
 from corral.loader.v1 import loader_pb2
-from services.cli import phrases, text, views
-from services.cli.clients import Clients
+from services.cli.client.clients import Clients
+from services.cli.display import messages as views
+from services.cli.display import phrases, text
 from services.cli.failures import Failure, explain
 from services.common.errors import CorralError
 

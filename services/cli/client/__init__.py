@@ -1,0 +1,4 @@
+"""Connections to the services, and where the services are.
+
+May import failures.
+"""

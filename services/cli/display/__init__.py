@@ -1,0 +1,4 @@
+"""What people and programs see: text, tables, progress, JSON.
+
+May import failures.
+"""
