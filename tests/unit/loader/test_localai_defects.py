@@ -1,6 +1,6 @@
 """LocalAI's defects (localai-loader.md, section 8): what needs no process, and that none is left out.
 
-The others are in tests/integration/test_localai_*_defects.py. Each test bears the number of its defect.
+The others are in tests/integration/loader/localai. Each test bears the number of its defect.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ CANNOT = {
 
 
 def numbers_tested() -> Iterator[str]:
-    for file in TESTS.rglob("test_localai*_defects.py"):
+    for file in TESTS.rglob("test_*defects.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
                 found := re.match(r"test_(v2|head)_(\d\d)_", node.name)

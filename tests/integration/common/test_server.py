@@ -28,9 +28,9 @@ TOY = textwrap.dedent('''
     import asyncio, sys, time
     from typing import ClassVar
     import grpc
-    from services.common.config import ServiceSettings
+    from services.common.config.settings import ServiceSettings
     from services.common.errors import ModelConfigError
-    from services.common.server import GenericMount, run_service
+    from services.common.rpc.server import GenericMount, run_service
 
     class ToySettings(ServiceSettings):
         service: ClassVar[str] = "toy"

@@ -26,7 +26,7 @@ from services.loader.lifecycle.machine import Cause, Phase, StopReason
 from services.loader.models.catalog import ModelEntry
 from services.loader.models.config import ModelConfig
 from tests.tools.scripted_world import World
-from tests.unit.loader.test_supervising import comes_up, entry, goes, phase
+from tests.unit.loader.supervision.test_supervisor import comes_up, entry, goes, phase
 
 LIMITS = LeaseLimits(default=30.0, maximum=100.0, most=4)
 

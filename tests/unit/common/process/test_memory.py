@@ -12,7 +12,7 @@ import pytest
 
 ARENAS = """
 import ctypes, sys, threading
-from services.common.memory import settle_allocator
+from services.common.process.memory import settle_allocator
 
 if sys.argv[2] == "settled":
     settle_allocator()
@@ -49,7 +49,7 @@ def test_threads_share_one_arena(tmp_path: Path) -> None:
 TIDY = """
 import asyncio, json
 import psutil
-from services.common import memory
+from services.common.process import memory
 
 class Node:
     pass

@@ -10,7 +10,7 @@ from services.gallery.index.document import DocumentError
 from services.gallery.index.entry import FileSpec, parse_base_config, parse_index
 from services.gallery.resolve.config_merge import merge
 
-REAL = Path(__file__).parents[4] / "shared" / "data" / "localai"
+REAL = Path(__file__).parents[5] / "shared" / "data" / "localai"
 INDEX = """
 - &base
   name: first
