@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +27,16 @@ class Address:
     def is_unix(self) -> bool:
         """Whether this is a Unix socket."""
         return bool(self.path)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is certain to be this machine: a Unix socket, or a loopback address."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     def __str__(self) -> str:
         """Return the address as gRPC takes it."""

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 from corral.metrics.v1 import metrics_pb2_grpc
 from services.common.addresses import parse_address
 from services.common.process import listen_address as binding
-from services.common.rpc.channels import open_channel
+from services.common.rpc.channels import FOREIGN_KEEPALIVE, open_channel
 from services.common.rpc.health import HealthServicer
 from services.common.rpc.server import AnyMount, Mount, run_service
 from services.metrics.rpc import otlp_servicer
@@ -104,7 +104,11 @@ async def _forwarding(
     if settings.otlp_endpoint is None:
         return None
     channel = await stack.enter_async_context(
-        open_channel(settings.otlp_endpoint, max_message_size=settings.max_message_size)
+        open_channel(
+            settings.otlp_endpoint,
+            max_message_size=settings.max_message_size,
+            extra=FOREIGN_KEEPALIVE,
+        )
     )
     client = OtlpClient(
         channel,

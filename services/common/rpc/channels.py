@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -26,39 +27,55 @@ __all__ = [
 # LocalAI's own limit, both ways: a backend may answer with an image or a long embedding.
 DEFAULT_MAX_MESSAGE_SIZE: Final = 50 * 1024 * 1024
 
+KEEPALIVE_SECONDS: Final[float] = 30
+"""How long a running call may be silent before our own services are pinged."""
+
+FOREIGN_KEEPALIVE_SECONDS: Final = 330
+"""The same for servers that are not ours: by default gRPC servers close a connection that pings more
+often than every 5 minutes."""
+
+NO_KEEPALIVE: Final = {"grpc.keepalive_time_ms": 2**31 - 1}
+"""For processes on this machine whose end is noticed in other ways."""
+
+FOREIGN_KEEPALIVE: Final = {"grpc.keepalive_time_ms": FOREIGN_KEEPALIVE_SECONDS * 1000}
+
 _Response = TypeVar("_Response")
-Option = tuple[str, Any]
+Options = Mapping[str, Any]
 
 
 def channel_options(
     *,
     max_message_size: int = DEFAULT_MAX_MESSAGE_SIZE,
     retry: Sequence[str] = (),
-    extra: Sequence[Option] = (),
-) -> list[Option]:
-    """Return the options that each of our channels has."""
-    options: list[Option] = [
-        ("grpc.max_receive_message_length", max_message_size),
-        ("grpc.max_send_message_length", max_message_size),
+    extra: Options = MappingProxyType({}),
+) -> list[tuple[str, Any]]:
+    """Return the options of a channel, each name once; `extra` replaces the defaults.
+
+    gRPC takes the first of two equal names, so a list of defaults with others after it would ignore
+    the others.
+    """
+    options: dict[str, Any] = {
+        "grpc.max_receive_message_length": max_message_size,
+        "grpc.max_send_message_length": max_message_size,
         # gRPC's default of 1 s before the second try to connect is the trap: a server that is ready
         # after 20 ms would be reached after a second. 50 ms is below what a person notices, and
         # 1 s at most keeps a server that comes back from being waited for.
-        ("grpc.initial_reconnect_backoff_ms", 50),
-        ("grpc.min_reconnect_backoff_ms", 50),
-        ("grpc.max_reconnect_backoff_ms", 1000),
-        # A ping every 30 s of silence in a running call finds a peer whose machine has vanished; our
-        # servers allow one each 10 s. None without calls: idle channels cost nothing.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 0),
-        # Else the pings end after two on a stream that is silent, which is where they matter.
-        ("grpc.http2.max_pings_without_data", 0),
+        "grpc.initial_reconnect_backoff_ms": 50,
+        "grpc.min_reconnect_backoff_ms": 50,
+        "grpc.max_reconnect_backoff_ms": 1000,
+        # Finds a peer whose machine has vanished; our servers allow a ping every 10 s. None without
+        # calls: idle channels cost nothing.
+        "grpc.keepalive_time_ms": int(KEEPALIVE_SECONDS * 1000),
+        "grpc.keepalive_timeout_ms": 10_000,
+        "grpc.keepalive_permit_without_calls": 0,
+        # By default the pings end after two on a silent stream, which is where they matter.
+        "grpc.http2.max_pings_without_data": 0,
         # No proxy of the environment: these channels go to our own processes.
-        ("grpc.enable_http_proxy", 0),
-    ]
+        "grpc.enable_http_proxy": 0,
+    }
     if retry:
-        options += [("grpc.enable_retries", 1), ("grpc.service_config", _service_config(retry))]
-    return [*options, *extra]
+        options |= {"grpc.enable_retries": 1, "grpc.service_config": _service_config(retry)}
+    return list({**options, **extra}.items())
 
 
 def open_channel(
@@ -66,7 +83,7 @@ def open_channel(
     *,
     max_message_size: int = DEFAULT_MAX_MESSAGE_SIZE,
     retry: Sequence[str] = (),
-    extra: Sequence[Option] = (),
+    extra: Options = MappingProxyType({}),
 ) -> aio.Channel:
     """Open a channel to `host:port` or `unix:/path`; it connects with the first call.
 

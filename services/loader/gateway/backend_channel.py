@@ -10,8 +10,14 @@ import grpc
 from grpc import aio
 
 from corral.backend import backend_pb2, backend_pb2_grpc
+from services.common.addresses import parse_address
 from services.common.errors import UnknownRemoteError
-from services.common.rpc.channels import call, open_channel
+from services.common.rpc.channels import (
+    FOREIGN_KEEPALIVE,
+    NO_KEEPALIVE,
+    call,
+    open_channel,
+)
 from services.loader.instances.instance import LoadAnswer
 from services.loader.models.catalog import ModelEntry
 
@@ -30,16 +36,23 @@ gRPC's own windows grow with what the connection can carry, to 8 MiB and more fo
 clients that do not read were 150 to 250 MiB. Smaller than this, streams of 64 KiB messages cost more.
 """
 
-_LOCAL_OPTIONS = [
+_OPTIONS = {
     # Ports and sockets are reused by other backends; a shared pool would also share their back-off.
-    ("grpc.use_local_subchannel_pool", 1),
-    # The process's end is seen by the loader; pings only annoy servers that count them (Go's hang up
-    # on more than one in 5 minutes).
-    ("grpc.keepalive_time_ms", 2**31 - 1),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", _WINDOW),
-    ("grpc.http2.max_frame_size", _WINDOW),
-]
+    "grpc.use_local_subchannel_pool": 1,
+    # These probes are pings too, and Go's servers close a connection with more than one in 5 minutes.
+    "grpc.http2.bdp_probe": 0,
+    "grpc.http2.lookahead_bytes": _WINDOW,
+    "grpc.http2.max_frame_size": _WINDOW,
+}
+
+
+def backend_options(address: str) -> dict[str, Any]:
+    """Return the channel options for a backend: it may be silent for as long as a call takes.
+
+    A backend on this machine is not pinged: the loader sees its process end.
+    """
+    target = parse_address(address)
+    return _OPTIONS | (NO_KEEPALIVE if target.is_local else FOREIGN_KEEPALIVE)
 
 
 class GrpcConnection:
@@ -54,7 +67,7 @@ class GrpcConnection:
             (("authorization", f"Bearer {token}"),) if token else ()
         )
         self.channel = open_channel(
-            address, max_message_size=max_message_size, extra=_LOCAL_OPTIONS
+            address, max_message_size=max_message_size, extra=backend_options(address)
         )
         self._stub: Any = backend_pb2_grpc.BackendStub(self.channel)
         self._to_options = to_options
