@@ -48,8 +48,8 @@ BREAKS = (
         2,
         "the caller who leaves ends the load",
         f"{LOADER}/supervision/supervisor.py",
-        "        self._post(life.LoadRequested(usable))\n        return await joining\n",
-        "        self._post(life.LoadRequested(usable))\n"
+        "        self._post(events.LoadRequested(usable))\n        return await joining\n",
+        "        self._post(events.LoadRequested(usable))\n"
         "        try:\n"
         "            return await joining\n"
         "        except asyncio.CancelledError:\n"
@@ -79,7 +79,7 @@ BREAKS = (
         2,
         "who cannot wait for the load does not begin it",
         f"{LOADER}/supervision/supervisor.py",
-        "            self._post(life.LoadRequested(usable))\n            raise\n",
+        "            self._post(events.LoadRequested(usable))\n            raise\n",
         "            raise\n",
         f"{ADMITS}::test_a_load_that_outlasts_a_deadline_is_begun_all_the_same",
     ),
@@ -251,7 +251,7 @@ BREAKS = (
         "the wait after a failure stays though the configuration has changed",
         f"{LOADER}/supervision/supervisor.py",
         "        if self.entry is not None and self.entry.revision != entry.revision:\n"
-        "            self._post(life.Changed())\n"
+        "            self._post(events.Changed())\n"
         "        return",
         "        return",
         f"{PROMISES}::test_7_what_changed_is_tried_again_at_once",

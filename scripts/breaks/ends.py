@@ -25,7 +25,7 @@ BREAKS = (
         8,
         "an unload is answered before the group is gone",
         f"{LOADER}/supervision/supervisor.py",
-        "        if isinstance(event, life.GroupGone) and before.phase is Phase.STOPPING:\n"
+        "        if isinstance(event, events.GroupGone) and before.phase is Phase.STOPPING:\n"
         "            self._stops",
         "        if self.state.phase is Phase.STOPPING:\n            self._stops",
         f"{LIVES}::test_a_backend_that_ignores_sigterm_is_killed",

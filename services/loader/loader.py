@@ -24,7 +24,8 @@ from services.loader.admission.waiters import expired
 from services.loader.backends.backend import Backend
 from services.loader.backends.catalog import BackendCatalog
 from services.loader.instances.instance import Instance, Lease
-from services.loader.lifecycle.machine import RESTING, Cause, Phase, StopReason
+from services.loader.lifecycle.events import Cause, StopReason
+from services.loader.lifecycle.state import RESTING, Phase
 from services.loader.logs.log_book import LogNews, LogQuery
 from services.loader.models.catalog import ModelCatalog, ModelEntry
 from services.loader.models.pins import Pins

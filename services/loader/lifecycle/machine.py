@@ -1,4 +1,4 @@
-"""The life of a model as a pure function: `next(state, event) -> (state, effects)`. No I/O, no clock.
+"""The life of a model as a pure function: `step(state, event) -> (state, effects)`. No I/O, no clock.
 
 One `Lifecycle` stands for one model over all its instances. Everything that happens is an event;
 whatever must be done about it is an effect, performed by the supervisor, which reports back with
@@ -55,58 +55,12 @@ from .events import (
     StopReason,
     StopRequested,
 )
-from .state import CRASH_LIMIT, RESTING, RUNNING, After, Lifecycle, Penalty, Phase
-
-__all__ = [
-    "CRASH_LIMIT",
-    "RESTING",
-    "RUNNING",
-    "AdmitWaiters",
-    "Adopted",
-    "After",
-    "Answered",
-    "ArmBackoff",
-    "AskRoom",
-    "AttemptFailed",
-    "BackoffEnded",
-    "Cause",
-    "Changed",
-    "CutCalls",
-    "DisarmBackoff",
-    "Drain",
-    "DrainTimedOut",
-    "Drained",
-    "Effect",
-    "Event",
-    "Exited",
-    "FailWaiters",
-    "Failure",
-    "Granted",
-    "GroupGone",
-    "LeaveQueue",
-    "Lifecycle",
-    "LoadRequested",
-    "Loaded",
-    "Penalty",
-    "Phase",
-    "Reconfigured",
-    "RefuseStop",
-    "Refused",
-    "SendLoad",
-    "Stable",
-    "Start",
-    "Step",
-    "StopGroup",
-    "StopReason",
-    "StopRequested",
-    "StoppedError",
-    "next",
-]
+from .state import CRASH_LIMIT, RESTING, After, Lifecycle, Penalty, Phase
 
 Step = tuple[Lifecycle, tuple[Effect, ...]]
 
 
-def next(state: Lifecycle, event: Event) -> Step:
+def step(state: Lifecycle, event: Event) -> Step:
     """Return the state after `event` and what must be done. An event that does not fit is dropped."""
     generation = getattr(event, "generation", state.generation)
     if generation != state.generation:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.loader.instances.instance import Instance
-from services.loader.lifecycle.machine import Cause, Phase, StopReason
+from services.loader.lifecycle.events import Cause, StopReason
+from services.loader.lifecycle.state import Phase
 from services.loader.models.catalog import ModelEntry
 
 from .eviction import Occupant

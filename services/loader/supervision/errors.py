@@ -20,7 +20,7 @@ from services.common.errors import (
 )
 from services.loader.admission import wait_estimate as pace
 from services.loader.instances.instance import Instance
-from services.loader.lifecycle.machine import Failure
+from services.loader.lifecycle.events import Failure
 from services.loader.processes.interface import Exit
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from services.common.errors import CorralError
 from services.common.process.logging import get_logger
 from services.loader.instances.instance import Instance
-from services.loader.lifecycle import machine as life
-from services.loader.lifecycle.machine import Failure
+from services.loader.lifecycle.events import Event, Failure, Granted, Refused
 from services.loader.models.catalog import ModelEntry
 from services.loader.scheduling.ledger import Reservation
 from services.loader.scheduling.scheduler import Wish
@@ -23,7 +22,7 @@ _log = get_logger(__name__)
 class Room:
     """Asks the scheduler; what comes of it is posted as an event."""
 
-    def __init__(self, name: str, services: Services, post: Callable[[life.Event], None]) -> None:
+    def __init__(self, name: str, services: Services, post: Callable[[Event], None]) -> None:
         """Begin without any."""
         self.reservation = Reservation()
         """The memory it was granted, or asks for."""
@@ -71,12 +70,12 @@ class Room:
             self._asked = time.monotonic()
 
         def refused(error: CorralError) -> None:
-            self._post(life.Refused(generation, Failure(candidate, error)))
+            self._post(Refused(generation, Failure(candidate, error)))
 
         wish = Wish(
             self._name,
             self.reservation.memory,
-            granted=lambda: self._post(life.Granted(generation)),
+            granted=lambda: self._post(Granted(generation)),
             refused=refused,
             counts=self.counts,
             groups=frozenset(entry.config.concurrency_groups),

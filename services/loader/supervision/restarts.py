@@ -9,7 +9,7 @@ from typing import Final
 from services.common.errors import CorralError
 from services.common.process.logging import get_logger
 from services.common.tasks import Background
-from services.loader.lifecycle.machine import Phase
+from services.loader.lifecycle.state import Phase
 from services.loader.models.catalog import ModelEntry
 
 from .supervisor import Supervisor

@@ -23,8 +23,15 @@ from services.common.process.logging import get_logger
 from services.loader.backends.catalog import Backend
 from services.loader.instances.instance import Connection, Instance, LoadAnswer
 from services.loader.instances.stall import StalledError, unless_stalled
-from services.loader.lifecycle import machine as life
-from services.loader.lifecycle.machine import Failure
+from services.loader.lifecycle.events import (
+    Answered,
+    AttemptFailed,
+    Event,
+    Exited,
+    Failure,
+    GroupGone,
+    Loaded,
+)
 from services.loader.logs.log_book import Level, LogBook, Stream
 from services.loader.models.catalog import ModelEntry
 
@@ -82,7 +89,7 @@ class Activity(Protocol):
         ...
 
 
-Post = Callable[[life.Event], None]
+Post = Callable[[Event], None]
 
 
 class Runner:
@@ -147,7 +154,7 @@ class Runner:
             self._fail(generation, candidate, BackendStartError(text))
             return
         self.watch(instance)
-        self._post(life.Answered(generation))
+        self._post(Answered(generation))
 
     def load(self, instance: Instance, candidate: str) -> None:
         """Let the backend read the model. Reports `Loaded` or `AttemptFailed`."""
@@ -175,7 +182,7 @@ class Runner:
         instance.load_message = answer.message
         instance.is_ready()
         self._starter.loaded(instance)
-        self._post(life.Loaded(generation))
+        self._post(Loaded(generation))
 
     async def _read_model(self, instance: Instance) -> LoadAnswer:
         assert instance.connection is not None
@@ -222,7 +229,7 @@ class Runner:
         text = f"{instance.backend.name} {how}"
         self._logs.append(Stream.LOADER, text, instance.generation, Level.ERROR)
         instance.end(error)
-        self._post(life.Exited(instance.generation, failure))
+        self._post(Exited(instance.generation, failure))
 
     def stop(
         self,
@@ -256,7 +263,7 @@ class Runner:
             except Exception:  # noqa: BLE001 - whatever it was, nobody must wait for it for ever
                 _log.exception("ending a backend failed", model=self._name, pid=instance.pid)
             self._logs.append(Stream.LOADER, "stopped", generation, Level.INFO)
-        self._post(life.GroupGone(generation))
+        self._post(GroupGone(generation))
 
     async def _end(self, instance: Instance, graceful: bool) -> None:
         connection = instance.connection
@@ -279,4 +286,4 @@ class Runner:
     ) -> None:
         self._logs.append(Stream.LOADER, str(error), generation, Level.ERROR)
         memory = causes.lacks_memory(str(error))
-        self._post(life.AttemptFailed(generation, Failure(candidate, error, permanent, memory)))
+        self._post(AttemptFailed(generation, Failure(candidate, error, permanent, memory)))

@@ -19,8 +19,9 @@ from services.loader.admission.leases import Leases
 from services.loader.admission.meter import ANYONE, Caller
 from services.loader.admission.waiters import StopWaiters
 from services.loader.instances.instance import Instance, Lease
-from services.loader.lifecycle import machine as life
-from services.loader.lifecycle.machine import Cause, Failure, Lifecycle, Phase, StopReason
+from services.loader.lifecycle import effects, events, machine
+from services.loader.lifecycle.events import Cause, Failure, StopReason
+from services.loader.lifecycle.state import RESTING, After, Lifecycle, Phase
 from services.loader.logs.log_book import LogBook
 from services.loader.models.catalog import ModelEntry
 from services.loader.scheduling.eviction import Occupant
@@ -58,7 +59,7 @@ class Supervisor:
             name,
             backoff=services.backoff,
             quarantine=services.timeouts.quarantine,
-            ended=lambda candidate: self._post(life.BackoffEnded(candidate)),
+            ended=lambda candidate: self._post(events.BackoffEnded(candidate)),
         )
         self._services = services
         self._changed = changed
@@ -82,7 +83,7 @@ class Supervisor:
             released=self._released,
         )
         self._stops = StopWaiters()
-        self._events: deque[life.Event] = deque()
+        self._events: deque[events.Event] = deque()
         self._posting = False
         self._timers = Timers(self._post)
         self._room = Room(name, services, self._post)
@@ -112,9 +113,9 @@ class Supervisor:
             joining = self._leases.join(caller if calls else None)
         except DeadlineTooShortError:
             # Else clients that cannot wait for the load would never find it loaded.
-            self._post(life.LoadRequested(usable))
+            self._post(events.LoadRequested(usable))
             raise
-        self._post(life.LoadRequested(usable))
+        self._post(events.LoadRequested(usable))
         return await joining
 
     def join(self, caller: Caller) -> Coroutine[Any, Any, Lease]:
@@ -168,7 +169,7 @@ class Supervisor:
             return
         usable = self._usable(entry, candidates)
         self._take_entry(entry, usable)
-        self._post(life.LoadRequested(usable))
+        self._post(events.LoadRequested(usable))
 
     def _take_entry(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
         """Load the model as it is now, unless it is past that."""
@@ -178,8 +179,8 @@ class Supervisor:
         if before is not None and before.revision != entry.revision:
             self._leases.forget_pace()
         if self.state.phase is Phase.WAITING and before and before.revision != entry.revision:
-            self._post(life.Changed())
-            self._post(life.Reconfigured(candidates))
+            self._post(events.Changed())
+            self._post(events.Reconfigured(candidates))
 
     def adopt(self, instance: Instance, reservation: Reservation) -> None:
         """Take over a backend that holds the model already."""
@@ -187,7 +188,7 @@ class Supervisor:
         self._room.taken_by(instance, reservation)
         instance.generation = self.state.generation + 1
         self._leases.begins(instance)
-        self._post(life.Adopted(instance.backend.name))
+        self._post(events.Adopted(instance.backend.name))
         self._runner.watch(instance)
 
     async def leave(self) -> bool:
@@ -204,8 +205,8 @@ class Supervisor:
 
     async def stop(self, reason: StopReason, *, force: bool) -> None:
         """Unload and wait until the process group is gone. Raises ModelBusyError. Idempotent."""
-        if self.state.phase in life.RESTING or self.state.phase is Phase.WAITING:
-            self._post(life.StopRequested(reason, force))
+        if self.state.phase in RESTING or self.state.phase is Phase.WAITING:
+            self._post(events.StopRequested(reason, force))
             return
         stopped = self._stops.join()
         self._stop(reason, force=force)
@@ -217,17 +218,17 @@ class Supervisor:
 
     def reset(self) -> None:
         """Forget earlier failures: something changed, or somebody knows better."""
-        self._post(life.Changed())
+        self._post(events.Changed())
 
     def report_lost(self, instance: Instance, error: CorralError) -> None:
         """An external backend does not answer any more; the next call connects anew."""
-        self._post(life.Exited(instance.generation, Failure(instance.backend.name, error)))
+        self._post(events.Exited(instance.generation, Failure(instance.backend.name, error)))
 
     def configuration_is(self, revision: str) -> None:
         """Take note of the configuration's revision now; an instance of another one is stopped when idle."""
         known = self.entry is not None and self.entry.revision
-        if known and known != revision and self.state.phase in life.RESTING:
-            self._post(life.Changed())
+        if known and known != revision and self.state.phase in RESTING:
+            self._post(events.Changed())
         if (instance := self.instance) is not None:
             before = instance.leaving
             instance.outdated = instance.entry.revision != revision
@@ -237,11 +238,11 @@ class Supervisor:
     def backends_changed(self, names: Collection[str]) -> None:
         """Take note that these names mean something else now: what failed with them may work."""
         state, entry = self.state, self.entry
-        if state.phase in life.RESTING and entry is not None:
+        if state.phase in RESTING and entry is not None:
             involved = {penalty.candidate for penalty in state.penalties}
             involved |= {failure.candidate for failure in state.failures}
             if entry.config.backend in names or involved & set(names):
-                self._post(life.Changed())
+                self._post(events.Changed())
         instance = self.instance
         if instance is None:
             self._leases.forget_pace_with(names)
@@ -260,7 +261,7 @@ class Supervisor:
     def occupancy(self) -> Occupant | None:
         """Return the room the model has; None if it has none."""
         phase, instance = self.state.phase, self.instance
-        if phase in life.RESTING or phase is Phase.WAITING:
+        if phase in RESTING or phase is Phase.WAITING:
             return None
         assert self.entry is not None
         return occupant(
@@ -285,11 +286,11 @@ class Supervisor:
         """Bytes by device: measured, else what was reserved; nothing if it has no room."""
         if self.instance is not None and self.instance.memory:
             return self.instance.memory
-        return {} if self.state.phase in life.RESTING else self.reservation.memory
+        return {} if self.state.phase in RESTING else self.reservation.memory
 
     # The machine
 
-    def _post(self, event: life.Event) -> None:
+    def _post(self, event: events.Event) -> None:
         self._events.append(event)
         if self._posting:
             return  # an effect that reports at once; the loop below takes it next
@@ -303,12 +304,12 @@ class Supervisor:
         if self.state.phase is not began.phase:
             self._services.scheduler.wake()
 
-    def _take(self, event: life.Event) -> None:
+    def _take(self, event: events.Event) -> None:
         before = self.state
-        self.state, effects = life.next(before, event)
+        self.state, due = machine.step(before, event)
         if self.state.phase is not before.phase:
             self._entered(before)
-        for effect in effects:
+        for effect in due:
             self._perform(effect)
         if (
             before.phase is Phase.READY
@@ -316,10 +317,10 @@ class Supervisor:
             and self._leases.wanted
         ):
             # Calls that waited for a place are not part of what ends: they wait for the next instance.
-            self._post(life.LoadRequested(before.candidates))
+            self._post(events.LoadRequested(before.candidates))
         if self.state.phase is Phase.BACKOFF and before.phase is not Phase.BACKOFF:
             self.backoffs.watch(self.state)
-        if isinstance(event, life.GroupGone) and before.phase is Phase.STOPPING:
+        if isinstance(event, events.GroupGone) and before.phase is Phase.STOPPING:
             self._stops.answer(None)
         # Asking for room is no state that others see, unless there is none: then the scheduler tells.
         if self.state != before and self.state.phase is not Phase.WAITING:
@@ -344,38 +345,38 @@ class Supervisor:
             backend=self.state.candidate or None,
         )
 
-    def _perform(self, effect: life.Effect) -> None:
+    def _perform(self, effect: effects.Effect) -> None:
         match effect:
-            case life.AskRoom(generation, candidate, more):
+            case effects.AskRoom(generation, candidate, more):
                 self._timers.cancel()
                 self._spawn(self._ask(generation, candidate, more), "ask room for")
-            case life.LeaveQueue():
+            case effects.LeaveQueue():
                 self._services.scheduler.withdraw(self.name)
-            case life.Start(generation, candidate):
+            case effects.Start(generation, candidate):
                 assert self.entry is not None
                 self._runner.start(generation, candidate, self.entry, self._begun)
-            case life.SendLoad():
+            case effects.SendLoad():
                 self._runner.load(self._current(), self.state.candidate)
-            case life.AdmitWaiters(generation):
+            case effects.AdmitWaiters(generation):
                 self.backoffs.disarm(self.state.candidate)
-                self._timers.later(self._services.timeouts.stable, life.Stable(generation))
+                self._timers.later(self._services.timeouts.stable, events.Stable(generation))
                 if self.state.phase is Phase.READY:
                     self._leases.admit()
                 self._stop_if_outdated(self._current())
-            case life.FailWaiters(failures):
+            case effects.FailWaiters(failures):
                 self._fail_waiters(failures)
-            case life.Drain():
+            case effects.Drain():
                 self._drain(self._current())
-            case life.CutCalls(failure=failure):
+            case effects.CutCalls(failure=failure):
                 self._current().end(causes.ended(self.name, self.state.message, failure))
-            case life.StopGroup(generation, graceful):
+            case effects.StopGroup(generation, graceful):
                 reason = causes.ended(self.name, self.state.message, None)
                 self._runner.stop(lambda: self.instance, generation, reason, graceful=graceful)
-            case life.ArmBackoff(candidate, failures, quarantine):
+            case effects.ArmBackoff(candidate, failures, quarantine):
                 self.backoffs.arm(candidate, failures, quarantine=quarantine)
-            case life.DisarmBackoff():
+            case effects.DisarmBackoff():
                 self.backoffs.disarm()
-            case life.RefuseStop():
+            case effects.RefuseStop():
                 drain = self._services.timeouts.drain
                 self._stops.answer(causes.busy(self._current(), drain))
 
@@ -397,15 +398,15 @@ class Supervisor:
     def _stop(self, reason: StopReason, *, force: bool) -> None:
         instance = self.instance
         self._forced = force and instance is not None and instance.active + instance.direct > 0
-        self._post(life.StopRequested(reason, force))
+        self._post(events.StopRequested(reason, force))
 
     def _drain(self, instance: Instance) -> None:
         instance.drain()  # in the same step as the look at who holds it
         if not instance.holds:
-            self._post(life.Drained(instance.generation))
+            self._post(events.Drained(instance.generation))
         else:
             self._timers.later(
-                self._services.timeouts.drain, life.DrainTimedOut(instance.generation)
+                self._services.timeouts.drain, events.DrainTimedOut(instance.generation)
             )
 
     def _released(self, instance: Instance) -> None:
@@ -420,7 +421,7 @@ class Supervisor:
                 if self._services.scheduler.in_demand:
                     self._services.scheduler.wake()
         elif phase is Phase.DRAINING and not instance.holds:
-            self._post(life.Drained(instance.generation))
+            self._post(events.Drained(instance.generation))
 
     def _stop_if_outdated(self, instance: Instance) -> None:
         why = instance.leaving
@@ -435,7 +436,7 @@ class Supervisor:
     # Those who wait
 
     def _fail_waiters(self, failures: tuple[Failure, ...]) -> None:
-        if self.state.phase is Phase.BACKOFF and self.state.after is life.After.CRASHED:
+        if self.state.phase is Phase.BACKOFF and self.state.after is After.CRASHED:
             # They did not see the crash; to them it is the reason why they must wait.
             self._leases.fail(self.backoffs.error(self.state))
         else:
@@ -444,10 +445,10 @@ class Supervisor:
 
     def _usable(self, entry: ModelEntry, candidates: tuple[str, ...]) -> tuple[str, ...]:
         """Return the candidates that need not wait. Raises LoadBackoffError if all must."""
-        if self.state.phase not in life.RESTING:
+        if self.state.phase not in RESTING:
             return candidates
         if self.entry is not None and self.entry.revision != entry.revision:
-            self._post(life.Changed())
+            self._post(events.Changed())
         return self.backoffs.usable(self.state, candidates)
 
     # Helpers

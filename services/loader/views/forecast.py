@@ -10,7 +10,7 @@ from services.common.errors import BackendNotFoundError
 from services.loader.admission.meter import CallMeter
 from services.loader.backends.catalog import BackendCatalog
 from services.loader.backends.selection import Selection, select_from
-from services.loader.lifecycle.machine import RESTING, Phase
+from services.loader.lifecycle.state import RESTING, Phase
 from services.loader.live_settings import LiveSettings
 from services.loader.models.catalog import ModelCatalog, ModelEntry
 from services.loader.scheduling.eviction import Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from services.common.errors import ModelNotFoundError
-from services.loader.lifecycle.machine import RESTING
+from services.loader.lifecycle.state import RESTING
 from services.loader.models.catalog import ModelCatalog, ModelEntry
 from services.loader.models.pins import Pins
 from services.loader.supervision.supervisor import Supervisor

@@ -27,7 +27,8 @@ from services.loader.admission.wait_estimate import (
     retry_after,
 )
 from services.loader.instances.instance import Lease, LoadAnswer
-from services.loader.lifecycle.machine import Cause, Phase, StopReason
+from services.loader.lifecycle.events import Cause, StopReason
+from services.loader.lifecycle.state import Phase
 from services.loader.models.catalog import ModelEntry
 from services.loader.models.config import ModelConfig
 from services.loader.processes.interface import Exit

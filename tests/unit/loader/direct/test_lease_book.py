@@ -22,7 +22,8 @@ from services.loader.backends.catalog import Backend
 from services.loader.direct.lease_book import DirectLease, LeaseBook, LeaseLimits
 from services.loader.direct.resolver import Advice, Resolution, Resolutions
 from services.loader.instances.instance import Instance, Lease
-from services.loader.lifecycle.machine import Cause, Phase, StopReason
+from services.loader.lifecycle.events import Cause, StopReason
+from services.loader.lifecycle.state import Phase
 from services.loader.models.catalog import ModelEntry
 from services.loader.models.config import ModelConfig
 from tests.tools.scripted_world import World

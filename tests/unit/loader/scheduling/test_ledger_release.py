@@ -13,7 +13,8 @@ import pytest
 from services.loader.backends.catalog import Backend
 from services.loader.devices.devices import Device
 from services.loader.instances.instance import Instance
-from services.loader.lifecycle.machine import Cause, Phase, StopReason
+from services.loader.lifecycle.events import Cause, StopReason
+from services.loader.lifecycle.state import Phase
 from services.loader.memory.learned import Footprints
 from services.loader.models.catalog import ModelEntry
 from services.loader.scheduling.ledger import Ledger, Reservation

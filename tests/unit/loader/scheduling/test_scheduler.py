@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import CorralError
-from services.loader.lifecycle.machine import StopReason
+from services.loader.lifecycle.events import StopReason
 from services.loader.live_settings import LiveSettings
 from services.loader.scheduling import scheduler as module
 from services.loader.scheduling.eviction import Occupant, Plan

@@ -22,8 +22,8 @@ from hypothesis.stateful import (
 
 from services.common.errors import CorralError, LoadBackoffError
 from services.loader.instances.instance import Lease, LoadAnswer
-from services.loader.lifecycle import machine as life
-from services.loader.lifecycle.machine import Cause, Phase, StopReason
+from services.loader.lifecycle.events import BackoffEnded, Cause, StopReason
+from services.loader.lifecycle.state import RESTING, Phase
 from services.loader.models.catalog import ModelEntry
 from services.loader.models.config import ModelConfig
 from services.loader.processes.interface import Exit
@@ -216,7 +216,7 @@ class Scheduling(RuleBasedStateMachine):
 
         def end() -> None:
             supervisor.backoffs.disarm()
-            supervisor._post(life.BackoffEnded("x"))
+            supervisor._post(BackoffEnded("x"))
 
         self.do(end)
 
@@ -255,7 +255,7 @@ class Scheduling(RuleBasedStateMachine):
         if hasattr(self, "world"):
             for supervisor in self.world.supervisors.values():
                 if supervisor.queued_calls:
-                    assert supervisor.state.phase not in life.RESTING
+                    assert supervisor.state.phase not in RESTING
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
