@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 
 from corral.metrics.v1 import metrics_pb2_grpc
 from services.common.addresses import parse_address
-from services.common.process import listen_address as binding
+from services.common.process import listen_address
 from services.common.rpc.channels import FOREIGN_KEEPALIVE, open_channel
 from services.common.rpc.health import HealthServicer
 from services.common.rpc.server import AnyMount, Mount, run_service
@@ -87,7 +87,7 @@ async def build(
 
 def _exporter(settings: MetricsSettings, readout: Readout) -> Exporter:
     address = parse_address(settings.http_listen, field="http_listen", listen=True)
-    binding.prepare(address, flag="--http-listen")
+    listen_address.prepare(address, flag="--http-listen")
     limits = HttpLimits(
         head_timeout=settings.http_head_timeout,
         scrape_timeout=settings.http_scrape_timeout,

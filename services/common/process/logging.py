@@ -1,4 +1,4 @@
-"""Logs on stderr, for people or for machines; stdout is left to the ready line."""
+"""Logs on stderr, as text or JSON; stdout is left to the ready line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
 
-from .structured import structlog
+from .lean_imports import without
+
+# Imported lean: rich, of which structlog makes tracebacks in colour, is 4 MiB that no service uses.
+with without("rich"):
+    import structlog
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
@@ -69,6 +73,16 @@ def configure(
         # Not cached: modules make their loggers at import, before this function is called.
         cache_logger_on_first_use=False,
     )
+
+
+def bind_request_id(request_id: str) -> None:
+    """Put the request id on every line that the current task logs."""
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+
+
+def bound_request_id() -> str | None:
+    """Return the request id that the current task's lines carry."""
+    return structlog.contextvars.get_contextvars().get("request_id")
 
 
 def get_logger(name: str) -> Any:

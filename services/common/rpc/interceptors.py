@@ -22,8 +22,7 @@ from services.common.errors import (
     MessageTooLargeError,
     NotImplementedYetError,
 )
-from services.common.process.logging import get_logger
-from services.common.process.structured import structlog
+from services.common.process.logging import bind_request_id, bound_request_id, get_logger
 from services.common.streams import Counted, Until
 
 from . import status
@@ -76,7 +75,7 @@ class ErrorInterceptor(Interceptor):
         except aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
-            await abort(context, error, method_name, _bound_request_id())
+            await abort(context, error, method_name, bound_request_id())
 
     def stream_handler(self, method: Behaviour, method_name: str) -> Behaviour:
         """Abort with the error's status, also after some responses."""
@@ -91,7 +90,7 @@ class ErrorInterceptor(Interceptor):
             except aio.AbortError:
                 raise
             except Exception as error:  # noqa: BLE001 - as above
-                await abort(context, error, method_name, _bound_request_id())
+                await abort(context, error, method_name, bound_request_id())
             finally:
                 await close(stream)
 
@@ -207,7 +206,7 @@ class _Call:
         self._kind = f"{'unary' if self._counted is None else 'stream'}_{response_kind}"
         self._request_id = request_id(context.invocation_metadata())
         # Each call is a task of its own, and so has its own copy of these; nothing needs undoing.
-        structlog.contextvars.bind_contextvars(request_id=self._request_id)
+        bind_request_id(self._request_id)
         # Set early for a handler that aborts, and again at the end for one that set its own.
         self._echo()
 
@@ -268,10 +267,6 @@ def new_request_id() -> str:
     """Return a new one."""
     # As good as a UUID for this, and four times as quick.
     return os.urandom(16).hex()
-
-
-def _bound_request_id() -> str | None:
-    return structlog.contextvars.get_contextvars().get("request_id")
 
 
 async def abort(context: Any, error: Exception, method: str, bound: str | None) -> NoReturn:

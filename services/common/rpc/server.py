@@ -15,10 +15,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from services.common.addresses import Address, parse_address
 from services.common.config.settings import ConfigError, ServiceSettings
 from services.common.errors import CorralError
-from services.common.process import listen_address as binding
-from services.common.process import logging as logs
+from services.common.process import listen_address
 from services.common.process.event_loop import EventLoop, loop_factory
 from services.common.process.listen_address import AddressInUseError, StartError
+from services.common.process.logging import configure, get_logger
 from services.common.process.memory import settle_allocator, settle_memory, tidy_up
 from services.common.process.stopping import StopSignals, StopWatchdog
 from services.common.tasks import Background
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 _CHANNELZ: Final[str] = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
-_log = logs.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 _Settings = TypeVar("_Settings", bound=ServiceSettings)
@@ -125,7 +125,7 @@ class Server:
         self._bind(server)
         await server.start()
         self._server = server
-        self._socket = binding.identity(self._bound)
+        self._socket = listen_address.identity(self._bound)
         for name in ("", *names):
             if name not in self._health.statuses:
                 self._health.set(name, True, "started")
@@ -138,7 +138,7 @@ class Server:
         self._health.shut_down()
         if self._server is not None:
             await self._server.stop(grace)
-            binding.release(self._bound, self._socket)
+            listen_address.release(self._bound, self._socket)
 
     async def ended(self) -> None:
         """Wait until it serves no longer, for whatever reason."""
@@ -147,7 +147,7 @@ class Server:
 
     def _bind(self, server: aio.Server) -> None:
         wanted = parse_address(self._settings.listen, field="listen", listen=True)
-        binding.prepare(wanted)
+        listen_address.prepare(wanted)
         try:
             port = server.add_insecure_port(str(wanted))
         except RuntimeError as error:
@@ -236,7 +236,7 @@ def run_service(
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     settle_allocator()
-    logs.configure(settings.log_level, settings.log_format, settings_class.service)
+    configure(settings.log_level, settings.log_format, settings_class.service)
     watchdog = StopWatchdog()
     try:
         with asyncio.Runner(loop_factory=loop_factory(event_loop(settings))) as runner:

@@ -13,7 +13,7 @@ import grpc
 from grpc import aio
 
 from services.common.errors import ControlPlaneOnlyError, MessageTooLargeError
-from services.common.process.structured import structlog
+from services.common.process.logging import bind_request_id
 from services.common.rpc.call_records import CallRecord
 from services.common.rpc.interceptors import abort, code_name
 from services.common.rpc.status import status_code
@@ -93,7 +93,7 @@ class Passage:
         self._received = 0
         self._sent = 0
         # Each call is a task of its own, and so has its own copy of these; nothing needs undoing.
-        structlog.contextvars.bind_contextvars(request_id=self._heading.request_id)
+        bind_request_id(self._heading.request_id)
 
     async def begin(self, request: Any) -> Any:
         """Lease the model, and start the call at its backend; `request` is None if it is streamed."""

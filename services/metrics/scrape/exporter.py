@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from services.common.addresses import Address
-from services.common.process import listen_address as binding
+from services.common.process import listen_address
 from services.common.process.logging import get_logger
 
 from .exposition import Page
@@ -71,7 +71,7 @@ class Exporter:
             self._server = await asyncio.start_unix_server(
                 self._connected, self._listen.path, limit=MAX_HEAD
             )
-            self._socket = binding.identity(self._listen)
+            self._socket = listen_address.identity(self._listen)
         else:
             self._server = await asyncio.start_server(
                 self._connected, self._listen.host, self._listen.port, limit=MAX_HEAD
@@ -88,7 +88,7 @@ class Exporter:
         """Stop listening, and let answers that are on their way arrive."""
         assert self._server is not None
         self._server.close()
-        binding.release(self._listen, self._socket)
+        listen_address.release(self._listen, self._socket)
         if self._connections:
             # Those that wait for a request will not get one.
             for task in self._connections:
