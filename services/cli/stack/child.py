@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 from services.cli.failures import Failure
+from services.common.line_splitter import LineSplitter
 
 from .fork_client import ForkServer
-from .merged_log import LineSplitter
+from .merged_log import LONGEST_LINE
 
 # The last lines may still be in the pipe when the process is gone; a grandchild may hold it open.
 _DRAIN_TIMEOUT: Final = 0.5
@@ -179,7 +180,7 @@ class _Protocol(asyncio.SubprocessProtocol):
 
     def __init__(self, child: Child) -> None:
         self._child = child
-        self._lines = {1: LineSplitter(), 2: LineSplitter()}
+        self._lines = {fd: LineSplitter(LONGEST_LINE) for fd in (1, 2)}
         self._open = 2
         self._transport: asyncio.SubprocessTransport | None = None
 
@@ -195,7 +196,7 @@ class _Protocol(asyncio.SubprocessProtocol):
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd not in self._lines:
             return
-        for line in self._lines[fd].end():
+        for line in self._lines[fd].feed(b""):
             self._child.line(fd, line)
         self._open -= 1
         if not self._open:

@@ -9,8 +9,8 @@ from typing import Final, TextIO
 
 from services.cli.display.text import printable
 
-# A line longer than this is cut into several: one process must not hold all the memory.
 LONGEST_LINE: Final = 64 * 1024
+"""Characters; a longer line is cut into several, so that one process cannot fill the memory."""
 _COLOURS: Final = {"loader": "36", "gallery": "35", "monitor": "34", "metrics": "32", "corral": "1"}
 _LEVEL: Final = re.compile(r"\[(error|critical|warning)\s*\]")
 _STAMP: Final = re.compile(r"^\d{4}-\d\d-\d\dT(\d\d:\d\d:\d\d)\.\d+Z")
@@ -58,24 +58,3 @@ class MergedLog:
             colour = _LEVEL_COLOURS[match.group(1)]
             line = f"{line[:start]}\x1b[{colour}m{match.group()}\x1b[0m{line[end:]}"
         return f"\x1b[{_COLOURS.get(name, '0')}m{name:<{_WIDTH}}\x1b[0m \x1b[2m|\x1b[0m {line}"
-
-
-class LineSplitter:
-    """Cuts a stream of bytes into lines of text."""
-
-    def __init__(self) -> None:
-        """Begin with nothing."""
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[str]:
-        """Return the lines that are complete with this data."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > LONGEST_LINE:
-            lines.append(self._rest)
-            self._rest = b""
-        return [line.rstrip(b"\r").decode("utf-8", "replace") for line in lines]
-
-    def end(self) -> list[str]:
-        """Return the last line, if it had no end."""
-        rest, self._rest = self._rest, b""
-        return [rest.decode("utf-8", "replace")] if rest else []

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import BackendNotReadyError, CorralError
+from services.common.line_splitter import LineSplitter
 from services.common.process.logging import get_logger
-from services.loader.logs.log_book import Level, LineSplitter, LogBook, Stream
+from services.loader.logs.log_book import MAXIMUM_LINE, Level, LogBook, Stream
 from services.loader.models.catalog import ModelEntry
 from services.loader.processes.interface import Exit, Launcher, LineSink, ProcessSpec
 from services.loader.processes.registry import ProcessRecord, ProcessRegistry
@@ -195,7 +196,7 @@ def _is_announcement(line: str) -> bool:
 
 
 def _sink(logs: LogBook, generation: int, announced: asyncio.Event) -> LineSink:
-    splitters = {"stdout": LineSplitter(), "stderr": LineSplitter()}
+    splitters = {name: LineSplitter(MAXIMUM_LINE) for name in ("stdout", "stderr")}
 
     def sink(pipe: str, chunk: bytes) -> None:
         lines = splitters[pipe].feed(chunk)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import repeat
 
+from services.common.line_splitter import cut
+
 from .levels import Level, level_of
-from .line_splitter import MAXIMUM_LINE, LineSplitter, cut
 
 __all__ = [
     "MAXIMUM_LINE",
     "Level",
-    "LineSplitter",
     "LogBook",
     "LogLine",
     "LogNews",
@@ -29,6 +29,8 @@ __all__ = [
     "Stream",
 ]
 
+MAXIMUM_LINE = 8 * 1024
+"""Characters; a longer line is cut into several, so that one of megabytes cannot fill the memory."""
 _BLOCK = 256
 """Lines of a block, and lines that a reader looks at before others get their turn."""
 
@@ -146,7 +148,7 @@ class LogBook:
     ) -> None:
         """Add lines that came together, and wake those who follow once."""
         if max(map(len, texts), default=0) > MAXIMUM_LINE:
-            texts = [piece for text in texts for piece in cut(text)]
+            texts = [piece for text in texts for piece in cut(text, MAXIMUM_LINE)]
         if (superfluous := len(texts) - self._most_lines) > 0:
             # They would be pushed out again at once; the jump in the numbers tells of them.
             self._blocks.clear()

@@ -1,22 +1,7 @@
 import io
 import json
 
-from services.cli.stack.merged_log import LONGEST_LINE, LineSplitter, MergedLog
-
-
-def test_lines_are_put_together_from_pieces() -> None:
-    splitter = LineSplitter()
-    assert splitter.feed(b"one\ntw") == ["one"]
-    assert splitter.feed(b"o\r\n\nthr\xc3") == ["two", ""]
-    assert splitter.feed(b"\xa9e") == []
-    assert splitter.end() == ["thr\u00e9e"]
-    assert splitter.end() == []
-
-
-def test_an_endless_line_is_cut() -> None:
-    splitter = LineSplitter()
-    assert [len(x) for x in splitter.feed(b"x" * (LONGEST_LINE + 5))] == [LONGEST_LINE + 5]
-    assert splitter.feed(b"y\n") == ["y"]
+from services.cli.stack.merged_log import MergedLog
 
 
 def test_people_see_who_wrote_a_line() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import sys
 import tracemalloc
 from contextlib import aclosing
@@ -12,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.common.line_splitter import LineSplitter
 from services.loader.logs.log_book import (
     MAXIMUM_LINE,
     Level,
-    LineSplitter,
     LogBook,
     LogNews,
     LogQuery,
@@ -33,44 +32,13 @@ async def collect(book: LogBook, query: LogQuery) -> list[LogNews]:
     return [news async for news in book.read(query)]
 
 
-def split(*chunks: bytes) -> list[str]:
-    splitter = LineSplitter()
-    return [line for chunk in (*chunks, b"") for line in splitter.feed(chunk)]
-
-
 # Lines
-
-
-@pytest.mark.parametrize(
-    ("data", "lines"),
-    [
-        (b"a\nb\n", ["a", "b"]),
-        (b"a\r\nb\r\n\r\n", ["a", "b", ""]),
-        (b"\n\na", ["", "", "a"]),
-        (b"\r 10%\r 20%\r\n", [" 10%", " 20%"]),
-        (b"\xff\xc3\n", ["\ufffd\ufffd"]),
-        (b"\x1b[31mred\x1b[0m\n", ["\x1b[31mred\x1b[0m"]),
-        (b"a\0b", ["a\0b"]),
-        ("grün\u2028x\x0cy".encode(), ["grün\u2028x\x0cy"]),
-    ],
-)
-def test_lines(data: bytes, lines: list[str]) -> None:
-    assert split(data) == lines
-
-
-@given(st.lists(st.sampled_from([b"a", b"\r", b"\n", "é".encode(), b"\xff", b"xyz"])), st.data())
-def test_lines_do_not_depend_on_how_they_come(parts: list[bytes], data: st.DataObject) -> None:
-    whole = b"".join(parts)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)))))
-    edges = [0, *cuts, len(whole)]
-    chunks = [whole[a:b] for a, b in itertools.pairwise(edges) if a < b]
-    assert split(*chunks) == split(whole)
 
 
 @pytest.mark.parametrize("size", [MAXIMUM_LINE - 1, MAXIMUM_LINE, MAXIMUM_LINE + 1, 100_000])
 def test_an_endless_line_is_cut(size: int) -> None:
     for chunk in (100, 4096, 1_000_000):
-        splitter = LineSplitter()
+        splitter = LineSplitter(MAXIMUM_LINE)
         book = LogBook(1000)
         data = b"x" * size + b"\n"
         for at in range(0, len(data), chunk):

@@ -1,44 +1,42 @@
-"""From what a pipe brings to lines."""
+"""Cutting the output of a process into lines."""
 
 from __future__ import annotations
 
 import codecs
 import re
 
-MAXIMUM_LINE = 8 * 1024
-"""Characters; a longer line is cut into several, so that one of megabytes cannot fill the memory."""
-
 _ENDED = re.compile(r"([^\r\n]*)([\r\n])")
 
 
-def cut(text: str) -> list[str]:
-    """Return a line as it is, or in pieces if it is too long."""
-    return [text[at : at + MAXIMUM_LINE] for at in range(0, max(len(text), 1), MAXIMUM_LINE)]
+def cut(text: str, maximum: int) -> list[str]:
+    """Return a line in pieces of at most `maximum` characters."""
+    return [text[at : at + maximum] for at in range(0, max(len(text), 1), maximum)]
 
 
 class LineSplitter:
-    """Turns the chunks of a pipe into lines, the same ones wherever the chunks are cut.
+    """Cuts the bytes read from a pipe into lines, the same ones wherever one read ends.
 
     Bytes that are not UTF-8 are replaced. A progress bar rewrites its line with carriage returns: each
-    state is a line of its own. Escape sequences stay.
+    state becomes a line of its own. Escape sequences are kept.
     """
 
-    def __init__(self) -> None:
-        """Begin at the start of a line."""
+    def __init__(self, maximum: int) -> None:
+        """`maximum`: characters of an unfinished line to keep; beyond that it is cut into several."""
+        self._maximum = maximum
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
         self._returned = False
         """The last character was a carriage return that ended a state."""
 
     def feed(self, chunk: bytes) -> list[str]:
-        """Return the lines that are complete now; an empty chunk ends the input."""
+        """Return the lines that are now complete; an empty chunk ends the input."""
         text = self._rest + self._decoder.decode(chunk, final=not chunk)
         if self._returned or "\r" in text:
             lines = self._with_returns(text)
         else:
             *lines, self._rest = text.split("\n")
-        if len(self._rest) >= MAXIMUM_LINE:
-            *whole, self._rest = cut(self._rest)
+        if len(self._rest) >= self._maximum:
+            *whole, self._rest = cut(self._rest, self._maximum)
             lines += whole
         if not chunk:
             lines += [self._rest] if self._rest else []
