@@ -20,6 +20,8 @@ from google.rpc import (  # type: ignore[import-untyped]
 from services.common import errors
 from services.common.errors import CorralError, FieldViolation, Resource
 
+from .times import duration, in_seconds
+
 DOMAIN: Final = "corral"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 INTERNAL_TEXT: Final = (
@@ -141,7 +143,7 @@ def from_status(status: status_pb2.Status) -> CorralError:
     for detail in status.details:
         try:
             if detail.Unpack(retry):
-                retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+                retry_after = in_seconds(retry.retry_delay)
             elif detail.Unpack(about):
                 resource = Resource(about.resource_type, about.resource_name, about.description)
             else:
@@ -196,9 +198,7 @@ def _details(error: CorralError) -> Iterator[Any]:
         metadata={key: shorten(value, 512) for key, value in error.metadata.items()},
     )
     if error.retry_after is not None:
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromNanoseconds(round(max(error.retry_after, 0.0) * 1e9))
-        yield retry
+        yield error_details_pb2.RetryInfo(retry_delay=duration(max(error.retry_after, 0.0)))
     if error.resource is not None:
         yield error_details_pb2.ResourceInfo(
             resource_type=error.resource.type,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from google.longrunning import operations_pb2
-from google.protobuf import json_format, timestamp_pb2
+from google.protobuf import json_format
 
 from corral.gallery.v1 import gallery_pb2 as pb
 from services.common.errors import InvalidRequestError
 from services.common.names import GALLERIES, MODELS, resource_name
 from services.common.rpc import status
+from services.common.rpc.times import timestamp
 from services.gallery.index.document import DocumentError
 from services.gallery.index.entry import Entry, FileSpec, digest
 from services.gallery.index.galleries import GalleryState
@@ -109,7 +109,7 @@ def gallery(state: GalleryState) -> pb.Gallery:
         kind=pb.GALLERY_KIND_MODELS,
         built_in=not state.config.addresses,
         entry_count=len(state.entries),
-        refresh_time=_time(state.read_at),
+        refresh_time=timestamp(state.read_at),
         error=state.error,
     )
 
@@ -191,10 +191,10 @@ def _metadata(item: Operation) -> pb.OperationMetadata:
         bytes_per_second=progress.rate,
         source=progress.source,
         message=progress.message,
-        create_time=_time(item.create_time),
-        start_time=_time(item.start_time),
-        update_time=_time(item.update_time),
-        end_time=_time(item.end_time),
+        create_time=timestamp(item.create_time),
+        start_time=timestamp(item.start_time),
+        update_time=timestamp(item.update_time),
+        end_time=timestamp(item.end_time),
         cancel_requested=item.cancel_requested,
     )
     if (eta := progress.eta) is not None:
@@ -236,11 +236,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
-
-
-def _time(seconds: float | None) -> timestamp_pb2.Timestamp | None:
-    if seconds is None:
-        return None
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(datetime.datetime.fromtimestamp(seconds, datetime.UTC))
-    return message

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from corral.loader.v1 import loader_pb2 as pb
 from services.common.errors import InvalidRequestError
 from services.common.names import BACKENDS, MODELS, resource_name
+from services.common.rpc.times import duration, in_seconds, timestamp
 from services.loader.backends.backend import Backend, Source
 from services.loader.direct.resolver import Resolution
 from services.loader.logs.log_book import Level, LogLine, LogNews, LogQuery, Stream
@@ -33,27 +33,9 @@ _SOURCES = {
 }
 
 
-def timestamp(seconds: float | None) -> Timestamp | None:
-    """Return a Timestamp for seconds since the epoch."""
-    if seconds is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromNanoseconds(int(seconds * 1e9))
-    return stamp
-
-
-def duration(seconds: float | None) -> Duration | None:
-    """Return a Duration for seconds."""
-    if seconds is None:
-        return None
-    length = Duration()
-    length.FromNanoseconds(int(seconds * 1e9))
-    return length
-
-
 def seconds(field: str, message: Duration) -> float:
     """Return the seconds of a Duration; raises InvalidRequestError if it is negative."""
-    found = message.seconds + message.nanos / 1e9
+    found = in_seconds(message)
     if found < 0:
         raise InvalidRequestError.of(field, "is negative")
     return found

@@ -11,13 +11,14 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from corral.loader.v1 import loader_pb2 as pb
 from services.common.errors import InvalidRequestError
 from services.common.names import MODELS, resource_name
+from services.common.rpc.times import duration, in_seconds, timestamp
 from services.loader.devices.devices import Device
 from services.loader.live_settings import LiveSettings, Tunables
 from services.loader.scheduling.eviction import Plan
 from services.loader.scheduling.ledger import Reservation
 from services.loader.scheduling.scheduler import Wish
 
-from .convert import duration, reservations, timestamp
+from .convert import reservations
 
 _DURATIONS = frozenset(
     field.name
@@ -111,10 +112,6 @@ def changes(message: pb.Settings, mask: FieldMask) -> Mapping[str, Any]:
             raise InvalidRequestError.of(
                 "update_mask", f"{path!r} is not a setting that can be changed; there are: {known}"
             )
-        read: Callable[[Any], Any] = _seconds if path in _DURATIONS else lambda value: value
+        read: Callable[[Any], Any] = in_seconds if path in _DURATIONS else lambda value: value
         found[path] = read(getattr(message, path))
     return found
-
-
-def _seconds(value: Duration) -> float:
-    return value.seconds + value.nanos / 1e9

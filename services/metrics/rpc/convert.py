@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client.validation import _is_valid_legacy_labelname
 
 from corral.metrics.v1 import metrics_pb2 as pb
 from services.common.errors import InvalidRequestError
+from services.common.rpc.times import in_seconds, timestamp
 from services.metrics.values.collector import Call
 from services.metrics.values.family import Family, Histogram, Kind, Labels, labels_of
 
@@ -44,9 +44,7 @@ def labels_asked(labels: Mapping[str, str]) -> Labels:
 
 def response(families: Iterable[Family]) -> pb.QueryMetricsResponse:
     """Return the families as they were read just now."""
-    now = Timestamp()
-    now.FromDatetime(datetime.now(UTC))
-    return pb.QueryMetricsResponse(metrics=map(_metric, families), time=now)
+    return pb.QueryMetricsResponse(metrics=map(_metric, families), time=timestamp(time.time()))
 
 
 def _metric(family: Family) -> pb.Metric:
@@ -72,4 +70,4 @@ def _seconds(duration: Duration) -> float:
     # Signs must agree, and nanoseconds stay below a second; what does not is no number of seconds.
     if abs(duration.nanos) >= 10**9 or duration.seconds * duration.nanos < 0:
         return math.nan
-    return duration.seconds + duration.nanos / 1e9
+    return in_seconds(duration)

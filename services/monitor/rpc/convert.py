@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2
 from corral.monitor.v1 import monitor_pb2 as pb
 from services.common.errors import UnknownRemoteError
 from services.common.names import MODELS, resource_id, resource_name
+from services.common.rpc.times import duration, in_seconds, timestamp
 from services.monitor.sampler import Sample
 from services.monitor.status import Answer, Known, Origin, Phase, Running, State, Status
 
@@ -61,7 +59,7 @@ def known(model: loader_pb2.Model) -> Known:
         started = instance.start_time
         running = Running(
             pid=instance.pid,
-            started=started.ToNanoseconds() / 1e9 if instance.HasField("start_time") else None,
+            started=in_seconds(started) if instance.HasField("start_time") else None,
             active_calls=instance.active_calls,
         )
     return Known(
@@ -96,14 +94,12 @@ def status(value: Status) -> pb.ModelStatus:
         active_calls=value.active_calls,
         process=sample(value.sample) if value.sample else None,
         backend_error=value.backend_error,
-        time=_timestamp(value.time),
+        time=timestamp(value.time),
     )
 
 
 def sample(value: Sample) -> pb.ProcessSample:
     """Return the message for a sample."""
-    cpu_time = Duration()
-    cpu_time.FromNanoseconds(round(value.cpu_seconds * 1e9))
     return pb.ProcessSample(
         pid=value.pid,
         process_count=value.process_count,
@@ -112,19 +108,13 @@ def sample(value: Sample) -> pb.ProcessSample:
         pss_bytes=value.pss,
         vms_bytes=value.vms,
         cpu_percent=value.cpu_percent,
-        cpu_time=cpu_time,
+        cpu_time=duration(value.cpu_seconds),
         open_file_count=value.open_files,
-        start_time=_timestamp(value.start_time),
-        time=_timestamp(value.time),
+        start_time=timestamp(value.start_time),
+        time=timestamp(value.time),
     )
 
 
 def _bytes(size: int) -> int:
     """Return the size as the wire holds it: a backend's has 64 bits without a sign."""
     return min(size, _LARGEST)
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromNanoseconds(round(seconds * 1e9))
-    return stamp
