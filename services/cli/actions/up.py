@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from services.cli.stack.arguments import Options
 from services.cli.stack.merged_log import MergedLog
 from services.cli.stack.supervisor import Limits, Stack
 from services.common.config.fields import corral_home
+from services.common.file_lock import FileLock
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -151,22 +151,19 @@ def _only_one(home: Path) -> Iterator[None]:
     path = home / "run" / "up.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = FileLock(path, mode=0o644)
+        free = lock.acquire()
     except OSError as error:
         raise Failure(
             f"cannot write to {home}: {error.strerror}", "set CORRAL_HOME to a folder of yours"
         ) from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with lock:
+        if not free:
             running = endpoints.read(endpoints.endpoints_file(home))
             pid = f" (pid {running.pid})" if running else ""
             raise Failure(
                 f"`corral up` runs already{pid} in {home}",
                 "see it with `corral status`; set CORRAL_HOME to run another beside it",
                 reason="ALREADY_UP",
-            ) from None
+            )
         yield
-    finally:
-        os.close(lock)

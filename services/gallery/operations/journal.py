@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from services.common.errors import ConflictError
+from services.common.file_lock import FileLock
 from services.common.process.logging import get_logger
 
 _SCHEMA: Final = """
@@ -38,7 +37,7 @@ class Journal:
         # One thread: SQLite's connection is bound to it, and the order of the writes is kept.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._database: sqlite3.Connection | None = None
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
 
     async def open(self) -> list[dict[str, Any]]:
         """Open it, made if it is not there, and return all records, the oldest first."""
@@ -84,18 +83,16 @@ class Journal:
 
         The system gives the lock back when the process ends, however it ends.
         """
-        self._lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._lock = FileLock(self._path.with_suffix(".lock"), mode=0o644)
+        if not self._lock.acquire():
             self._release()
             raise ConflictError(
                 f"another gallery runs with {self._path.parent}; stop it, or give --state-path"
-            ) from None
+            )
 
     def _release(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     def _connect(self) -> list[dict[str, Any]]:

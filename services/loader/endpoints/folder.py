@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -11,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from services.common.file_lock import FileLock
 
 LONGEST_PATH = 107
 """Bytes: Linux's sun_path holds 108 with the closing zero."""
@@ -53,12 +54,9 @@ def endpoint_folder(runtime: Path, socket_mode: int) -> Iterator[Path]:
     mode = _folder_mode(socket_mode)
     runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_owner(runtime)
-    lock = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderTakenError(str(runtime)) from None
+    with FileLock(runtime / "lock") as lock:
+        if not lock.acquire():
+            raise FolderTakenError(str(runtime))
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(mode)
         runtime.chmod(mode)
@@ -67,8 +65,6 @@ def endpoint_folder(runtime: Path, socket_mode: int) -> Iterator[Path]:
         _clear(folder)
         with suppress(OSError):
             folder.rmdir()
-    finally:
-        os.close(lock)
 
 
 def _folder_mode(socket_mode: int) -> int:

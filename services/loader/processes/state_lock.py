@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from services.common.errors import DeadlineError
+from services.common.file_lock import FileLock
 from services.common.process.listen_address import StartError
 from services.common.tasks import wait_until
 
@@ -22,20 +21,16 @@ async def state_lock(folder: Path) -> AsyncIterator[None]:
 
     Raises StartError that names the process which holds it, and the remedy.
     """
-    file = _open(folder)
-    try:
-        await _take(file, folder)
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+    with _open(folder) as lock:
+        await _take(lock, folder)
+        lock.write_pid()
         yield
-    finally:
-        os.close(file)
 
 
-def _open(folder: Path) -> int:
+def _open(folder: Path) -> FileLock:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return FileLock(folder / "lock")
     except OSError as error:
         raise StartError(
             f"the state folder cannot be used: {error.filename or folder}: {error.strerror}; choose"
@@ -43,25 +38,20 @@ def _open(folder: Path) -> int:
         ) from error
 
 
-async def _take(file: int, folder: Path) -> None:
+async def _take(lock: FileLock, folder: Path) -> None:
     def taken() -> bool:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return lock.acquire()
         except OSError as error:
             raise StartError(
                 f"cannot lock {folder / 'lock'}: {error.strerror}; choose a state folder on a local"
                 " disk with --state-path"
             ) from error
-        return True
 
     try:
         await wait_until(taken, timeout=_PATIENCE, what="the lock")
     except DeadlineError:
-        holder = ""
-        with suppress(OSError):
-            holder = os.pread(file, 20, 0).decode(errors="replace").strip()
+        holder = lock.pid()
         raise StartError(
             f"another loader{f' (process {holder})' if holder else ''} uses the state folder"
             f" {folder}; stop it, or give this one its own with --state-path"
