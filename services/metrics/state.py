@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from services.common.files import write_atomically
 from services.common.process.logging import get_logger
 
 HTTP_ADDRESS: Final = "http_address"
@@ -42,12 +42,10 @@ class StateFolder:
         self._write(LAST_SCRAPE, read)
 
     def _write(self, name: str, read: Callable[[], bytes]) -> None:
-        fresh = self._path / f".{name}.{os.getpid()}"
         with self._lock:
             content = read()
             try:
-                self._path.mkdir(parents=True, exist_ok=True)
-                fresh.write_bytes(content)
-                fresh.replace(self._path / name)
+                # For other users to read too: where `/metrics` is, is no secret.
+                write_atomically(self._path / name, content, mode=0o666)
             except OSError as error:
                 _log.warning("state cannot be kept", file=str(self._path / name), error=str(error))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 from services.cli.failures import Failure
 from services.common.addresses import validate_address
 from services.common.errors import InvalidRequestError
+from services.common.files import write_atomically
 
 Service: TypeAlias = Literal["loader", "gallery", "monitor", "metrics"]
 
@@ -58,17 +57,7 @@ def endpoints_file(home: Path) -> Path:
 
 def write(path: Path, running: Running) -> None:
     """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".endpoints-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(running.to_json(), file, indent=2)
-            file.write("\n")
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
+    write_atomically(path, json.dumps(running.to_json(), indent=2) + "\n")
 
 
 def remove(path: Path, pid: int) -> None:

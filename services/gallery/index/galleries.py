@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from services.common.errors import CorralError, GalleryUnavailableError
+from services.common.files import write_atomically
 from services.common.process.logging import get_logger
 from services.gallery.sources.file import local_path
 from services.gallery.sources.http import public
@@ -141,7 +141,7 @@ class Index:
                 problems.append(f"{public(address)}: {why}")
                 continue
             # Under the first address, whichever served: the copy stands for the gallery.
-            await to_end(_keep, self._copy(gallery), text)
+            await to_end(write_atomically, self._copy(gallery), text)
             return
         raise GalleryUnavailableError("; ".join(problems))
 
@@ -184,13 +184,6 @@ class Index:
 
 def _built_in() -> str:
     return (resources.files(__package__) / "data" / "index.yaml").read_text(encoding="utf-8")
-
-
-def _keep(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
 
 
 def _kept(path: Path) -> tuple[str, float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from services.common.errors import InvalidRequestError, PathEscapeError
+from services.common.files import stamp_of
 from services.common.loose_files import is_loose_model
 from services.common.process.logging import get_logger
 from services.gallery.download.staging import FOLDER
@@ -146,8 +147,7 @@ class ModelsFolder:
     def _mapping(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
         try:
-            found = path.stat()
-            stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+            stamp = stamp_of(path.stat())
             if (known := self._read.get(name)) and known[0] == stamp:
                 return known[1]
             config: dict[str, Any] | None = parse_mapping(path.read_text(encoding="utf-8"))

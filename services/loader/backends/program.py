@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from services.common.files import stamp_of
+
 _ELF = b"\x7fELF"
 _MACHINE_AT = 18
 """Where an ELF header says for which machine the file is (e_machine, two bytes)."""
@@ -134,4 +136,4 @@ def _may_chmod(status: os.stat_result) -> bool:
 
 
 def _stamp(status: os.stat_result) -> Stamp:
-    return (status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode, status.st_uid)
+    return (*stamp_of(status), status.st_mode, status.st_uid)

@@ -22,6 +22,7 @@ from services.common.errors import (
     ModelNotFoundError,
     Resource,
 )
+from services.common.files import Stamp, file_stamp
 from services.common.loose_files import is_loose_model
 from services.common.process.logging import get_logger
 
@@ -46,9 +47,6 @@ _MANY = 500
 """Files at once for which it is worth it to pause the garbage collector."""
 _LOOK_SHARE = 20
 """Looks for names that are not known take no more than this part of the time."""
-
-Stamp = tuple[int, int, int]
-"""Time of change, size and inode of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,7 @@ class ModelCatalog:
         """
         clock, changed_at = time.time(), self._folder_changed()
         paths = dict(self._scan())
-        stamps = {name: _stamp(path) for name, path in paths.items() if _is_config(name)}
+        stamps = {name: file_stamp(path) for name, path in paths.items() if _is_config(name)}
         known = self._files
         changed = [
             name
@@ -205,7 +203,7 @@ class ModelCatalog:
 
     def revision(self, entry: ModelEntry) -> str:
         """Return what changes when the model's configuration or its file does; costs one stat."""
-        stamp = _stamp(self.folder / entry.config.model) if entry.config.model else None
+        stamp = file_stamp(self.folder / entry.config.model) if entry.config.model else None
         return f"{entry.revision}/{'.'.join(map(str, stamp)) if stamp else '-'}"
 
     def lines(self, entry: ModelEntry) -> Lines | None:
@@ -258,7 +256,7 @@ class ModelCatalog:
     def _reread(self, name: str) -> bool:
         """Read the file again if it is another than it was; whether it is."""
         path = self.folder / name
-        known, stamp = self._files.get(name), _stamp(path)
+        known, stamp = self._files.get(name), file_stamp(path)
         if known is None or known.stamp == stamp:
             return False
         read = self._read(name, path, stamp) if os.path.lexists(path) else None
@@ -311,14 +309,6 @@ def _is_wanted(file: os.DirEntry[str]) -> bool:
         # A link to nothing is shown with its error; a folder of that name means nothing.
         return not file.is_dir() or file.is_symlink()
     return is_loose_model(file.name) and file.is_file()
-
-
-def _stamp(path: Path | str) -> Stamp | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def _young(stamp: Stamp | None) -> bool:

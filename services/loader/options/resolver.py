@@ -12,6 +12,7 @@ from google.protobuf import json_format
 
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2 as pb
+from services.common.files import Stamp, file_stamp
 from services.common.process.logging import get_logger
 from services.loader.backends.backend import Backend
 from services.loader.devices.devices import Device
@@ -33,7 +34,7 @@ _KEPT = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    stamp: tuple[int, int, int]
+    stamp: Stamp
     header: Header | None
 
 
@@ -85,11 +86,8 @@ class OptionMaker:
         """Return the header of the model's file; None if it has none. Read again when the file changes."""
         model = entry.config.model
         path = self._models_path / model
-        try:
-            status = path.stat()
-        except (OSError, ValueError):
+        if (stamp := file_stamp(path)) is None:
             return None
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         kept = self._headers.get(model)
         if kept is None or kept.stamp != stamp:
             kept = _Kept(stamp, _header(path))
