@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install gen baseline fmt check test e2e bench bench-full demo prove wheel clean
+.PHONY: help install gen baseline fmt check test e2e bench bench-full demo prove walk wheel clean
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ bench-full: $(READY) ## The benchmarks in full, about 50 minutes (PEERS=1: other
 
 prove: $(READY) ## Break each invariant in a copy, and see that a test notices (ONLY=3: those of one)
 	$(BIN)/python -m scripts.break_rules $(if $(ONLY),--only $(ONLY))
+
+walk: $(READY) ## Record the walks of a call through the modules (ONLY=cold: list one; CHECK=1: check the goals)
+	$(BIN)/python -m scripts.walk $(if $(ONLY),--list $(ONLY)) $(if $(CHECK),--check)
 
 demo: $(READY) ## Install a real language model, load it, and see it answer
 	@$(BIN)/python scripts/demo.py
