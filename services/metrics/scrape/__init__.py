@@ -1,4 +1,4 @@
 """The HTTP endpoint that Prometheus scrapes.
 
-May import values.
+May import values, state and forwarding.
 """

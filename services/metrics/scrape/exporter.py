@@ -15,7 +15,7 @@ from services.common.process import listen_address
 from services.common.process.logging import get_logger
 
 from .exposition import Page
-from .http_request import MAX_HEAD, BadRequest, Request, read_request
+from .http_request import MAX_HEAD, BadRequest, Request, parse_head
 
 # One connection too many is told so, if it asks soon; a flood of silent ones is let go.
 _REFUSAL_TIMEOUT: Final = 1.0
@@ -203,6 +203,21 @@ class Exporter:
 
 _IDLE: Final = "metrics http: idle"
 _ANSWERING: Final = "metrics http: answering"
+
+
+async def read_request(reader: asyncio.StreamReader) -> Request | None:
+    """Return the next request's head, or None if the client has none left."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as error:
+        if error.partial.strip():
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "the request's head is incomplete") from error
+        return None
+    except asyncio.LimitOverrunError as error:
+        raise BadRequest(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEAD} bytes of head"
+        ) from error
+    return parse_head(head)
 
 
 def _text(text: str) -> Page:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -28,21 +27,6 @@ class Request:
     path: str
     headers: dict[str, str]
     keep_alive: bool
-
-
-async def read_request(reader: asyncio.StreamReader) -> Request | None:
-    """Return the next request's head, or None if the client has none left."""
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.IncompleteReadError as error:
-        if error.partial.strip():
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "the request's head is incomplete") from error
-        return None
-    except asyncio.LimitOverrunError as error:
-        raise BadRequest(
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEAD} bytes of head"
-        ) from error
-    return parse_head(head)
 
 
 def parse_head(head: bytes) -> Request:

@@ -5,7 +5,8 @@ from http import HTTPStatus
 
 import pytest
 
-from services.metrics.scrape.http_request import MAX_HEAD, BadRequest, parse_head, read_request
+from services.metrics.scrape.exporter import read_request
+from services.metrics.scrape.http_request import MAX_HEAD, BadRequest, parse_head
 
 
 def head(first: str, *lines: str) -> bytes:
