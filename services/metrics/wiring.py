@@ -1,8 +1,7 @@
-"""The process of the metrics service: its settings and its wiring."""
+"""How the metrics service is put together from its settings."""
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -15,7 +14,7 @@ from services.common.addresses import parse_address
 from services.common.process import listen_address
 from services.common.rpc.channels import FOREIGN_KEEPALIVE, open_channel
 from services.common.rpc.health import HealthServicer
-from services.common.rpc.server import AnyMount, Mount, run_service
+from services.common.rpc.server import AnyMount, Mount
 from services.metrics.rpc import otlp_servicer
 from services.metrics.rpc.otlp_client import OtlpClient
 from services.metrics.rpc.otlp_servicer import OtlpServicer
@@ -34,9 +33,10 @@ from .state import StateFolder
 async def build(
     settings: MetricsSettings, stack: AsyncExitStack, health: HealthServicer
 ) -> Sequence[AnyMount]:
-    """Make what holds the values, and what hands them out. On the way down the order is:
+    """Create the components, and return the services to mount.
 
-    calls end, then scrapes end, then the last values are kept and pushed, then the collector closes.
+    At a stop, calls end first, then scrapes; then the last values are written and pushed, and the
+    collector closes.
     """
     instance = uuid.uuid4()
     collector = Collector(
@@ -121,12 +121,3 @@ async def _forwarding(
         await client.push(await readout.read())
 
     return await stack.enter_async_context(Forwarding(push, interval=settings.otlp_interval))
-
-
-def main() -> int:
-    """Run the service; return its exit code."""
-    return run_service(MetricsSettings, build)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

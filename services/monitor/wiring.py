@@ -1,15 +1,14 @@
-"""The process of the monitor: its settings and its wiring."""
+"""How the monitor is put together from its settings."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from corral.monitor.v1 import monitor_pb2_grpc
 from services.common.rpc.channels import open_channel
 from services.common.rpc.health import HealthServicer
-from services.common.rpc.server import AnyMount, Mount, run_service
+from services.common.rpc.server import AnyMount, Mount
 from services.monitor.rpc.loader_client import LoaderClient
 from services.monitor.rpc.servicer import SERVICE, MonitorServicer
 
@@ -21,7 +20,7 @@ from .status import Statuses
 async def build(
     settings: MonitorSettings, stack: AsyncExitStack, health: HealthServicer
 ) -> Sequence[AnyMount]:
-    """Make the way to the loader, the sampler, and what answers with them."""
+    """Create the client of the loader and the sampler, and return the service to mount."""
     channel = await stack.enter_async_context(
         open_channel(settings.loader, max_message_size=settings.max_message_size)
     )
@@ -46,12 +45,3 @@ async def build(
             lambda server: monitor_pb2_grpc.add_MonitorServiceServicer_to_server(servicer, server),
         )
     ]
-
-
-def main() -> int:
-    """Run the service; return its exit code."""
-    return run_service(MonitorSettings, build)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,8 +19,8 @@ from corral.metrics.v1 import metrics_pb2_grpc
 from services.common.rpc.channels import call, open_channel
 from services.common.rpc.health import HealthServicer
 from services.common.rpc.server import serving
-from services.metrics.__main__ import build
 from services.metrics.config import MetricsSettings
+from services.metrics.wiring import build
 from tests.tools.service import Service, installed, running_service
 
 DEADLINE = 10.0

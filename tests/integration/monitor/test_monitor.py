@@ -29,8 +29,8 @@ from services.common.rpc.channels import call, open_channel
 from services.common.rpc.health import HealthServicer
 from services.common.rpc.server import serving
 from services.common.rpc.status import from_rpc_error
-from services.monitor.__main__ import build
 from services.monitor.config import MonitorSettings
+from services.monitor.wiring import build
 from tests.fakes.loader_fake import LoaderFake, ModelFake, child
 from tests.tools.service import installed, running_service
 from tests.tools.waiting import eventually
