@@ -1,1 +1,4 @@
-"""What the four services share. Nothing here knows any one service."""
+"""What the services share: gRPC server and clients, settings, logging, errors and small helpers.
+
+May import no service. `rpc` is the only package in it that imports gRPC.
+"""

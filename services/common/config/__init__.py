@@ -1,4 +1,4 @@
 """A service's settings: fields, where their values come from, and how they are checked.
 
-May import process and the modules below it.
+May import tasks, process and the plain modules of common.
 """

@@ -1,4 +1,4 @@
-"""The measurements: instruments, what other processes sent, and bounds on both.
+"""The measurements: instruments, metrics received from other processes, and limits on both.
 
-May import state and forwarding.
+May import no other part of the service.
 """
