@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install gen baseline fmt check test e2e bench bench-full demo prove walk wheel clean
+.PHONY: help install gen baseline fmt check unit test e2e bench bench-full demo prove walk wheel clean
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ check: $(READY) ## Everything that holds without running the program: format, li
 	$(BIN)/buf breaking --against protos/baseline.binpb
 	$(BIN)/python scripts/gen_protos.py --check
 	$(BIN)/python scripts/gen_readme.py --check
+
+unit: $(READY) ## The tests that start no service, in under a minute
+	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4
 
 test: $(READY) ## All tests, side by side: most of their time is waiting for processes to start
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
