@@ -1,4 +1,4 @@
-"""The invariants of architecture.md, broken: what a careless change might do, and the test that must see it."""
+"""Changes that break the invariants of docs/architecture.md, each with the test that must notice it."""
 
 from .calls import BREAKS as CALLS
 from .change import Break

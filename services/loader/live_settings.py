@@ -24,7 +24,7 @@ _log = get_logger(__name__)
 
 
 class Tunables(BaseModel):
-    """Names, defaults and meanings are LocalAI's where it has them (reference: localai-loader, 5.7)."""
+    """Names, defaults and meanings are LocalAI's where it has them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

@@ -1,9 +1,9 @@
 """The asset folder of LocalAI 2: one program a backend, and llama.cpp in a variant for each hardware.
 
 `<folder>/backend-assets/grpc/<name>` is the program, `backend-assets/lib` has its shared libraries and
-perhaps their own loader, `ld.so`, `backend-assets/espeak-ng-data` what piper needs. The order among the
-variants is LocalAI's (reference: localai-loader, section 1.1), but that a processor with AVX2 takes the
-variant for AVX where there is none for AVX2, and that a missing variant is never chosen.
+perhaps their own loader, `ld.so`, `backend-assets/espeak-ng-data` what piper needs. The order of the
+variants is LocalAI's, with two differences: a processor with AVX2 takes the variant for AVX if there is
+none for AVX2, and a missing variant is never chosen.
 """
 
 from __future__ import annotations

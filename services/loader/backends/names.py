@@ -1,7 +1,7 @@
 """What the names of backends mean: LocalAI's aliases, and the hardware in the names of builds.
 
-Pure. The rules are LocalAI's (reference: localai-loader, sections 1.1 and 1.2), but that they look at
-the words of a name and not at its letters: `amd64` asks for no AMD card.
+Pure. The rules are LocalAI's, except that they compare whole words of a name and not its letters:
+`amd64` asks for no AMD card.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How much memory a model will need, before it is loaded: an estimate, or what its configuration says.
 
 For GGUF: the weights, the attention's keys and values for the whole context, and a margin, after LocalAI's
-estimate (reference: localai-loader, 4.6). For anything else: the size of its files.
+estimate. For anything else: the size of its files.
 """
 
 from __future__ import annotations

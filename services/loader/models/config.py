@@ -2,7 +2,7 @@
 
 Fields are those that the loader or a backend's LoadModel needs; all others (pipelines, sampling) are
 for clients, are kept in the file, and do not make it invalid. The names, and which of them reach the
-backend, are LocalAI's (reference: localai-loader, sections 5.2 to 5.5); `memory` and `endpoint` are Corral's own.
+backend, are LocalAI's; `memory` and `endpoint` are Corral's own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a model's configuration leaves open: from the model file, the settings, the hardware, or LocalAI.
 
-The order and the values are LocalAI's newest (reference: localai-loader, 5.3): the configuration always
-wins; then the loader's settings, what the model file tells, and last the fixed defaults. Hardware only
-adds to what none of them says.
+The order and the values are those of LocalAI's newest version: the configuration always wins; then come
+the loader's settings, the model file, and last the fixed defaults. Hardware only adds values that none
+of them sets.
 """
 
 from __future__ import annotations

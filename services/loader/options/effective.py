@@ -1,6 +1,6 @@
 """What a backend is told at LoadModel, field by field, and where each value comes from.
 
-The fields are those of `backend.ModelOptions`, the mapping is LocalAI's (reference: localai-loader, 5.4).
+The fields are those of `backend.ModelOptions`, the mapping is LocalAI's.
 Pure: the model file was read before.
 """
 

@@ -1,4 +1,4 @@
-"""What architecture.md promises of every model (its invariants), where no other test needs a process for it."""
+"""The invariants of docs/architecture.md that need a process and that no other test covers."""
 
 from __future__ import annotations
 

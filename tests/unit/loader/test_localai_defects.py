@@ -1,4 +1,4 @@
-"""LocalAI's defects (localai-loader.md, section 8): what needs no process, and that none is left out.
+"""LocalAI's defects: those that need no process, and that none is left out.
 
 The others are in tests/integration/loader/localai. Each test bears the number of its defect.
 """

@@ -1,4 +1,4 @@
-"""Regression tests of LocalAI's later defects, 13 to 24 (localai-loader.md, section 8), each named after its number.
+"""Regression tests of the later defects of LocalAI, 13 to 24, each named after its number.
 
 That none is left out is checked in tests/unit/loader/test_localai_defects.py.
 """

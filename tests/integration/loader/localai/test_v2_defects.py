@@ -1,4 +1,4 @@
-"""Regression tests of the defects of LocalAI 2 (localai-loader.md, section 8), each named after its number.
+"""Regression tests of the defects of LocalAI 2, each named after its number.
 
 That none is left out is checked in tests/unit/loader/test_localai_defects.py.
 """
