@@ -193,7 +193,7 @@ BREAKS = (
     Break(
         12,
         "who is refused is not told when to come back",
-        f"{LOADER}/supervision/errors.py",
+        f"{LOADER}/admission/errors.py",
         '        retry_after=retry_after,\n        metadata={"model": model, "queue_length"',
         '        metadata={"model": model, "queue_length"',
         f"{CALL_LIMITS}::test_calls_at_once_and_the_queue",
@@ -201,7 +201,7 @@ BREAKS = (
     Break(
         12,
         "who is refused is not told how many wait",
-        f"{LOADER}/supervision/errors.py",
+        f"{LOADER}/admission/errors.py",
         '        metadata={"model": model, "queue_length": str(waiting)},\n',
         '        metadata={"model": model},\n',
         f"{CALL_LIMITS}::test_calls_at_once_and_the_queue",

@@ -9,8 +9,8 @@ from typing import Any
 from services.common.errors import CorralError
 from services.loader.instances.instance import Instance, Lease
 from services.loader.models.catalog import ModelEntry
-from services.loader.supervision import errors as causes
 
+from . import errors
 from . import wait_estimate as pace
 from .meter import Caller, CallMeter, calls_at_once
 from .wait_estimate import Pace, Stopwatch
@@ -130,7 +130,7 @@ class Leases:
         if caller.deadline is not None:
             self._check_deadline(caller.deadline, position)
         if self._waiters.calls >= self._queue_size():
-            refused = causes.queue_full(self._name, self._waiters.calls, self.retry_after())
+            refused = errors.queue_full(self._name, self._waiters.calls, self.retry_after())
             greedy = self._waiters.crowding(caller.client)
             if greedy is None:
                 raise refused
@@ -172,7 +172,7 @@ class Leases:
         loads = self._load_left()
         if pace.at_least(self.pace, position, self._places, loads) <= left:
             return
-        raise causes.deadline_too_short(
+        raise errors.deadline_too_short(
             self._name,
             left=left,
             wait=pace.expected(self.pace, position, self._places, loads),

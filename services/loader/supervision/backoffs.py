@@ -11,7 +11,7 @@ from services.common.backoff import Backoff
 from services.common.errors import CorralError
 from services.loader.lifecycle.state import Lifecycle
 
-from . import errors as causes
+from . import errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ class Backoffs:
         _, wait = self._deciding(state)
         left = max(wait.left if wait is not None else 0.0, 0.001)
         if state.quarantined:
-            return causes.quarantined(self._model, left, state.crashes, state.failures)
+            return errors.quarantined(self._model, left, state.crashes, state.failures)
         waiting = tuple(
             penalty.failure for penalty in state.penalties if self.until(penalty.candidate)
         )
-        return causes.backing_off(self._model, left, waiting or state.failures)
+        return errors.backing_off(self._model, left, waiting or state.failures)

@@ -1,48 +1,21 @@
-"""What callers are told when a model cannot be had: one error for each way in which it fails or ends."""
+"""The errors that a load, an unload or the end of an instance gives to its callers."""
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Mapping
 
 from services.common.errors import (
-    BackendCrashedError,
     CorralError,
     CrashLoopError,
-    DeadlineTooShortError,
     LoadBackoffError,
     ModelBusyError,
     ModelLoadError,
     ModelUnloadedError,
-    QueueFullError,
     Resource,
 )
-from services.loader.admission import wait_estimate as pace
 from services.loader.instances.instance import Instance
 from services.loader.lifecycle.events import Failure
-from services.loader.processes.interface import Exit
-
-
-def exited(instance: Instance, how: Exit, last_lines: list[str], *, loading: bool) -> CorralError:
-    """Return the error for a process that ended by itself, while it read the model or later."""
-    said = f"; it last wrote: {last_lines[-1]}" if last_lines else ""
-    what = f"backend {instance.backend.name} of model {instance.model!r} {how}"
-    kind = ModelLoadError if loading else BackendCrashedError
-    return kind(
-        f"could not load model: {what} while it read the model{said}"
-        if loading
-        else f"{what}{said}",
-        metadata={
-            "model": instance.model,
-            "backend": instance.backend.name,
-            "exit_code": "" if how.code is None else str(how.code),
-            "signal": how.signal_name,
-            "out_of_memory": str(how.out_of_memory).lower(),
-            "stderr": "\n".join(last_lines),
-        },
-        resource=Resource("model", instance.model),
-    )
 
 
 def ended(model: str, why: str, failure: Failure | None) -> CorralError:
@@ -96,51 +69,6 @@ def quarantined(model: str, left: float, crashes: int, failures: Iterable[Failur
         metadata={"crashes": str(crashes)},
         resource=Resource("model", model),
     )
-
-
-def queue_full(model: str, waiting: int, retry_after: float) -> CorralError:
-    """Return the error for a call that finds as many others waiting as may."""
-    return QueueFullError(
-        f"model {model!r} is busy and {waiting} calls wait for it already, which is as many as may"
-        " (queue_size); retry later",
-        retry_after=retry_after,
-        metadata={"model": model, "queue_length": str(waiting)},
-        resource=Resource("model", model),
-    )
-
-
-def deadline_too_short(
-    model: str, *, left: float, wait: float, load_left: float, position: int, waiting: int
-) -> DeadlineTooShortError:
-    """Return the error for a call that would only wait for its deadline: `left` and `wait` in seconds."""
-    why = f"{waiting} calls wait for it already" if waiting else "it is not loaded"
-    if load_left:
-        why = f"its load takes about {load_left:.1f} s and goes on"
-    return DeadlineTooShortError(
-        f"model {model!r} cannot begin the call within the {max(left, 0):.2f} s before its deadline: {why};"
-        f" it would wait about {wait:.1f} s: allow more time, or retry then",
-        retry_after=pace.retry_after(wait),
-        metadata={
-            "model": model,
-            "queue_length": str(waiting),
-            "position": str(position),
-            "expected_wait_seconds": f"{wait:.3f}",
-        },
-        resource=Resource("model", model),
-    )
-
-
-_LACKS_MEMORY = re.compile(
-    r"out of memory|cannot allocate memory|failed to allocate|unable to allocate|bad_alloc"
-    r"|outofmemory|memoryerror|insufficient memory|not enough memory",
-    re.IGNORECASE,
-)
-"""How engines say it: CUDA and HIP, llama.cpp, PyTorch, C++, Python, the C library."""
-
-
-def lacks_memory(text: str) -> bool:
-    """Whether an error is one for lack of memory, by its words."""
-    return _LACKS_MEMORY.search(text) is not None
 
 
 def busy(instance: Instance, waited: float) -> ModelBusyError:

@@ -21,6 +21,7 @@ from services.common.errors import (
 )
 from services.common.process.logging import get_logger
 from services.loader.backends.catalog import Backend
+from services.loader.instances.errors import exited, lacks_memory
 from services.loader.instances.instance import Connection, Instance, LoadAnswer
 from services.loader.instances.stall import StalledError, unless_stalled
 from services.loader.lifecycle.events import (
@@ -34,8 +35,6 @@ from services.loader.lifecycle.events import (
 )
 from services.loader.logs.log_book import Level, LogBook, Stream
 from services.loader.models.catalog import ModelEntry
-
-from . import errors as causes
 
 _log = get_logger(__name__)
 
@@ -220,11 +219,11 @@ class Runner:
             return
         await instance.process.drain_output(_LAST_LINES)
         lines = self._logs.tail(STDERR_LINES, generation=instance.generation, stream=Stream.STDERR)
-        error = causes.exited(instance, how, lines, loading=instance.ready is None)
+        error = exited(instance, how, lines, loading=instance.ready is None)
         failure = Failure(
             instance.backend.name,
             error,
-            out_of_memory=how.out_of_memory or causes.lacks_memory("\n".join(lines)),
+            out_of_memory=how.out_of_memory or lacks_memory("\n".join(lines)),
         )
         text = f"{instance.backend.name} {how}"
         self._logs.append(Stream.LOADER, text, instance.generation, Level.ERROR)
@@ -285,5 +284,5 @@ class Runner:
         self, generation: int, candidate: str, error: CorralError, *, permanent: bool = False
     ) -> None:
         self._logs.append(Stream.LOADER, str(error), generation, Level.ERROR)
-        memory = causes.lacks_memory(str(error))
+        memory = lacks_memory(str(error))
         self._post(AttemptFailed(generation, Failure(candidate, error, permanent, memory)))

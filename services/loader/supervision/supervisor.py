@@ -28,7 +28,7 @@ from services.loader.scheduling.eviction import Occupant
 from services.loader.scheduling.ledger import Reservation
 from services.loader.scheduling.occupancy import LastUnload, occupant
 
-from . import errors as causes
+from . import errors
 from .backoffs import Backoffs
 from .dependencies import Services
 from .reservation import Room
@@ -368,9 +368,9 @@ class Supervisor:
             case effects.Drain():
                 self._drain(self._current())
             case effects.CutCalls(failure=failure):
-                self._current().end(causes.ended(self.name, self.state.message, failure))
+                self._current().end(errors.ended(self.name, self.state.message, failure))
             case effects.StopGroup(generation, graceful):
-                reason = causes.ended(self.name, self.state.message, None)
+                reason = errors.ended(self.name, self.state.message, None)
                 self._runner.stop(lambda: self.instance, generation, reason, graceful=graceful)
             case effects.ArmBackoff(candidate, failures, quarantine):
                 self.backoffs.arm(candidate, failures, quarantine=quarantine)
@@ -378,7 +378,7 @@ class Supervisor:
                 self.backoffs.disarm()
             case effects.RefuseStop():
                 drain = self._services.timeouts.drain
-                self._stops.answer(causes.busy(self._current(), drain))
+                self._stops.answer(errors.busy(self._current(), drain))
 
     async def _ask(self, generation: int, candidate: str, more: bool) -> None:
         entry = self.entry
@@ -441,7 +441,7 @@ class Supervisor:
             self._leases.fail(self.backoffs.error(self.state))
         else:
             every = (*_left_out(self.state, failures), *failures)
-            self._leases.fail(causes.all_failed(self.name, every, self.not_tried))
+            self._leases.fail(errors.all_failed(self.name, every, self.not_tried))
 
     def _usable(self, entry: ModelEntry, candidates: tuple[str, ...]) -> tuple[str, ...]:
         """Return the candidates that need not wait. Raises LoadBackoffError if all must."""
