@@ -6,8 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-CALLS: Final = 64
-"""Calls that are remembered: enough that one in ten is no accident, few enough to follow a change."""
+from services.loader.instances.instance import CALLS
 
 EVIDENCE: Final = 8
 """Calls before which no call is refused for its deadline."""

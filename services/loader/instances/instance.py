@@ -8,13 +8,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from services.common.errors import CorralError
-from services.loader.admission.wait_estimate import CALLS
 from services.loader.backends.catalog import Backend
 from services.loader.models.catalog import ModelEntry
 from services.loader.processes.interface import BackendProcess
+
+CALLS: Final = 64
+"""Durations of calls that are kept: enough that one in ten is no accident, few enough to follow a change."""
 
 
 @dataclass(frozen=True, slots=True)
