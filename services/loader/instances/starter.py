@@ -15,7 +15,6 @@ from services.loader.logs.log_book import MAXIMUM_LINE, Level, LogBook, Stream
 from services.loader.models.catalog import ModelEntry
 from services.loader.processes.interface import Exit, Launcher, LineSink, ProcessSpec
 from services.loader.processes.registry import ProcessRecord, ProcessRegistry
-from services.loader.supervision.runner import STDERR_LINES
 
 from .addresses import BackendAddresses
 from .instance import Connection, Instance
@@ -25,6 +24,9 @@ _log = get_logger(__name__)
 
 _PORT_ATTEMPTS = 3
 """Free ports to try: that one is taken in the moment before the backend binds it is rare already."""
+
+STDERR_LINES = 5
+"""Last lines of stderr to keep with the cause of an end: enough for an exception, short enough to read."""
 
 TOKEN_VARIABLE = "LOCALAI_GRPC_AUTH_TOKEN"
 LIBRARY_VARIABLE = "LD_LIBRARY_PATH"

@@ -24,6 +24,7 @@ from services.loader.backends.catalog import Backend
 from services.loader.instances.errors import exited, lacks_memory
 from services.loader.instances.instance import Connection, Instance, LoadAnswer
 from services.loader.instances.stall import StalledError, unless_stalled
+from services.loader.instances.starter import STDERR_LINES
 from services.loader.lifecycle.events import (
     Answered,
     AttemptFailed,
@@ -41,9 +42,6 @@ _log = get_logger(__name__)
 _GIB = 1024**3
 _LAST_LINES = 0.05
 """Seconds for the pipes of an ended process to run dry; longer only if a helper holds them open."""
-
-STDERR_LINES = 5
-"""Last lines of stderr to keep with the cause of an end: enough for an exception, short enough to read."""
 
 
 @dataclass(frozen=True, slots=True)
