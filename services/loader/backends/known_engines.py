@@ -10,14 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from services.loader.models.file_format import (
+    CTRANSLATE2,
+    DIFFUSERS,
+    GGML,
+    GGUF,
+    ONNX,
+    PYTORCH,
+    SAFETENSORS,
+)
+
 from .names import engine_names
 
 LLM = ("chat", "completion", "edit")
 """What LocalAI means by a use case `llm`."""
-
-GGUF, GGML, ONNX = "gguf", "ggml", "onnx"
-SAFETENSORS, PYTORCH, DIFFUSERS = "safetensors", "pytorch", "diffusers"
-CTRANSLATE2, TFLITE = "ctranslate2", "tflite"
 
 STORES = frozenset({"local-store", "valkey-store"})
 """They hold vectors and no model, so they are never tried for one that names no backend."""

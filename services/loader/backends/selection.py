@@ -8,11 +8,11 @@ from pathlib import Path
 
 from services.common.errors import BackendNotFoundError, Resource
 from services.loader.models.config import ModelConfig
-from services.loader.models.file_format import model_format
+from services.loader.models.file_format import GGUF, model_format
 
 from .backend import Backend
 from .catalog import BackendCatalog
-from .known_engines import GGUF, LLM
+from .known_engines import LLM
 from .names import base_name
 
 _FIRST = {"llama-cpp": 0, "llama-ggml": 1}

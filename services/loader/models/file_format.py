@@ -5,16 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from services.loader.backends.known_engines import (
-    CTRANSLATE2,
-    DIFFUSERS,
-    GGML,
-    GGUF,
-    ONNX,
-    PYTORCH,
-    SAFETENSORS,
-    TFLITE,
-)
+GGUF, GGML, ONNX = "gguf", "ggml", "onnx"
+SAFETENSORS, PYTORCH, DIFFUSERS = "safetensors", "pytorch", "diffusers"
+CTRANSLATE2, TFLITE = "ctranslate2", "tflite"
 
 _HEAD = 256
 _GGML_MAGICS = (b"lmgg", b"fmgg", b"tjgg", b"algg")
