@@ -14,6 +14,7 @@ from services.common.process.logging import get_logger
 from services.loader.logs.log_book import MAXIMUM_LINE, Level, LogBook, Stream
 from services.loader.models.catalog import ModelEntry
 from services.loader.processes.interface import Exit, Launcher, LineSink, ProcessSpec
+from services.loader.processes.lookup import birth
 from services.loader.processes.registry import ProcessRecord, ProcessRegistry
 
 from .addresses import BackendAddresses
@@ -117,7 +118,7 @@ class BackendStarter:
     def loaded(self, instance: Instance) -> None:
         """Take note that the instance holds its model: the next loader could use it."""
         if instance.process is not None:
-            self._registry.note(instance, adoptable=instance.process.keep())
+            self._record(instance, adoptable=instance.process.keep())
 
     async def leave(self, instance: Instance) -> bool:
         """Let go of the instance for the next loader; False if it cannot do without this one."""
@@ -169,8 +170,34 @@ class BackendStarter:
             Level.INFO,
         )
         instance.process = await self._launcher.launch(spec, sink)
-        self._registry.note(instance, adoptable=False)
+        self._record(instance, adoptable=False)
         return await readiness.wait(instance.process)
+
+    def _record(self, instance: Instance, *, adoptable: bool) -> None:
+        """Record the instance's process as it is now, for the next loader."""
+        born = birth(instance.pid)
+        if not born:
+            return  # it has ended, or this system cannot tell one process from the next
+        self._registry.write(
+            ProcessRecord(
+                uid=instance.uid,
+                pid=instance.pid,
+                birth=born,
+                loader=self._registry.loader,
+                model=instance.model,
+                model_revision=instance.entry.revision,
+                backend=instance.backend.name,
+                backend_revision=instance.backend.revision,
+                run_file=str(instance.backend.run_file or ""),
+                address=instance.address,
+                token=instance.token,
+                generation=instance.generation,
+                started=instance.started,
+                ready=instance.ready,
+                load_message=instance.load_message,
+                adoptable=adoptable,
+            )
+        )
 
     def _readiness(
         self, instance: Instance, logs: LogBook, timeout: float | None = None

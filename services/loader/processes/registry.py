@@ -13,9 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.common.files import write_atomically
 from services.common.process.logging import get_logger
-from services.loader.instances.instance import Instance
-
-from .lookup import birth
 
 _log = get_logger(__name__)
 
@@ -92,34 +89,8 @@ class ProcessRegistry:
             with suppress(OSError):
                 (self._loaders / loader).unlink()
 
-    def note(self, instance: Instance, *, adoptable: bool) -> bool:
-        """Write down the instance's process as it is now; False if that cannot be done."""
-        born = birth(instance.pid)
-        if not born:
-            return False  # it has ended, or this system does not tell one process from the next
-        return self.write(
-            ProcessRecord(
-                uid=instance.uid,
-                pid=instance.pid,
-                birth=born,
-                loader=self.loader,
-                model=instance.model,
-                model_revision=instance.entry.revision,
-                backend=instance.backend.name,
-                backend_revision=instance.backend.revision,
-                run_file=str(instance.backend.run_file or ""),
-                address=instance.address,
-                token=instance.token,
-                generation=instance.generation,
-                started=instance.started,
-                ready=instance.ready,
-                load_message=instance.load_message,
-                adoptable=adoptable,
-            )
-        )
-
     def write(self, record: ProcessRecord) -> bool:
-        """Note a process, or what is new about it; False if it cannot be written."""
+        """Write or replace the record of a process; False if it cannot be written."""
         path = self._path(record.uid)
         try:
             # Only for this user: it holds the token. Whole or not at all: this process may end here.
