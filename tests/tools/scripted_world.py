@@ -13,9 +13,9 @@ from services.loader.backends.catalog import Backend
 from services.loader.instances.instance import Instance, LoadAnswer
 from services.loader.live_settings import LiveSettings
 from services.loader.logs.log_book import LogBook
+from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
 from services.loader.processes.interface import Exit
-from services.loader.scheduling.ledger import Reservation
 from services.loader.scheduling.scheduler import Scheduler
 from services.loader.supervision.dependencies import Services
 from services.loader.supervision.runner import Timeouts

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
+from services.loader.devices.devices import RAM
 from services.loader.models.config import ANY_DEVICE, ModelConfig
 from services.loader.models.gguf import Header, shards
 
-RAM: Final = "ram"
+from .reservation import Basis, Reservation
 
 MARGIN_SHARE: Final = 0.04
 """Part of the weights that is added for working memory (LocalAI: 2 % of twice the size)."""
@@ -40,26 +40,6 @@ _CACHE_BYTES: Final[Mapping[str, Fraction]] = {
 }
 
 
-class Basis(Enum):
-    """Where a figure comes from."""
-
-    ESTIMATED = "estimated"
-    CONFIGURED = "configured"
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """What a model needs, in bytes by device; empty if nothing is known."""
-
-    devices: Mapping[str, int] = field(default_factory=dict)
-    basis: Basis = Basis.ESTIMATED
-
-    @property
-    def total(self) -> int:
-        """The sum over all devices."""
-        return sum(self.devices.values())
-
-
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What of LoadModel's request decides about memory; the names are those of its fields."""
@@ -79,7 +59,7 @@ def estimate(
     header: Header | None,
     usage: Usage,
     gpus: Mapping[str, int],
-) -> Footprint:
+) -> Reservation:
     """Return what the model needs, on a machine with these GPUs (`gpu0` and so on, and their bytes).
 
     `header` is that of a GGUF file. Looks at file sizes, and at nothing else outside its arguments.
@@ -88,18 +68,18 @@ def estimate(
         return _configured(config.memory, usage, gpus)
     weights = header.size if header else size_of(models_path / config.model) if config.model else 0
     if not weights:
-        return Footprint()
+        return Reservation()
     extras = sum(size_of(models_path / name) for name in _companions(config))
     keys_and_values = kv_bytes(header, usage) if header else 0
     margin = round(MARGIN_SHARE * weights) + MARGIN_BYTES
     share = _offloaded(header, usage) if gpus else Fraction(0)
     if not share:
-        return Footprint({RAM: weights + extras + keys_and_values + margin})
+        return Reservation({RAM: weights + extras + keys_and_values + margin})
     on_gpus = round((weights + extras) * share) + margin
     if not usage.no_kv_offload:
         on_gpus += round(keys_and_values * share)
     rest = weights + extras + keys_and_values + margin - on_gpus
-    return Footprint({RAM: rest + MARGIN_BYTES, **_split(on_gpus, usage, gpus)})
+    return Reservation({RAM: rest + MARGIN_BYTES, **_split(on_gpus, usage, gpus)})
 
 
 def kv_bytes(header: Header, usage: Usage) -> int:
@@ -154,11 +134,11 @@ def _companions(config: ModelConfig) -> Sequence[str]:
     return [name for name in dict.fromkeys(names) if name and name != config.model]
 
 
-def _configured(needs: Mapping[str, int], usage: Usage, gpus: Mapping[str, int]) -> Footprint:
+def _configured(needs: Mapping[str, int], usage: Usage, gpus: Mapping[str, int]) -> Reservation:
     devices = {device: size for device, size in needs.items() if device != ANY_DEVICE}
     if anywhere := needs.get(ANY_DEVICE):
         devices |= _split(anywhere, usage, gpus) if gpus and usage.gpu_layers else {RAM: anywhere}
-    return Footprint(devices, Basis.CONFIGURED)
+    return Reservation(devices, Basis.CONFIGURED)
 
 
 def _offloaded(header: Header | None, usage: Usage) -> Fraction:

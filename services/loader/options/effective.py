@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from services.loader.backends.names import TYPE_ALIASES
-from services.loader.memory import estimate as footprint
-from services.loader.memory.estimate import Usage
+from services.loader.devices.devices import RAM
+from services.loader.memory.estimate import Usage, estimate
 from services.loader.models.config import ModelConfig
 
 from .defaults import (
@@ -98,8 +98,8 @@ def effective_values(
 
     def needs(context: int) -> int:
         usage = replace(usage_of(values), context_size=context)
-        devices = footprint.estimate(config, models_path, facts.header, usage, facts.gpus).devices
-        return sum(size for device, size in devices.items() if device != footprint.RAM)
+        memory = estimate(config, models_path, facts.header, usage, facts.gpus).memory
+        return sum(size for device, size in memory.items() if device != RAM)
 
     values["ContextSize"] = context_size(config, facts, needs)
     values["NBatch"] = batch(config, facts, values["ContextSize"].value)

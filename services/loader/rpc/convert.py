@@ -13,7 +13,7 @@ from services.common.rpc.times import duration, in_seconds, timestamp
 from services.loader.backends.backend import Backend, Source
 from services.loader.direct.resolver import Resolution
 from services.loader.logs.log_book import Level, LogLine, LogNews, LogQuery, Stream
-from services.loader.scheduling.ledger import Basis
+from services.loader.memory.reservation import Basis
 from services.loader.scheduling.occupancy import LastUnload
 from services.loader.views.model import InstanceView, ModelFilter, ModelView
 

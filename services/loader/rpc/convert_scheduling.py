@@ -14,8 +14,8 @@ from services.common.names import MODELS, resource_name
 from services.common.rpc.times import duration, in_seconds, timestamp
 from services.loader.devices.devices import Device
 from services.loader.live_settings import LiveSettings, Tunables
+from services.loader.memory.reservation import Reservation
 from services.loader.scheduling.eviction import Plan
-from services.loader.scheduling.ledger import Reservation
 from services.loader.scheduling.scheduler import Wish
 
 from .convert import reservations

@@ -15,11 +15,12 @@ from services.common.streams import until
 from services.loader.direct.resolver import Resolutions
 from services.loader.live_settings import LiveSettings
 from services.loader.loader import Loader
-from services.loader.options.resolver import OptionMaker, effective_options
+from services.loader.options.resolver import OptionMaker
 from services.loader.views.watch import Said, watch
 
 from . import convert
 from . import convert_scheduling as scheduling
+from .effective_options import effective_options
 
 _CHANGES = {
     Said.SNAPSHOT: pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from services.common.errors import DeadlineError
@@ -18,6 +16,7 @@ from services.loader.devices.devices import RAM, Device, Devices
 from services.loader.instances.instance import Instance
 from services.loader.live_settings import Tunables
 from services.loader.memory.learned import FootprintKey, Footprints
+from services.loader.memory.reservation import Basis, DeviceUsage, Reservation
 from services.loader.models.catalog import ModelEntry
 
 from .eviction import Occupant
@@ -32,33 +31,6 @@ MOST = 0.9
 
 _LOOK = 0.2
 """Seconds for which a reading of the devices is good while several decisions are made at once."""
-
-
-class Basis(Enum):
-    """Where a figure comes from; the names are those on the wire."""
-
-    ESTIMATED = "estimated"
-    CONFIGURED = "configured"
-    LEARNED = "learned"
-    MEASURED = "measured"
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """Room for a model: bytes by device."""
-
-    memory: Mapping[str, int] = field(default_factory=dict)
-    basis: Basis = Basis.ESTIMATED
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """A device, and what of it is given out; bytes."""
-
-    device: Device
-    reserved: int
-    budget: int
-    """What models may have together; 0 means no limit but the device's own."""
 
 
 class Measure(Protocol):
@@ -146,11 +118,11 @@ class Ledger:
                 found[device.name] = budget - reserved
         return found
 
-    def rooms(self, occupants: Iterable[Occupant], settings: Tunables) -> tuple[Room, ...]:
+    def rooms(self, occupants: Iterable[Occupant], settings: Tunables) -> tuple[DeviceUsage, ...]:
         """Return each device with what the occupants have of it."""
         occupants = list(occupants)
         return tuple(
-            Room(
+            DeviceUsage(
                 device,
                 sum(each.memory.get(device.name, 0) for each in occupants),
                 budget_of(device, settings),

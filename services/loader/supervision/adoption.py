@@ -14,11 +14,11 @@ from services.common.process.logging import get_logger
 from services.loader.backends.catalog import Backend, BackendCatalog
 from services.loader.instances.instance import Connection, Instance
 from services.loader.logs.log_book import Level, LogBook, Stream
+from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelCatalog, ModelEntry
 from services.loader.processes.interface import GroupWatch
 from services.loader.processes.leftovers import Leftovers
 from services.loader.processes.registry import ProcessRecord
-from services.loader.scheduling.ledger import Reservation
 
 from .supervisor import Supervisor
 

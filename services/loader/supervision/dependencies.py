@@ -11,8 +11,8 @@ from services.common.tasks import Background
 from services.loader.admission.meter import CallMeter
 from services.loader.backends.catalog import Backend
 from services.loader.instances.instance import Instance
+from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
-from services.loader.scheduling.ledger import Reservation
 from services.loader.scheduling.scheduler import Scheduler
 
 from .runner import Activity, Starter, Timeouts

@@ -10,8 +10,8 @@ from services.common.errors import CorralError
 from services.common.process.logging import get_logger
 from services.loader.instances.instance import Instance
 from services.loader.lifecycle.events import Event, Failure, Granted, Refused
+from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
-from services.loader.scheduling.ledger import Reservation
 from services.loader.scheduling.scheduler import Wish
 
 from .dependencies import Services

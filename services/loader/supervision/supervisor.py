@@ -23,9 +23,9 @@ from services.loader.lifecycle import effects, events, machine
 from services.loader.lifecycle.events import Cause, Failure, StopReason
 from services.loader.lifecycle.state import RESTING, After, Lifecycle, Phase
 from services.loader.logs.log_book import LogBook
+from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
 from services.loader.scheduling.eviction import Occupant
-from services.loader.scheduling.ledger import Reservation
 from services.loader.scheduling.occupancy import LastUnload, occupant
 
 from . import errors

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.loader.memory.reservation import DeviceUsage
 from services.loader.models.catalog import ModelEntry
 from services.loader.models.source_lines import Lines
-from services.loader.scheduling.ledger import Room
 from services.loader.scheduling.scheduler import Wish
 
 
@@ -14,7 +14,7 @@ from services.loader.scheduling.scheduler import Wish
 class Capacity:
     """What there is to give, and who waits for it. A limit of 0 means none."""
 
-    rooms: tuple[Room, ...]
+    rooms: tuple[DeviceUsage, ...]
     active_models: int
     max_active_models: int
     loads: int

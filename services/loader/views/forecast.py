@@ -12,9 +12,10 @@ from services.loader.backends.catalog import BackendCatalog
 from services.loader.backends.selection import Selection, select_from
 from services.loader.lifecycle.state import RESTING, Phase
 from services.loader.live_settings import LiveSettings
+from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelCatalog, ModelEntry
 from services.loader.scheduling.eviction import Plan
-from services.loader.scheduling.ledger import Ledger, Reservation
+from services.loader.scheduling.ledger import Ledger
 from services.loader.scheduling.scheduler import Scheduler, Wish
 from services.loader.supervision.supervisor import Supervisor
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from services.loader.admission.meter import calls_at_once
 from services.loader.instances.instance import Instance
 from services.loader.lifecycle.state import Phase
+from services.loader.memory.reservation import Basis
 from services.loader.models.catalog import ModelEntry
-from services.loader.scheduling.ledger import Basis
 from services.loader.scheduling.occupancy import LastUnload
 from services.loader.supervision.supervisor import Supervisor
 

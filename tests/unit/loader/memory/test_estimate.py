@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from services.loader.memory.estimate import (
     MARGIN_BYTES,
-    Basis,
-    Footprint,
     Usage,
     estimate,
     kv_bytes,
 )
+from services.loader.memory.reservation import Basis, Reservation
 from services.loader.models.config import ModelConfig
 from services.loader.models.gguf import Header
 
@@ -42,7 +41,7 @@ def need(
     context: int = 8192,
     layers: int = 99_999_999,
     **usage: Any,
-) -> Footprint:
+) -> Reservation:
     settings = {"name": "m", "parameters": {"model": "m.gguf"}, **(config or {})}
     return estimate(
         ModelConfig.model_validate(settings),
@@ -72,24 +71,24 @@ def test_latent_attention_keeps_one_vector_a_layer() -> None:
 
 
 def test_without_a_gpu_all_is_in_main_memory() -> None:
-    assert need().devices == {"ram": LLAMA.size + GIB + round(LLAMA.size * 0.04) + MARGIN_BYTES}
+    assert need().memory == {"ram": LLAMA.size + GIB + round(LLAMA.size * 0.04) + MARGIN_BYTES}
     assert need({}, layers=0) == need()
 
 
 def test_layers_move_the_need_to_the_gpu() -> None:
     one = {"gpu0": 24 * GIB}
-    assert need(one).devices["ram"] == MARGIN_BYTES
-    half = need(one, layers=16).devices
-    assert 0 < half["gpu0"] < need(one).devices["gpu0"] and half["ram"] > MARGIN_BYTES
+    assert need(one).memory["ram"] == MARGIN_BYTES
+    half = need(one, layers=16).memory
+    assert 0 < half["gpu0"] < need(one).memory["gpu0"] and half["ram"] > MARGIN_BYTES
     assert need(one, layers=0) == need()
-    assert need(one, no_kv_offload=True).devices["ram"] == GIB + MARGIN_BYTES
+    assert need(one, no_kv_offload=True).memory["ram"] == GIB + MARGIN_BYTES
 
 
 def test_gpus_share_by_the_split_else_by_size() -> None:
     two = {"gpu0": 8 * GIB, "gpu1": 24 * GIB}
-    by_size = need(two).devices
+    by_size = need(two).memory
     assert by_size["gpu1"] == pytest.approx(3 * by_size["gpu0"], abs=4)
-    assert "gpu0" not in need(two, tensor_split="0,1").devices
+    assert "gpu0" not in need(two, tensor_split="0,1").memory
     assert need(two, tensor_split="nonsense") == need(two)
 
 
@@ -106,7 +105,7 @@ def test_what_the_configuration_says_wins(
     memory: Any, gpus: dict[str, int], devices: dict[str, int]
 ) -> None:
     said = need(gpus, config={"memory": memory})
-    assert said.devices == devices and said.basis is Basis.CONFIGURED
+    assert said.memory == devices and said.basis is Basis.CONFIGURED
 
 
 def test_other_files_need_their_size(tmp_path: Path) -> None:
@@ -116,7 +115,7 @@ def test_other_files_need_their_size(tmp_path: Path) -> None:
 
     def ram(model: str, **more: Any) -> int:
         config = ModelConfig.model_validate({"parameters": {"model": model}, **more})
-        return estimate(config, tmp_path, None, Usage(4096, 0), {}).devices.get("ram", 0)
+        return estimate(config, tmp_path, None, Usage(4096, 0), {}).memory.get("ram", 0)
 
     assert ram("m.bin") == 1040 + MARGIN_BYTES
     assert ram("folder") == 3120 + MARGIN_BYTES
@@ -136,7 +135,7 @@ def test_no_byte_is_lost_between_devices(
 ) -> None:
     got = need(gpus, context=context, layers=layers, no_kv_offload=no_kv, tensor_split=split)
     alone = need(context=context)
-    extra = MARGIN_BYTES if set(got.devices) != {"ram"} else 0
-    assert abs(got.total - alone.total - extra) <= 8
-    assert all(size > 0 for size in got.devices.values())
-    assert set(got.devices) <= {"ram", *gpus}
+    extra = MARGIN_BYTES if set(got.memory) != {"ram"} else 0
+    assert abs(sum(got.memory.values()) - sum(alone.memory.values()) - extra) <= 8
+    assert all(size > 0 for size in got.memory.values())
+    assert set(got.memory) <= {"ram", *gpus}

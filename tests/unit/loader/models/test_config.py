@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from corral.backend import backend_pb2
+from services.loader.gateway.load_request import message
 from services.loader.models.catalog import ModelCatalog, ModelEntry
 from services.loader.options.resolver import OptionMaker
 
@@ -21,7 +22,7 @@ def read(folder: Path, text: str) -> ModelEntry:
 def options(folder: Path, text: str) -> backend_pb2.ModelOptions:
     entry = read(folder, text)
     assert entry.error is None, str(entry.error)
-    return OptionMaker(folder)(entry, "any")
+    return message(OptionMaker(folder).values(entry, "any"))
 
 
 @pytest.mark.parametrize(

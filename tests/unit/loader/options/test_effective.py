@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.backend import backend_pb2
+from services.loader.gateway.load_request import message
 from services.loader.models.config import ModelConfig
 from services.loader.models.gguf import Header
 from services.loader.options.defaults import Facts, OptionSettings, Source, Value
 from services.loader.options.effective import effective_values
-from services.loader.options.resolver import message
 
 GIB = 1024**3
 MODELS = Path("/models")

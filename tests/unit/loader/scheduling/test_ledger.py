@@ -8,8 +8,9 @@ from services.loader.backends.catalog import Backend
 from services.loader.devices.devices import RAM, Device
 from services.loader.live_settings import Tunables
 from services.loader.memory.learned import Footprints
+from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
-from services.loader.scheduling.ledger import Ledger, Reservation
+from services.loader.scheduling.ledger import Ledger
 
 
 class Machine:

@@ -16,8 +16,9 @@ from services.loader.instances.instance import Instance
 from services.loader.lifecycle.events import Cause, StopReason
 from services.loader.lifecycle.state import Phase
 from services.loader.memory.learned import Footprints
+from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
-from services.loader.scheduling.ledger import Ledger, Reservation
+from services.loader.scheduling.ledger import Ledger
 from tests.tools.scripted_world import World
 from tests.tools.waiting import eventually
 
