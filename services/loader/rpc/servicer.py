@@ -112,7 +112,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
     ) -> AsyncIterator[pb.WatchModelsResponse]:
         """Stream the state of models."""
         condition = convert.model_filter(request.filter)
-        changes = watch(self._loader, condition, request.resume_token)
+        changes = watch(self._loader.views, self._loader.changes, condition, request.resume_token)
         async for news in until(self._stopping, changes):
             yield pb.WatchModelsResponse(
                 change_type=_CHANGES[news.said],

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from services.loader.loader import Loader
-
+from .change_log import ChangeLog
 from .model import ModelFilter, ModelView
+from .models import Views
 
 
 class Said(Enum):
@@ -30,18 +30,19 @@ class News:
     token: str = ""
 
 
-async def watch(loader: Loader, condition: ModelFilter, token: str) -> AsyncGenerator[News, None]:
+async def watch(
+    views: Views, changes: ChangeLog[ModelView], condition: ModelFilter, token: str
+) -> AsyncGenerator[News, None]:
     """Yield a snapshot unless the token can be resumed, then each change, until cancelled.
 
     A subscriber that falls behind the history gets a new snapshot instead of the changes it missed.
     """
-    changes = loader.changes
     position = changes.position(token) if token else None
     while True:
         shown: set[str] | None = None  # after a resume it is not known what the client has
         if position is None:
             position, shown = changes.last, set()
-            for model in loader.views.select(condition):
+            for model in views.select(condition):
                 shown.add(model.name)
                 yield News(Said.SNAPSHOT, model.name, model)
             yield News(Said.SNAPSHOT_END, token=changes.token(position))
