@@ -63,10 +63,10 @@ from services.loader.supervision.supervisor import Supervisor
 from services.loader.views.change_log import ChangeLog
 from services.loader.views.model import ModelView
 
-from .backend_places import backend_sources
 from .config import LoaderSettings
 from .live_settings import LiveSettings, Tunables
 from .loader import Loader
+from .wiring import backend_sources
 
 _log = get_logger(__name__)
 

@@ -16,9 +16,8 @@ from services.loader.admission.meter import Caller
 from services.loader.instances.instance import Instance, Lease
 
 from .backend_frames import BackendFrames, Greeting
-from .call_failures import call_failure
 from .client_frames import ClientFrames
-from .http2 import NO_ERROR, SETTINGS, frame, goaway, reply, window_update
+from .http2 import NO_ERROR, SETTINGS, call_failure, frame, goaway, reply, window_update
 from .model_port import Model
 from .raw_socket import RawSocket
 from .replay_buffer import HeldFrames

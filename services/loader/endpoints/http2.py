@@ -11,6 +11,11 @@ from base64 import b64encode
 from typing import Final
 from urllib.parse import quote
 
+from services.common.errors import CorralError
+from services.common.rpc.status import to_status
+
+from .streams import BEGUN
+
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADER: Final = 9
 """Bytes of a frame's header."""
@@ -116,3 +121,10 @@ def _string(value: bytes) -> bytes:
 
 
 _CONTENT_TYPE: Final = literal(b"content-type", b"application/grpc")
+
+
+def call_failure(stream: int, flags: int, error: CorralError) -> bytes:
+    """Return what ends a stream with these flags."""
+    status = to_status(error)
+    details = status.SerializeToString()
+    return failure(stream, status.code, status.message, details, begun=bool(flags & BEGUN))

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from services.common.errors import BackendNotFoundError
-from services.loader.backend_places import backend_sources
 from services.loader.backends.backend import Source
 from services.loader.backends.catalog import BackendCatalog
 from services.loader.backends.external import ExternalBackends
 from services.loader.backends.folders import BackendFolder
 from services.loader.config import LoaderSettings, bundled_backends
+from services.loader.wiring import backend_sources
 from tests.tools.backend_folders import add, catalog
 
 
