@@ -33,6 +33,7 @@ check: $(READY) ## Everything that holds without running the program: format, li
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m scripts.structure
 	$(BIN)/buf lint
 	$(BIN)/buf format -d --exit-code --path protos/corral
 	$(BIN)/buf breaking --against protos/baseline.binpb
