@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from services.common.syntax_errors import yaml_errors
+
 _BOOL = "tag:yaml.org,2002:bool"
 _INT = "tag:yaml.org,2002:int"
 _FLOAT = "tag:yaml.org,2002:float"
@@ -58,7 +60,11 @@ def _integer(text: str) -> WrittenInt:
     digits = text.replace("_", "")
     sign, digits = ("-", digits[1:]) if digits.startswith("-") else ("", digits.lstrip("+"))
     octal = len(digits) > 1 and digits[0] == "0" and digits.isdecimal()
-    number = WrittenInt(f"{sign}{digits}", 8 if octal else 0)
+    try:
+        number = WrittenInt(f"{sign}{digits}", 8 if octal else 0)
+    except ValueError:  # no digits, or too many
+        shown = text if len(text) <= 40 else f"{text[:37]}..."
+        raise ValueError(f"{shown!r} is not a number; put it into quotes") from None
     number.written = text
     return number
 
@@ -114,26 +120,31 @@ for _loader in (_Quick, _Tolerant):
 
 
 def first_document(content: str | bytes) -> Any:
-    """Return the first document of a YAML text, None if there is none. Raises yaml.YAMLError, ValueError."""
-    try:
-        return _build(content)
-    except _UnusualError:
-        pass
-    except yaml.YAMLError as error:
-        if "unknown escape character" not in str(error):
-            raise
-        return _load(_Tolerant, content)
-    return _load(_Quick, content)
+    """Return the first document of a YAML text, None if there is none. Raises TextSyntaxError, ValueError."""
+    with yaml_errors(content):
+        try:
+            return _build(content)
+        except _UnusualError:
+            return _load(_Quick, content)
+        except yaml.YAMLError as error:
+            if not _has_unknown_escape(error):
+                raise
+            return _load(_Tolerant, content)
 
 
 def first_node(content: str | bytes) -> yaml.Node | None:
     """Return the same document as nodes that know their lines; some three times slower. Raises as above."""
-    try:
-        return _compose(_Quick, content)
-    except yaml.YAMLError as error:
-        if "unknown escape character" not in str(error):
-            raise
-        return _compose(_Tolerant, content)
+    with yaml_errors(content):
+        try:
+            return _compose(_Quick, content)
+        except yaml.YAMLError as error:
+            if not _has_unknown_escape(error):
+                raise
+            return _compose(_Tolerant, content)
+
+
+def _has_unknown_escape(error: yaml.YAMLError) -> bool:
+    return "unknown escape character" in str(error)
 
 
 def reads_as_text(text: str) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from services.common.syntax_errors import toml_errors, yaml_errors
+
 from .fields import FieldDoc, split_list
 
 
@@ -103,12 +105,20 @@ def from_file(docs: Sequence[FieldDoc], service: str, path: Path) -> Layer:
     found = Layer()
     try:
         text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+        if path.suffix == ".toml":
+            with toml_errors():
+                data = tomllib.loads(text)
+        else:
+            with yaml_errors(text):
+                data = yaml.safe_load(text)
     except OSError as error:
         found.problems.append(f"--config {path}: {error.strerror or error}")
         return found
-    except (ValueError, yaml.YAMLError) as error:
-        found.problems.append(f"--config {path}: {' '.join(str(error).split())}")
+    except UnicodeError:
+        found.problems.append(f"--config {path}: is not UTF-8; save the file in that encoding")
+        return found
+    except ValueError as error:
+        found.problems.append(f"--config {path}: {error}")
         return found
     if data is None:
         return found

@@ -8,6 +8,7 @@ from typing import Any, Final
 import yaml
 
 from services.common.go_yaml import first_document, reads_as_text
+from services.common.syntax_errors import TextSyntaxError
 
 # No real entry comes near: the largest of LocalAI's gallery has some hundred nodes, 8 deep. Aliases
 # cost a few bytes each and multiply when they are copied, so copying needs a limit of its own.
@@ -23,13 +24,13 @@ def parse(text: str) -> Any:
     """Return what a YAML text holds. Raises DocumentError."""
     try:
         return first_document(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        # libyaml counts the end of the text as a line of its own.
-        lines = text.count("\n") + 1
-        where = f" in line {min(mark.line + 1, lines)}" if mark is not None else ""
-        what = getattr(error, "problem", None) or error.__class__.__name__
-        raise DocumentError(f"not readable as YAML{where}: {what}") from None
+    except TextSyntaxError as error:
+        where = f" in line {error.line}" if error.line is not None else ""
+        raise DocumentError(f"not readable as YAML{where}: {error.problem}") from None
+    except UnicodeError:
+        raise DocumentError("not readable as YAML: half of a surrogate pair") from None
+    except ValueError as error:
+        raise DocumentError(f"not readable as YAML: {error}") from None
 
 
 def parse_mapping(text: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from services.common.addresses import parse_address
 from services.common.errors import InvalidRequestError
 from services.common.process.logging import get_logger
+from services.common.syntax_errors import json_errors
 
 from .backend import Backend, Source
 from .known_engines import STORES, facts
@@ -110,10 +111,8 @@ def _address(uri: str, path: Path) -> tuple[str, str]:
 
 
 def _name_uris(path: Path) -> dict[str, str]:
-    try:
+    with json_errors():
         content = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
     if not isinstance(content, dict) or not all(
         isinstance(uri, str) and uri and name for name, uri in content.items()
     ):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from services.common.process.logging import get_logger
+from services.common.syntax_errors import json_errors
 
 from .backend import Backend, Source
 from .known_engines import STORES, facts
@@ -146,11 +147,10 @@ def _named(backends: list[Backend]) -> list[Backend]:
 
 def _metadata(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with json_errors():
+            content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
     if not isinstance(content, dict):
         raise ValueError("is not a JSON object")  # noqa: TRY004 - the file is wrong, not the caller
     return content

@@ -215,8 +215,6 @@ class ModelCatalog:
             return lines_of(content, entry.position)
         except (ModelConfigError, ValueError, RecursionError) as error:
             _log.debug("no lines of a model's file", file=entry.config_file, why=str(error))
-        except Exception as error:  # noqa: BLE001 - PyYAML's, of a file that changed meanwhile
-            _log.debug("no lines of a model's file", file=entry.config_file, why=str(error))
         return None
 
     # The folder

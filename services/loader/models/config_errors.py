@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import yaml
 from pydantic import ValidationError
 
 from services.common.errors import FieldViolation, ModelConfigError
+from services.common.syntax_errors import TextSyntaxError
 
 from .source_lines import Lines, Part, key_above
 
@@ -28,22 +28,6 @@ _WORDS: Final[Mapping[str, str]] = {
     "dict_type": "is not a map; write `name: value` on indented lines of their own",
     "model_type": "is not a map; write `name: value` on indented lines of their own",
 }
-_SYNTAX: Final[Mapping[str, str]] = {
-    "tab character": "indent with spaces, not tabs",
-    "found character that cannot start any token": (
-        "put a text with special characters into quotes, and indent with spaces, not tabs"
-    ),
-    "mapping values are not allowed": "put a text with `: ` in it into quotes",
-    "could not find expected ':'": "write `name: value`, and indent what belongs to a block text",
-    "did not find expected key": "indent the settings of one map alike",
-    "did not find expected '-' indicator": "indent the items of one list alike",
-    "found unhashable key": "put a text that begins with `{` into quotes",
-    "found unexpected end of stream": "close the quote or the bracket",
-    "did not find expected node content": "close the bracket",
-    "did not find expected ',' or": "close the bracket, or put the text into quotes",
-    "found undefined alias": "put a text that begins with `*` into quotes",
-}
-_NO_REMEDY = "mend the YAML there"
 
 
 class UnreadableConfigError(ModelConfigError):
@@ -57,28 +41,22 @@ def unreadable(file: str, why: str) -> ModelConfigError:
 
 def not_yaml(file: str, part: Part, error: Exception) -> ModelConfigError:
     """Return the error for a text that is no YAML, with its line and, if it can be told, the key."""
-    if isinstance(error, yaml.reader.ReaderError):
-        error = _bad_bytes(part.content) or error
-    if isinstance(error, UnicodeDecodeError):
-        line = part.first_line + part.content.count(b"\n", 0, error.start)
+    if (bad := _bad_bytes(part.content)) is not None:
+        line = part.first_line + part.content.count(b"\n", 0, bad.start)
         return UnreadableConfigError(
             f"{file}, line {line}: is not UTF-8; save the file in that encoding"
         )
     if isinstance(error, RecursionError):
         return UnreadableConfigError(f"{file}: is nested too deep; no configuration needs that")
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or _one_line(error)
-    remedy = next((hint for words, hint in _SYNTAX.items() if words in problem), _NO_REMEDY)
-    if mark is None:
-        return UnreadableConfigError(f"{file}: is not YAML: {problem}; {remedy}")
-    text = part.content.decode("utf-8", "replace")
-    # The end of the text counts as a line of its own.
-    line = min(mark.line + 1, max(len(text.splitlines()), 1))
-    key = key_above(text, line)
+    if not isinstance(error, TextSyntaxError):
+        return UnreadableConfigError(f"{file}: is not YAML: {error}")
+    if error.line is None:
+        return UnreadableConfigError(f"{file}: {error}")
+    key = key_above(part.content.decode("utf-8", "replace"), error.line)
     near = f", {key}" if key else ""
-    message = f"is not YAML: {problem} (column {mark.column + 1}); {remedy}"
+    message = f"is not YAML: {error.problem} (column {error.column}); {error.remedy}"
     return UnreadableConfigError(
-        f"{file}, line {part.first_line + line - 1}{near}: {message}",
+        f"{file}, line {part.first_line + error.line - 1}{near}: {message}",
         violations=[FieldViolation(key or file, message)],
     )
 
@@ -105,7 +83,7 @@ def wrong_fields(
     """Return the error that names each wrong field with its line."""
     try:
         lines: Lines | None = Lines(part, position)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         lines = None  # it was readable a moment ago; the fields are named all the same
     texts, violations = [], []
     for problem in error.errors(include_url=False):
@@ -129,7 +107,3 @@ def _description(problem: Any) -> str:
     if kind == "less_than_equal":
         return f"{shown} is too large; the largest is {limits['le']}"
     return str(problem["msg"]).removeprefix("Value error, ")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from services.common.errors import ModelConfigError
 from services.common.go_yaml import as_written, first_document
+from services.common.syntax_errors import TextSyntaxError
 
 from . import config_errors
 from .config import ModelConfig
@@ -30,7 +30,7 @@ MAXIMUM_LIST_BYTES = 64 * 1024 * 1024
 _MAXIMUM_NODES = 1_000_000
 """Aliases cost a few bytes each, and a few levels of them make more than the memory holds."""
 
-_UNREADABLE = (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError)
+_UNREADABLE = (ValueError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def models_in(content: bytes, file: str) -> Iterator[ModelEntry]:
     try:
         documents = _documents(content)
     except _UNREADABLE as error:
-        parts = items(content) if isinstance(error, yaml.YAMLError) else []
+        parts = items(content) if isinstance(error, TextSyntaxError) else []
         if not parts:
             stem = PurePath(file).stem
             yield _broken(stem, file, content, config_errors.not_yaml(file, Part(content), error))
@@ -84,10 +84,10 @@ def models_in(content: bytes, file: str) -> Iterator[ModelEntry]:
 
 
 def lines_of(content: bytes, position: int) -> Lines:
-    """Return the lines of the model that stands at `position` in the file. Raises as PyYAML does."""
+    """Return the lines of the model that stands at `position` in the file. Raises ValueError."""
     try:
         return Lines(Part(content), position)
-    except yaml.YAMLError:
+    except TextSyntaxError:
         parts = items(content)
         if position >= len(parts):
             raise

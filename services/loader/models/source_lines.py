@@ -29,7 +29,7 @@ class Part:
 
     @cached_property
     def root(self) -> yaml.Node | None:
-        """Its nodes. Raises yaml.YAMLError, ValueError."""
+        """Its nodes. Raises ValueError."""
         return first_node(self.content)
 
 
@@ -57,7 +57,7 @@ class Lines:
     """The lines of one model's fields."""
 
     def __init__(self, part: Part, position: int | None = None) -> None:
-        """Take a text, and which item of its list is meant. Raises yaml.YAMLError, ValueError."""
+        """Take a text, and which item of its list is meant. Raises ValueError."""
         self._first = part.first_line
         node = part.root
         if isinstance(node, yaml.SequenceNode) and position is not None:

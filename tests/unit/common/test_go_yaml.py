@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from services.common import go_yaml
 from services.common.go_yaml import as_written, first_document, first_node
+from services.common.syntax_errors import yaml_errors
 
 
 def outcome(read: Any, text: str) -> tuple[str, Any]:
     try:
         return "value", plain(read(text))
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:
         return type(error).__name__, str(error)
 
 
@@ -29,7 +30,8 @@ def plain(value: Any) -> Any:
 
 
 def long_way(text: str) -> Any:
-    return go_yaml._load(go_yaml._Quick, text)
+    with yaml_errors(text):
+        return go_yaml._load(go_yaml._Quick, text)
 
 
 SAMPLES = (

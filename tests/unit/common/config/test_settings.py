@@ -224,7 +224,7 @@ def test_the_services_of_this_distribution_are_found() -> None:
         ("modles_path: /x", "modles_path: no such setting; did you mean models_path?"),
         ("toy: [a]", "toy: must hold keys and values"),
         ("- a", "must hold keys and values"),
-        ("a: [", "corral.yaml: while parsing"),
+        ("a: [", "corral.yaml: is not YAML: a missing value (line 1"),
         ("toy: {idle: soon}", "toy.idle: 'soon' is not a duration"),
         ("toy: {tries: 0}", "toy.tries: input should be greater than or equal to 1"),
     ],

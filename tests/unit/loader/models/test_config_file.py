@@ -44,10 +44,10 @@ def error(text: str | bytes) -> str:
         ("name: [m]\nparameters: {model: x}\n", "line 1, name: ['m'] is not a text"),
         ("name: m\nx: &a {threads: no number}\n<<: *a\n", "line 2, threads: 'no number' is not a whole"),
         ("name: m\nx: [1, 2\ny: 3\n", "f.yaml, line 3, y: is not YAML: "),
-        ("name: m\nparameters:\n  model: a: b\n", "line 3, parameters.model: is not YAML: mapping values"),
+        ("name: m\nparameters:\n  model: a: b\n", "line 3, parameters.model: is not YAML: `: ` inside a value (column 11)"),
         ("name: m\n\tf16: true\n", "indent with spaces, not tabs"),
         ("name: m\nparameters:\n  model: x\n backend: y\n", "f.yaml, line 4, parameters.backend: is not YAML"),
-        ('name: m\nx: "open\n', "is not YAML: found unexpected end of stream"),
+        ('name: m\nx: "open\n', "f.yaml, line 2, x: is not YAML: a quote that is not closed (column "),
         ("name: m\ntemplate: {{.Input}}\n", "put a text that begins with `{` into quotes"),
         (b"name: m\nx: \xff\n", "f.yaml, line 2: is not UTF-8; save the file in that encoding"),
         ("", "f.yaml, line 1: must be a map of settings, or a list of such maps"),
@@ -56,7 +56,8 @@ def error(text: str | bytes) -> str:
             f"c{n}: &c{n} [{', '.join([f'*c{n - 1}' if n else '*b'] * 9)}]\n" for n in range(9)
         ), "its aliases multiply it beyond any sense"),
         ("a: &a {b: *a}\n", "its aliases multiply it beyond any sense"),
-        ("[" * 5000, "nested too deep"),
+        ("[" * 5000, "f.yaml: is not YAML: nested too deep; no configuration needs that"),
+        ("name: m\nthreads: 0x_\n", "f.yaml: is not YAML: '0x_' is not a number; put it into quotes"),
     ],
 )  # fmt: skip
 def test_it_is_told_what_is_wrong_where(text: str | bytes, told: str) -> None:
