@@ -15,13 +15,14 @@ class Counters:
 
     tokens: int = 0
     prompt_tokens: int = 0
+    """Tokens that were read; those that a slot had read already are not counted again."""
     tokens_per_second: float = 0.0
     slot: int = 0
 
     def finished(self, slot: int, usage: Usage) -> None:
         """Count a request, whole or not."""
         self.tokens += usage.tokens
-        self.prompt_tokens += usage.prompt_tokens
+        self.prompt_tokens += usage.prompt_tokens - usage.reused_tokens
         self.slot = slot
         if usage.generation_ms > 0:
             self.tokens_per_second = usage.tokens * 1000 / usage.generation_ms

@@ -24,7 +24,12 @@ async def generate(
         BackendError: on entry when the request or the moment is wrong, while iterating when the
             engine fails or the model is unloaded.
     """
-    body = sampling.body(request, model.plan.triggers, not model.header.adds_space)
+    body = sampling.body(
+        request,
+        model.plan.triggers,
+        strict_engine=not model.header.adds_space,
+        reuse=model.plan.reuses(request.PromptCacheAll),
+    )
     async with model.generation(body) as (slot, chunks):
         replies = _replies(model, request, slot, chunks)
         try:

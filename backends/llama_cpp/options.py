@@ -76,7 +76,18 @@ class Plan:
     adapters: tuple[tuple[str, float], ...] = ()
     triggers: tuple[str, ...] = ()
     max_queue: int = DEFAULT_MAX_QUEUE
+    reuse: bool = True
+    """Whether a request that does not ask for it reuses what the engine has read already, as in LocalAI."""
+    may_reuse: bool = True
+    """Whether any request may: off, a prompt gives the same answer whatever was asked before it."""
     ignored: tuple[str, ...] = ()
+
+    def reuses(self, asked: bool) -> bool:
+        """Whether a request reads only the part of its prompt that is new.
+
+        `asked` is PromptCacheAll. Proto3's false also means unset, so it can only ask for reuse.
+        """
+        return self.may_reuse and (self.reuse or asked)
 
     @property
     def parallel(self) -> int:
@@ -134,12 +145,16 @@ def plan(options: pb.ModelOptions, header: Header, env: Mapping[str, str] = os.e
     # The engine itself cuts a batch to the micro batch where whole inputs must fit.
     draft.parameters.setdefault("n_ubatch", draft.parameters.get("n_batch", 512))
     max_queue = draft.parameters.pop("max_queue", DEFAULT_MAX_QUEUE)
+    reuse = draft.parameters.pop("prompt_cache_all", True)
+    may_reuse = draft.parameters.pop("cache_prompt", True)
     return Plan(
         path=header.path,
         parameters=draft.parameters,
         adapters=_adapters(options, header.path.parent),
         triggers=tuple(trigger.word for trigger in options.GrammarTriggers if trigger.word),
         max_queue=max_queue,
+        reuse=reuse,
+        may_reuse=may_reuse,
         ignored=tuple(draft.ignored),
     )
 

@@ -16,6 +16,8 @@ class Usage:
 
     tokens: int = 0
     prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """The part of the prompt that the slot had read for an earlier one."""
     prompt_ms: float = 0.0
     generation_ms: float = 0.0
 
@@ -23,7 +25,8 @@ class Usage:
         """Take over what a chunk tells."""
         if timings := chunk.get("timings"):
             self.tokens = timings["predicted_n"]
-            self.prompt_tokens = timings["cache_n"] + timings["prompt_n"]
+            self.reused_tokens = timings["cache_n"]
+            self.prompt_tokens = self.reused_tokens + timings["prompt_n"]
             self.prompt_ms = timings["prompt_ms"]
             self.generation_ms = timings["predicted_ms"]
         if usage := chunk.get("usage"):

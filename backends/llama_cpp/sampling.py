@@ -87,11 +87,16 @@ def is_chat(request: pb.PredictOptions) -> bool:
 
 
 def body(
-    request: pb.PredictOptions, triggers: tuple[str, ...] = (), strict_engine: bool = True
+    request: pb.PredictOptions,
+    triggers: tuple[str, ...] = (),
+    *,
+    strict_engine: bool = True,
+    reuse: bool = True,
 ) -> Body:
     """The request for llama.cpp; stop words are left out, they are matched here.
 
-    `strict_engine` says that the engine's own JSON schemas hold with this model's vocabulary.
+    `strict_engine` is whether the engine's own JSON schemas hold with this model's vocabulary, `reuse`
+    whether the part of the prompt that a slot has read already is not read again.
 
     Raises:
         InvalidRequest: a field can not be understood.
@@ -103,7 +108,7 @@ def body(
         "stream": True,
         # Every chunk tells the counts so far: a request that a stop word ends has no last chunk.
         "timings_per_token": True,
-        "cache_prompt": request.PromptCacheAll,
+        "cache_prompt": reuse,
         "n_predict": request.Tokens if request.Tokens > 0 else -1,
         "temperature": max(request.Temperature, 0.0),
     }

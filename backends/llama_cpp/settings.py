@@ -132,6 +132,8 @@ SETTINGS = _table(
     ("swa_full", boolean, ""),
     ("sleep_idle_seconds", whole(low=-1), ""),
     # Prompt cache
+    ("prompt_cache_all", boolean, ""),
+    ("cache_prompt", boolean, ""),
     ("cache_ram_mib cache_ram", whole(low=-1), ""),
     ("n_cache_reuse cache_reuse", _count, ""),
     ("cache_idle_slots idle_slots_cache", boolean, ""),

@@ -198,6 +198,7 @@ class ModelConfig(_Section):
     overrides: Texts = Field(default_factory=list)
     engine_args: dict[str, Any] = Field(default_factory=dict)
 
+    prompt_cache_all: bool | None = None
     context_size: Int32 | None = None
     threads: Int32 | None = None
     f16: bool | None = None

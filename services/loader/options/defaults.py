@@ -149,6 +149,9 @@ def options(config: ModelConfig, backend: str, facts: Facts) -> Value:
     if is_llama(backend):
         settings, header = facts.settings, facts.header
         add(f"cache_reuse:{CACHE_REUSE}", Source.DEFAULT, "LocalAI's default", "n_cache_reuse")
+        if config.prompt_cache_all is False:
+            # The backend reuses prompts by default, and LoadModel has no field to turn that off.
+            add("prompt_cache_all:false", Source.CONFIG, "prompt_cache_all")
         if settings.parallel:
             add(
                 *(f"parallel:{settings.parallel}", Source.SETTINGS, "--llamacpp-parallel"),
@@ -173,9 +176,15 @@ def options(config: ModelConfig, backend: str, facts: Facts) -> Value:
         return Value(lines, Source.CONFIG, f"and {detail}" if detail else "", ("options",))
     sources = {source for _, source, _ in added}
     most = next(
-        (s for s in (Source.SETTINGS, Source.MODEL_FILE, Source.HARDWARE) if s in sources), None
+        (
+            s
+            for s in (Source.CONFIG, Source.SETTINGS, Source.MODEL_FILE, Source.HARDWARE)
+            if s in sources
+        ),
+        Source.DEFAULT,
     )
-    return Value(lines, most or Source.DEFAULT, detail)
+    path = ("prompt_cache_all",) if most is Source.CONFIG else ()
+    return Value(lines, most, detail, path)
 
 
 def engine_args(config: ModelConfig, backend: str) -> Value:

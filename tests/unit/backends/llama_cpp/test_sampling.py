@@ -26,7 +26,7 @@ def test_the_least() -> None:
         "prompt": "p",
         "stream": True,
         "timings_per_token": True,
-        "cache_prompt": False,
+        "cache_prompt": True,
         "n_predict": -1,
         "temperature": 0.0,
     }
@@ -55,7 +55,6 @@ def test_the_least() -> None:
         ({"Seed": 3}, "seed", 3),
         ({"Seed": -1}, "seed", -1),
         ({"IgnoreEOS": True}, "ignore_eos", True),
-        ({"PromptCacheAll": True}, "cache_prompt", True),
         ({"LogitBias": '{"5": -1}'}, "logit_bias", {"5": -1}),
         ({"Grammar": "root ::= [a]"}, "grammar", "root ::= [a]"),
         ({"Logprobs": 1}, "logprobs", 1),

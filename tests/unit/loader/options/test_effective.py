@@ -112,6 +112,17 @@ def test_what_the_file_tells_becomes_options() -> None:
     assert "use_jinja:true" not in templates
 
 
+def test_reuse_of_prompts_is_turned_off_only_by_the_configuration() -> None:
+    """LocalAI's prompt_cache_all is true by default; LoadModel has no field for it."""
+    line = "prompt_cache_all:false"
+    assert line not in values()["Options"].value
+    assert line not in values(prompt_cache_all=True)["Options"].value
+    off = values(prompt_cache_all=False)["Options"]
+    assert line in off.value and off.source is Source.CONFIG
+    own = values(prompt_cache_all=False, options=["prompt_cache_all:true"])["Options"].value
+    assert line not in own
+
+
 def test_other_backends_get_no_options_of_llama_cpp() -> None:
     gpus = {"gpu0": 40 * GIB}
     assert values("whisper", gpus=gpus)["Options"] == Value([], Source.DEFAULT, "")
