@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 
 from corral.backend import backend_pb2 as pb
 from corral.backend import backend_pb2_grpc

@@ -19,7 +19,10 @@ PHASE = gallery_pb2.OperationMetadata.Phase
 
 
 @dataclass
-class FakeGallery(gallery_pb2_grpc.GalleryServiceServicer, operations_pb2_grpc.OperationsServicer):
+class FakeGallery(
+    gallery_pb2_grpc.GalleryServiceServicer,
+    operations_pb2_grpc.OperationsServicer,  # type: ignore[misc]  # it has no stubs
+):
     """A gallery whose one installation runs through scripted steps."""
 
     entries: list[gallery_pb2.ModelEntry] = field(default_factory=list)

@@ -29,7 +29,7 @@ from services.common.rpc.interceptors import ErrorInterceptor
 class ModelFake:
     """One model of the fake, with its script."""
 
-    state: loader_pb2.Model.State = loader_pb2.Model.STATE_READY
+    state: loader_pb2.Model.State.ValueType = loader_pb2.Model.STATE_READY
     pid: int = 0
     start_time: float | None = None
     active_calls: int = 0
@@ -119,7 +119,9 @@ class LoaderFake(loader_pb2_grpc.LoaderServiceServicer):
     async def serving(self, address: str = "127.0.0.1:0") -> AsyncIterator[LoaderFake]:
         server = aio.server(interceptors=(ErrorInterceptor(),))
         loader_pb2_grpc.add_LoaderServiceServicer_to_server(self, server)
-        handlers = {"Status": grpc.unary_unary_rpc_method_handler(self.status)}
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Status": grpc.unary_unary_rpc_method_handler(self.status)
+        }
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("backend.Backend", handlers),)
         )

@@ -220,8 +220,9 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
     async def PredictStream(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
         self.metadata = dict(context.invocation_metadata() or ())
-        binary = self.metadata.get("corral-model-bin", b"").decode()
-        self._find(str(self.metadata.get("corral-model") or binary or request.ModelIdentity))
+        model = self.metadata.get("corral-model") or self.metadata.get("corral-model-bin", b"")
+        name = model if isinstance(model, str) else model.decode()
+        self._find(name or request.ModelIdentity)
         try:
             for reply in self.replies:
                 if isinstance(reply, float):

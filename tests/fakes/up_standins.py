@@ -6,6 +6,7 @@ Takes `NAME=VALUE` for the fields of Options, and `json`.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 
@@ -26,7 +27,7 @@ LIMITS = Limits(
 
 
 def main() -> int:
-    words = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+    words: dict[str, Any] = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     out = Output(as_json="json" in sys.argv)
     try:
         launch.guarded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+from typing import Any
 
 from tests.tools.faulty_http import FaultyServer, simple_index
 from tests.tools.gallery_service import sha256
@@ -37,7 +38,8 @@ def packed(kind: str, members: dict[str, bytes]) -> bytes:
             for name, data in members.items():
                 archive.writestr(name, data)
     else:
-        with tarfile.open(fileobj=made, mode=f"w:{kind}") as tar:
+        mode: Any = f"w:{kind}"
+        with tarfile.open(fileobj=made, mode=mode) as tar:
             for name, data in members.items():
                 info = tarfile.TarInfo(name)
                 info.size = len(data)

@@ -53,7 +53,7 @@ def write_index(path: Path, entries: list[dict[str, Any]]) -> str:
 
 def entry(name: str, *files: dict[str, Any], **facts: Any) -> dict[str, Any]:
     """Return an entry of an index."""
-    config = {"backend": "llama-cpp"}
+    config: dict[str, Any] = {"backend": "llama-cpp"}
     if files:
         config["parameters"] = {"model": files[0]["filename"]}
     return {"name": name, "config_file": config, "files": list(files), **facts}
@@ -200,8 +200,8 @@ async def refusal(call: Any) -> Failure:
     try:
         await call
     except grpc.RpcError as error:
-        trailers = dict(error.trailing_metadata())
-        status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+        trailers: Any = error.trailing_metadata()
+        status = status_pb2.Status.FromString(dict(trailers)["grpc-status-details-bin"])
         found = failure(status)
         assert found.code == error.code().name
         return found

@@ -110,9 +110,9 @@ class Backend:
 
 
 @contextlib.contextmanager
-def backend(address: str, folder: Path, **env: str) -> Iterator[Backend]:
-    """A backend that is stopped at the end."""
-    started = Backend.start(address, folder, **env)
+def backend(address: str, folder: Path, *, run: Path = RUN, **env: str) -> Iterator[Backend]:
+    """Start a backend, and stop it at the end."""
+    started = Backend.start(address, folder, run=run, **env)
     try:
         yield started
     finally:

@@ -48,7 +48,10 @@ async def begin(loader: LoaderUnderTest, *names: str, **settings: Any) -> None:
 
 
 async def model(loader: LoaderUnderTest, name: str = "m") -> loader_pb2.Model:
-    return (await loader.control.GetModel(loader_pb2.GetModelRequest(name=name))).model
+    answer: loader_pb2.GetModelResponse = await loader.control.GetModel(
+        loader_pb2.GetModelRequest(name=name)
+    )
+    return answer.model
 
 
 async def states(loader: LoaderUnderTest) -> dict[str, int]:
@@ -68,7 +71,8 @@ async def change(loader: LoaderUnderTest, **values: Any) -> loader_pb2.UpdateSet
     request = loader_pb2.UpdateSettingsRequest(
         settings=loader_pb2.Settings(**values), update_mask=FieldMask(paths=list(values))
     )
-    return await loader.control.UpdateSettings(request)
+    answer: loader_pb2.UpdateSettingsResponse = await loader.control.UpdateSettings(request)
+    return answer
 
 
 def backends_running(loader: LoaderUnderTest) -> int:

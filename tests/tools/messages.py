@@ -60,9 +60,10 @@ def _messages(draw: st.DrawFn, descriptor: Descriptor, depth: int) -> Any:
 
 
 def _fill(draw: st.DrawFn, message: Any, field: FieldDescriptor, depth: int) -> None:
-    if _map(field):
-        keys, values = (field.message_type.fields_by_name[name] for name in ("key", "value"))
-        if values.cpp_type == values.CPPTYPE_MESSAGE:
+    nested = field.message_type
+    if nested is not None and _map(field):
+        keys, values = (nested.fields_by_name[name] for name in ("key", "value"))
+        if values.message_type is not None:
             for key in draw(st.lists(_scalar(keys), max_size=2)):
                 getattr(message, field.name)[key].CopyFrom(
                     draw(_messages(values.message_type, max(depth - 1, 0)))
@@ -70,12 +71,12 @@ def _fill(draw: st.DrawFn, message: Any, field: FieldDescriptor, depth: int) -> 
         else:
             drawn = draw(st.dictionaries(_scalar(keys), _scalar(values), max_size=2))
             getattr(message, field.name).update(drawn)
-    elif field.cpp_type == field.CPPTYPE_MESSAGE:
-        nested = _messages(field.message_type, depth - 1)
+    elif nested is not None:
+        inner = _messages(nested, depth - 1)
         if field.is_repeated:
-            getattr(message, field.name).extend(draw(st.lists(nested, max_size=2)))
+            getattr(message, field.name).extend(draw(st.lists(inner, max_size=2)))
         else:
-            getattr(message, field.name).CopyFrom(draw(nested))
+            getattr(message, field.name).CopyFrom(draw(inner))
     elif field.is_repeated:
         getattr(message, field.name).extend(draw(st.lists(_scalar(field), max_size=3)))
     else:

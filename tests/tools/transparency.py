@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 ENDPOINTS = find_spec("services.loader.endpoints") is not None
 MODELS = ["gateway", *["endpoint"] * ENDPOINTS, *["leased"] * LEASES]
 
-BEHAVIOUR = {
+BEHAVIOUR: dict[str, Any] = {
     "echo": "prompt",
     "tokens": 3,
     "token_seconds": 0,

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import (  # type: ignore[import-untyped]
+from google.rpc import (
     code_pb2,
     error_details_pb2,
     status_pb2,
