@@ -27,51 +27,50 @@ if _version_not_supported:
 
 class BackendStub(object):
     """Runs one model for a supervisor (Corral's loader, LocalAI, or anything that follows this file).
-    One process serves one model. A backend implements Health, LoadModel and whatever its engine can
-    do; every other RPC answers UNIMPLEMENTED, which is what generated base classes do by themselves.
+    One process serves one model. A backend implements Health, LoadModel and the RPCs that its engine
+    supports; every other RPC fails with UNIMPLEMENTED, which is the default of generated base classes.
 
     Process. The program is started with `--addr host:port` and serves this service there, as
-    plaintext HTTP/2. Health answers as soon as the process serves, before any model is loaded, and
-    should keep answering while a model loads or generates (single-threaded backends answer late).
-    When the environment holds a non-empty LOCALAI_GRPC_AUTH_TOKEN, every call must carry the
-    metadata `authorization: Bearer <token>`, exactly, and is answered UNAUTHENTICATED otherwise
-    (compare in constant time). SIGTERM asks the process to exit; one that does not is killed. A
-    backend should also exit by itself when the process that started it is gone. Messages of up to 50
-    MiB are usual in both directions, which is more than gRPC's default of 4 MB. Paths in requests
-    name files that caller and backend both see.
+    plaintext HTTP/2. Health succeeds as soon as the process serves, before any model is loaded, and
+    should keep succeeding while a model loads or generates (single-threaded backends respond late).
+    If the environment has a non-empty LOCALAI_GRPC_AUTH_TOKEN, every call must carry the metadata
+    `authorization: Bearer <token>`, exactly; other calls fail with UNAUTHENTICATED (compare in
+    constant time). SIGTERM asks the process to exit; one that does not is killed. A backend should
+    also exit by itself when its parent process is gone. Messages of up to 50 MiB are usual in both
+    directions, which is more than gRPC's default of 4 MB. Paths in requests name files that caller
+    and backend can both access.
 
-    Model. LoadModel comes after the first good Health and once per process. An RPC that needs a
-    loaded model answers FAILED_PRECONDITION with the text "model not loaded" before that.
+    Model. LoadModel is called after the first successful Health, once per process. Before that, an
+    RPC that needs a loaded model fails with FAILED_PRECONDITION and the text "model not loaded".
 
-    ModelIdentity. Most requests carry the model the caller expects. It is compared, byte for byte,
-    with ModelOptions.Model as recorded by LoadModel. Where either is empty the request is accepted.
-    Where they differ the answer is NOT_FOUND with the text "model identity mismatch": the caller
-    reached another model's process (a reused port) and must look the address up again, not retry it.
-    The text matters, as backends use NOT_FOUND for other things too.
+    ModelIdentity. Most requests carry the model that the caller expects. It is compared, byte for
+    byte, with ModelOptions.Model as recorded by LoadModel. If either is empty, the request is
+    accepted. If they differ, it fails with NOT_FOUND and the text "model identity mismatch": the
+    caller reached another model's process (a reused port) and must look up the address again, not
+    retry it. The text matters, as backends use NOT_FOUND for other errors too.
 
     Outcome. RPCs that return Result may report a failure as Result.success false with status OK:
-    check both. These statuses mean the same for every RPC and are repeated below only where there is
-    more to say:
+    check both. These statuses mean the same for every RPC and are repeated below only with further
+    details:
 
     - UNAUTHENTICATED: the token is missing or wrong; don't retry.
     - UNIMPLEMENTED: this backend or this model can't do it; use another.
     - INVALID_ARGUMENT: the request can't work as it is; change it.
     - RESOURCE_EXHAUSTED: out of memory, queue full or message too large; back off, then retry.
-    - UNAVAILABLE: the process is starting, stopping or dead; retry where the RPC says that is safe,
+    - UNAVAILABLE: the process is starting, stopping or dead; retry where the RPC's comment allows it,
     after the supervisor restarted it.
     - DEADLINE_EXCEEDED and CANCELLED: the caller's own limit.
     - INTERNAL: the engine failed; see the message.
-    - UNKNOWN: what older backends answer to any failure; treat it as INTERNAL, or as
-    FAILED_PRECONDITION where the text contains "model not loaded".
+    - UNKNOWN: the status of any failure in older backends; treat it as INTERNAL, or as
+    FAILED_PRECONDITION if the text contains "model not loaded".
 
-    Deadlines. Every call should set one: a hung engine otherwise holds its caller for ever. A
-    backend should stop its work and free what it holds as soon as the deadline passes or the caller
-    cancels; an engine that can't be interrupted stops at its next step and drops the result.
+    Deadlines. Every call should set one: otherwise a hung engine blocks its caller forever. A backend
+    should stop the work and free its resources as soon as the deadline passes or the caller cancels;
+    an engine that can't be interrupted stops at its next step and drops the result.
 
-    Through Corral's loader the same service is served for all models: the metadata `corral-model`
-    names one, a call loads it where needed, LoadModel and Free are refused (the loader's own API
-    does both), and Health, Status and GetMetrics answer FAILED_PRECONDITION instead of loading a
-    model.
+    Corral's loader serves the same service for all models: the metadata `corral-model` names one, and
+    a call loads it if needed. LoadModel and Free are refused (the loader's own API has both). Health,
+    Status and GetMetrics fail with FAILED_PRECONDITION instead of loading a model.
     """
 
     def __init__(self, channel):
@@ -344,60 +343,59 @@ class BackendStub(object):
 
 class BackendServicer(object):
     """Runs one model for a supervisor (Corral's loader, LocalAI, or anything that follows this file).
-    One process serves one model. A backend implements Health, LoadModel and whatever its engine can
-    do; every other RPC answers UNIMPLEMENTED, which is what generated base classes do by themselves.
+    One process serves one model. A backend implements Health, LoadModel and the RPCs that its engine
+    supports; every other RPC fails with UNIMPLEMENTED, which is the default of generated base classes.
 
     Process. The program is started with `--addr host:port` and serves this service there, as
-    plaintext HTTP/2. Health answers as soon as the process serves, before any model is loaded, and
-    should keep answering while a model loads or generates (single-threaded backends answer late).
-    When the environment holds a non-empty LOCALAI_GRPC_AUTH_TOKEN, every call must carry the
-    metadata `authorization: Bearer <token>`, exactly, and is answered UNAUTHENTICATED otherwise
-    (compare in constant time). SIGTERM asks the process to exit; one that does not is killed. A
-    backend should also exit by itself when the process that started it is gone. Messages of up to 50
-    MiB are usual in both directions, which is more than gRPC's default of 4 MB. Paths in requests
-    name files that caller and backend both see.
+    plaintext HTTP/2. Health succeeds as soon as the process serves, before any model is loaded, and
+    should keep succeeding while a model loads or generates (single-threaded backends respond late).
+    If the environment has a non-empty LOCALAI_GRPC_AUTH_TOKEN, every call must carry the metadata
+    `authorization: Bearer <token>`, exactly; other calls fail with UNAUTHENTICATED (compare in
+    constant time). SIGTERM asks the process to exit; one that does not is killed. A backend should
+    also exit by itself when its parent process is gone. Messages of up to 50 MiB are usual in both
+    directions, which is more than gRPC's default of 4 MB. Paths in requests name files that caller
+    and backend can both access.
 
-    Model. LoadModel comes after the first good Health and once per process. An RPC that needs a
-    loaded model answers FAILED_PRECONDITION with the text "model not loaded" before that.
+    Model. LoadModel is called after the first successful Health, once per process. Before that, an
+    RPC that needs a loaded model fails with FAILED_PRECONDITION and the text "model not loaded".
 
-    ModelIdentity. Most requests carry the model the caller expects. It is compared, byte for byte,
-    with ModelOptions.Model as recorded by LoadModel. Where either is empty the request is accepted.
-    Where they differ the answer is NOT_FOUND with the text "model identity mismatch": the caller
-    reached another model's process (a reused port) and must look the address up again, not retry it.
-    The text matters, as backends use NOT_FOUND for other things too.
+    ModelIdentity. Most requests carry the model that the caller expects. It is compared, byte for
+    byte, with ModelOptions.Model as recorded by LoadModel. If either is empty, the request is
+    accepted. If they differ, it fails with NOT_FOUND and the text "model identity mismatch": the
+    caller reached another model's process (a reused port) and must look up the address again, not
+    retry it. The text matters, as backends use NOT_FOUND for other errors too.
 
     Outcome. RPCs that return Result may report a failure as Result.success false with status OK:
-    check both. These statuses mean the same for every RPC and are repeated below only where there is
-    more to say:
+    check both. These statuses mean the same for every RPC and are repeated below only with further
+    details:
 
     - UNAUTHENTICATED: the token is missing or wrong; don't retry.
     - UNIMPLEMENTED: this backend or this model can't do it; use another.
     - INVALID_ARGUMENT: the request can't work as it is; change it.
     - RESOURCE_EXHAUSTED: out of memory, queue full or message too large; back off, then retry.
-    - UNAVAILABLE: the process is starting, stopping or dead; retry where the RPC says that is safe,
+    - UNAVAILABLE: the process is starting, stopping or dead; retry where the RPC's comment allows it,
     after the supervisor restarted it.
     - DEADLINE_EXCEEDED and CANCELLED: the caller's own limit.
     - INTERNAL: the engine failed; see the message.
-    - UNKNOWN: what older backends answer to any failure; treat it as INTERNAL, or as
-    FAILED_PRECONDITION where the text contains "model not loaded".
+    - UNKNOWN: the status of any failure in older backends; treat it as INTERNAL, or as
+    FAILED_PRECONDITION if the text contains "model not loaded".
 
-    Deadlines. Every call should set one: a hung engine otherwise holds its caller for ever. A
-    backend should stop its work and free what it holds as soon as the deadline passes or the caller
-    cancels; an engine that can't be interrupted stops at its next step and drops the result.
+    Deadlines. Every call should set one: otherwise a hung engine blocks its caller forever. A backend
+    should stop the work and free its resources as soon as the deadline passes or the caller cancels;
+    an engine that can't be interrupted stops at its next step and drops the result.
 
-    Through Corral's loader the same service is served for all models: the metadata `corral-model`
-    names one, a call loads it where needed, LoadModel and Free are refused (the loader's own API
-    does both), and Health, Status and GetMetrics answer FAILED_PRECONDITION instead of loading a
-    model.
+    Corral's loader serves the same service for all models: the metadata `corral-model` names one, and
+    a call loads it if needed. LoadModel and Free are refused (the loader's own API has both). Health,
+    Status and GetMetrics fail with FAILED_PRECONDITION instead of loading a model.
     """
 
     def Health(self, request, context):
-        """Tells whether the process serves: Reply.message is the two bytes "OK".
+        """Checks whether the process serves: Reply.message is the two bytes "OK".
 
-        Says nothing about the model, and must answer before one is loaded. Has no effects; safe to
-        retry. Set a deadline of seconds. UNAVAILABLE or an expired deadline during start means "not
-        yet": try again until the process exits or the start limit passes. Later it means that the
-        process hangs or died.
+        Does not depend on the model, and must succeed before one is loaded. No effects; safe to retry.
+        Set a deadline of seconds. UNAVAILABLE or an expired deadline during start means "not yet": try
+        again until the process exits or the start limit passes. Later it means that the process hangs
+        or died.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -409,7 +407,7 @@ class BackendServicer(object):
         Supervisors call it, with a deadline of a few seconds, just before they stop the process, when
         no other call is in flight. Idempotent: calling it again changes nothing. Errors never keep a
         supervisor from stopping the process; UNIMPLEMENTED is common and means that exiting is enough.
-        After it, RPCs that need a model answer FAILED_PRECONDITION.
+        After it, RPCs that need a model fail with FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -477,7 +475,7 @@ class BackendServicer(object):
 
         Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). Check
         Result.success. A retry is safe and overwrites dst. Set a deadline of minutes; cancelling stops
-        at the next step at the latest and may leave a partial dst, which is to be ignored.
+        at the next step at the latest and may leave a partial dst, which should be ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -543,9 +541,9 @@ class BackendServicer(object):
     def AudioTranscriptionLive(self, request_iterator, context):
         """Transcribes speech while it is being spoken.
 
-        The first request holds config, all later ones audio. The backend answers the config with a
-        response whose ready is set and sends text only after that. Half-closing ends the audio: the
-        backend decodes what is left, sends final_result and ends the stream. Needs a loaded model
+        The first request holds config, all later ones audio. The backend responds to the config with a
+        message whose ready is set and sends text only after that. Half-closing ends the audio: the
+        backend decodes the rest, sends final_result and ends the stream. Needs a loaded model
         (FAILED_PRECONDITION); carries no ModelIdentity. UNIMPLEMENTED: no live transcription; fall
         back to AudioTranscription. INVALID_ARGUMENT: the first request was no config. A broken stream
         can't be resumed: open a new one. Set a deadline for the whole session; cancelling discards it
@@ -592,7 +590,7 @@ class BackendServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def TokenizeString(self, request, context):
-        """Splits PredictOptions.Prompt into the model's tokens; the other options don't matter.
+        """Splits PredictOptions.Prompt into the model's tokens; the other options are ignored.
 
         Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND). Pure: safe to
         retry. Set a short deadline; cancelling has no further effect.
@@ -616,9 +614,9 @@ class BackendServicer(object):
         """Reports the state and the memory use of the process.
 
         Needs no model: without one the state is UNINITIALIZED. Only reads: safe to retry. Set a
-        deadline of seconds; single-threaded backends answer only between requests. UNIMPLEMENTED is
-        common: measure the process from outside instead. Use it to inform, not to schedule: some
-        existing backends swap BUSY and READY.
+        deadline of seconds; single-threaded backends respond only between requests. UNIMPLEMENTED is
+        common: measure the process from outside instead. Use it for information, not for scheduling:
+        some existing backends swap BUSY and READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -659,7 +657,7 @@ class BackendServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FaceVerify(self, request, context):
-        """Tells whether two images show the same person's face.
+        """Returns whether two images show the same person's face.
 
         Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND with its text;
         some answer NOT_FOUND with another text when there is no face). INVALID_ARGUMENT: an image is
@@ -681,7 +679,7 @@ class BackendServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def VoiceVerify(self, request, context):
-        """Tells whether two recordings hold the same person's voice.
+        """Returns whether two recordings have the same person's voice.
 
         Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
         INVALID_ARGUMENT: a recording is missing or unreadable. Only reads: safe to retry. Set a
@@ -798,7 +796,7 @@ class BackendServicer(object):
         """Returns the engine's counters.
 
         Needs a loaded model (FAILED_PRECONDITION). Only reads: safe to retry. Set a deadline of
-        seconds. Few engines have it; take UNIMPLEMENTED as "no metrics".
+        seconds. Few engines have it; treat UNIMPLEMENTED as "no metrics".
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -815,7 +813,7 @@ class BackendServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Diarize(self, request, context):
-        """Finds out who speaks when in an audio file.
+        """Finds the speakers in an audio file and the times at which each speaks.
 
         Needs a loaded model (FAILED_PRECONDITION) and checks ModelIdentity (NOT_FOUND).
         INVALID_ARGUMENT: the file is missing or no audio. Only reads: safe to retry. Set a deadline
@@ -927,9 +925,9 @@ class BackendServicer(object):
     def StopFineTune(self, request, context):
         """Asks a training job to stop.
 
-        Idempotent: safe to retry. Check Result.success. The job has stopped when FineTuneProgress says
-        so; backends that can't interrupt a job accept the call without effect, and the supervisor ends
-        the process. Set a deadline of seconds.
+        Idempotent: safe to retry. Check Result.success. The job has stopped when FineTuneProgress
+        reports it; backends that can't interrupt a job accept the call without effect, and the supervisor
+        ends the process. Set a deadline of seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -983,18 +981,18 @@ class BackendServicer(object):
         """Asks a quantization job to stop.
 
         Safe to retry. Result.success false: no such job. The job has stopped when QuantizationProgress
-        says so; partial files may remain. Set a deadline of seconds.
+        reports it; partial files may remain. Set a deadline of seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Forward(self, request_iterator, context):
-        """Passes an HTTP request on to the upstream service that ProxyOptions names, and its answer back.
+        """Forwards an HTTP request to the upstream service of ProxyOptions, and returns its response.
 
-        The first request holds path, method and headers; body_chunk may come with it and with any
-        later one; half-closing ends the body. The first reply holds status and headers, the others the
-        body. An HTTP error of the upstream is an answer (ForwardReply.status), not a gRPC status.
+        The first request holds path, method and headers; body_chunk may be set in it and in any later
+        one; half-closing ends the body. The first reply holds status and headers, the others the
+        body. An HTTP error of the upstream is a response (ForwardReply.status), not a gRPC status.
         Needs a model loaded with Proxy (FAILED_PRECONDITION); carries no ModelIdentity. UNAVAILABLE:
         the upstream can't be reached (UNKNOWN in older backends). As safe to retry as the HTTP request
         itself, so a POST is not. Set a deadline for the whole answer; cancelling closes the upstream
@@ -1277,51 +1275,50 @@ def add_BackendServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Backend(object):
     """Runs one model for a supervisor (Corral's loader, LocalAI, or anything that follows this file).
-    One process serves one model. A backend implements Health, LoadModel and whatever its engine can
-    do; every other RPC answers UNIMPLEMENTED, which is what generated base classes do by themselves.
+    One process serves one model. A backend implements Health, LoadModel and the RPCs that its engine
+    supports; every other RPC fails with UNIMPLEMENTED, which is the default of generated base classes.
 
     Process. The program is started with `--addr host:port` and serves this service there, as
-    plaintext HTTP/2. Health answers as soon as the process serves, before any model is loaded, and
-    should keep answering while a model loads or generates (single-threaded backends answer late).
-    When the environment holds a non-empty LOCALAI_GRPC_AUTH_TOKEN, every call must carry the
-    metadata `authorization: Bearer <token>`, exactly, and is answered UNAUTHENTICATED otherwise
-    (compare in constant time). SIGTERM asks the process to exit; one that does not is killed. A
-    backend should also exit by itself when the process that started it is gone. Messages of up to 50
-    MiB are usual in both directions, which is more than gRPC's default of 4 MB. Paths in requests
-    name files that caller and backend both see.
+    plaintext HTTP/2. Health succeeds as soon as the process serves, before any model is loaded, and
+    should keep succeeding while a model loads or generates (single-threaded backends respond late).
+    If the environment has a non-empty LOCALAI_GRPC_AUTH_TOKEN, every call must carry the metadata
+    `authorization: Bearer <token>`, exactly; other calls fail with UNAUTHENTICATED (compare in
+    constant time). SIGTERM asks the process to exit; one that does not is killed. A backend should
+    also exit by itself when its parent process is gone. Messages of up to 50 MiB are usual in both
+    directions, which is more than gRPC's default of 4 MB. Paths in requests name files that caller
+    and backend can both access.
 
-    Model. LoadModel comes after the first good Health and once per process. An RPC that needs a
-    loaded model answers FAILED_PRECONDITION with the text "model not loaded" before that.
+    Model. LoadModel is called after the first successful Health, once per process. Before that, an
+    RPC that needs a loaded model fails with FAILED_PRECONDITION and the text "model not loaded".
 
-    ModelIdentity. Most requests carry the model the caller expects. It is compared, byte for byte,
-    with ModelOptions.Model as recorded by LoadModel. Where either is empty the request is accepted.
-    Where they differ the answer is NOT_FOUND with the text "model identity mismatch": the caller
-    reached another model's process (a reused port) and must look the address up again, not retry it.
-    The text matters, as backends use NOT_FOUND for other things too.
+    ModelIdentity. Most requests carry the model that the caller expects. It is compared, byte for
+    byte, with ModelOptions.Model as recorded by LoadModel. If either is empty, the request is
+    accepted. If they differ, it fails with NOT_FOUND and the text "model identity mismatch": the
+    caller reached another model's process (a reused port) and must look up the address again, not
+    retry it. The text matters, as backends use NOT_FOUND for other errors too.
 
     Outcome. RPCs that return Result may report a failure as Result.success false with status OK:
-    check both. These statuses mean the same for every RPC and are repeated below only where there is
-    more to say:
+    check both. These statuses mean the same for every RPC and are repeated below only with further
+    details:
 
     - UNAUTHENTICATED: the token is missing or wrong; don't retry.
     - UNIMPLEMENTED: this backend or this model can't do it; use another.
     - INVALID_ARGUMENT: the request can't work as it is; change it.
     - RESOURCE_EXHAUSTED: out of memory, queue full or message too large; back off, then retry.
-    - UNAVAILABLE: the process is starting, stopping or dead; retry where the RPC says that is safe,
+    - UNAVAILABLE: the process is starting, stopping or dead; retry where the RPC's comment allows it,
     after the supervisor restarted it.
     - DEADLINE_EXCEEDED and CANCELLED: the caller's own limit.
     - INTERNAL: the engine failed; see the message.
-    - UNKNOWN: what older backends answer to any failure; treat it as INTERNAL, or as
-    FAILED_PRECONDITION where the text contains "model not loaded".
+    - UNKNOWN: the status of any failure in older backends; treat it as INTERNAL, or as
+    FAILED_PRECONDITION if the text contains "model not loaded".
 
-    Deadlines. Every call should set one: a hung engine otherwise holds its caller for ever. A
-    backend should stop its work and free what it holds as soon as the deadline passes or the caller
-    cancels; an engine that can't be interrupted stops at its next step and drops the result.
+    Deadlines. Every call should set one: otherwise a hung engine blocks its caller forever. A backend
+    should stop the work and free its resources as soon as the deadline passes or the caller cancels;
+    an engine that can't be interrupted stops at its next step and drops the result.
 
-    Through Corral's loader the same service is served for all models: the metadata `corral-model`
-    names one, a call loads it where needed, LoadModel and Free are refused (the loader's own API
-    does both), and Health, Status and GetMetrics answer FAILED_PRECONDITION instead of loading a
-    model.
+    Corral's loader serves the same service for all models: the metadata `corral-model` names one, and
+    a call loads it if needed. LoadModel and Free are refused (the loader's own API has both). Health,
+    Status and GetMetrics fail with FAILED_PRECONDITION instead of loading a model.
     """
 
     @staticmethod

@@ -161,8 +161,8 @@ class GalleryServiceServicer(object):
         """Lists the models that the galleries offer, by gallery and then in the gallery's own order. Read-only.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token or filter; the message names the field.
-        - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read. If only some could not,
-        the others answer and `unreachable` names the rest.
+        - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read; retry later. If only some
+        could not be read, the call succeeds, and `unreachable` lists them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,7 +186,7 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListBackendEntries(self, request, context):
-        """Lists the backends that the galleries offer. Read-only. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        """Lists the backends that the galleries offer. Read-only. At present it fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,7 +201,7 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetBackendEntry(self, request, context):
-        """Returns one backend that the galleries offer. Read-only. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        """Returns one backend that the galleries offer. Read-only. At present it fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
         - NOT_FOUND (`GALLERY_ENTRY_NOT_FOUND`): no gallery offers it.
         """
@@ -210,17 +210,17 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListGalleries(self, request, context):
-        """Lists the galleries in the order in which they are asked. Read-only.
+        """Lists the galleries in the order in which they are searched. Read-only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddGallery(self, request, context):
-        """Adds a gallery at the end of the order and keeps it over restarts. Today it answers UNIMPLEMENTED
+        """Adds a gallery at the end of the order; it survives restarts. At present it fails with UNIMPLEMENTED
         (`NOT_IMPLEMENTED`).
 
-        Idempotent for an equal gallery.
+        Idempotent: adding an equal gallery again succeeds.
 
         - FAILED_PRECONDITION (`CONFLICT`): another gallery has this name; remove it first.
         - INVALID_ARGUMENT (`INVALID_REQUEST`, `UNSUPPORTED_SOURCE`): a bad name or address.
@@ -230,7 +230,7 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RemoveGallery(self, request, context):
-        """Removes a gallery; what was installed from it stays. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        """Removes a gallery; what was installed from it stays. At present it fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
         - NOT_FOUND (`GALLERY_NOT_FOUND`): no such gallery.
         """
@@ -241,18 +241,18 @@ class GalleryServiceServicer(object):
     def InstallModel(self, request, context):
         """Installs a model from a gallery. Result: InstallModelResult.
 
-        Idempotent: what is whole and verified is not fetched again, and a request whose `request_id` was seen
-        before returns the operation of that time.
+        Idempotent: files that are complete and verified are not fetched again, and a repeated `request_id`
+        returns the operation of the first request.
 
         - NOT_FOUND (`GALLERY_ENTRY_NOT_FOUND`): no gallery offers it; the message names the nearest ones.
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad name, override or file; the message names the field.
         - UNAVAILABLE (`GALLERY_UNAVAILABLE`, RetryInfo): no gallery could be read; retry later.
 
-        The operation may fail with: DATA_LOSS (`DIGEST_MISMATCH`), UNAVAILABLE (`DOWNLOAD_FAILED`, RetryInfo),
+        The operation can fail with: DATA_LOSS (`DIGEST_MISMATCH`), UNAVAILABLE (`DOWNLOAD_FAILED`, RetryInfo),
         NOT_FOUND (`SOURCE_NOT_FOUND`), PERMISSION_DENIED (`SOURCE_ACCESS_DENIED`), RESOURCE_EXHAUSTED
         (`DISK_FULL`), INVALID_ARGUMENT (`PATH_ESCAPES_FOLDER`, `UNSUPPORTED_SOURCE`), FAILED_PRECONDITION
         (`NOTHING_TO_INSTALL`, `CONFLICT`: a file of that name belongs to another model), CANCELLED
-        (`OPERATION_CANCELLED`). Call again after mending the cause: finished files are kept.
+        (`OPERATION_CANCELLED`). Fix the cause and call again: finished files are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -260,7 +260,7 @@ class GalleryServiceServicer(object):
 
     def DeleteModel(self, request, context):
         """Deletes an installed model: unloads it, and removes its files unless another model uses them.
-        Result: DeleteModelResult. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        Result: DeleteModelResult. At present it fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such installed model.
         """
@@ -269,25 +269,25 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateModel(self, request, context):
-        """Brings an installed model to what its gallery offers now. Result: UpdateModelResult. Today it
-        answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        """Updates an installed model to its gallery's current version. Result: UpdateModelResult. At present
+        it fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
-        Idempotent: a model that is up to date is left alone.
+        Idempotent: a model that is up to date is not changed.
 
-        - NOT_FOUND (`MODEL_NOT_FOUND`, `GALLERY_ENTRY_NOT_FOUND`): not installed, or not offered any more.
+        - NOT_FOUND (`MODEL_NOT_FOUND`, `GALLERY_ENTRY_NOT_FOUND`): not installed, or no longer offered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportModel(self, request, context):
-        """Installs a model from a bare URI, without a gallery; finds out the backend and the configuration.
-        Result: ImportModelResult. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        """Installs a model from a URI, without a gallery; chooses the backend and the configuration itself.
+        Result: ImportModelResult. At present it fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
         - INVALID_ARGUMENT (`UNSUPPORTED_SOURCE`): no importer understands the URI.
 
-        The operation may fail as InstallModel's, and with INVALID_ARGUMENT (`IMPORT_AMBIGUOUS`): several
-        backends fit, and the ErrorInfo's `candidates` names them; call again with `backend` set.
+        The operation can fail like InstallModel's, and with INVALID_ARGUMENT (`IMPORT_AMBIGUOUS`): several
+        backends fit, and `candidates` in the ErrorInfo lists them; call again with `backend` set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -295,16 +295,16 @@ class GalleryServiceServicer(object):
 
     def ApplyModels(self, request, context):
         """Installs a list of models, as LocalAI's PRELOAD_MODELS and apply-from-file do. Result:
-        ApplyModelsResult, with an outcome for each request. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        ApplyModelsResult, with an outcome for each request. At present it fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
 
-        - INVALID_ARGUMENT (`INVALID_REQUEST`): the list is malformed; nothing was begun.
+        - INVALID_ARGUMENT (`INVALID_REQUEST`): the list is malformed; nothing was started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def InstallBackend(self, request, context):
-        """Installs a backend from a gallery. Result: InstallBackendResult. Today it answers UNIMPLEMENTED
+        """Installs a backend from a gallery. Result: InstallBackendResult. At present it fails with UNIMPLEMENTED
         (`NOT_IMPLEMENTED`). Idempotency and errors as InstallModel.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -312,7 +312,7 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBackend(self, request, context):
-        """Deletes an installed backend. Result: DeleteBackendResult. Today it answers UNIMPLEMENTED
+        """Deletes an installed backend. Result: DeleteBackendResult. At present it fails with UNIMPLEMENTED
         (`NOT_IMPLEMENTED`).
 
         - NOT_FOUND (`BACKEND_NOT_FOUND`): no such installed backend.
@@ -322,24 +322,24 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateBackend(self, request, context):
-        """Brings an installed backend to what its gallery offers now. Result: UpdateBackendResult. Today it
-        answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        """Updates an installed backend to its gallery's current version. Result: UpdateBackendResult. At present
+        it fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportBackend(self, request, context):
-        """Installs a backend from a bare URI. Result: ImportBackendResult. Today it answers UNIMPLEMENTED
-        (`NOT_IMPLEMENTED`).
+        """Installs a backend from a URI, without a gallery. Result: ImportBackendResult. At present it fails with
+        UNIMPLEMENTED (`NOT_IMPLEMENTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApplyBackends(self, request, context):
-        """Installs a list of backends. Result: ApplyBackendsResult, with an outcome for each request. Today it
-        answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        """Installs a list of backends. Result: ApplyBackendsResult, with an outcome for each request. At present
+        it fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -355,14 +355,14 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListInstalledBackends(self, request, context):
-        """Lists the backends in the backends folders. Read-only. Today it answers UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        """Lists the backends in the backends folders. Read-only. At present it fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckModelExists(self, request, context):
-        """Says whether a model of exactly this name is in the models folder. Read-only.
+        """Returns whether a model of exactly this name is in the models folder. Read-only.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): an empty name.
         """
@@ -371,14 +371,14 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchOperation(self, request, context):
-        """Streams one operation: its state now, then each change, at most some a second, and last its end.
+        """Streams one operation: its current state, then its changes, at most a few a second, and last its end.
 
         Read-only; cancelling the stream does not cancel the operation. The stream ends after the message
-        whose `operation.done` is true. After a broken connection just call again.
+        whose `operation.done` is true. After a broken connection, call again.
 
         - NOT_FOUND (`OPERATION_NOT_FOUND`): no such operation.
-        - UNAVAILABLE (`SHUTTING_DOWN`, RetryInfo): the service stops; the operation goes on after its next
-        start: watch again.
+        - UNAVAILABLE (`SHUTTING_DOWN`, RetryInfo): the service stops; the operation continues after the
+        next start: watch again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

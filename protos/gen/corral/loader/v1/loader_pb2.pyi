@@ -5,28 +5,33 @@ The loader's control plane: which models exist, which run, and what they do.
 
 The data plane is `backend.Backend` on the same port: send any of its calls to the loader with the
 metadata `corral-model: <model id>` (`corral-model-bin`, in UTF-8, for an id that is not ASCII), and
-the loader passes it to the backend that holds the model, loading it first if it must. Beside the
-backend's own errors and those of LoadModel below, such a call may answer INVALID_ARGUMENT
-(`MODEL_NOT_NAMED`: there is not exactly one model to guess), FAILED_PRECONDITION
-(`CONTROL_PLANE_ONLY`: LoadModel and Free are for this service to call; `MODEL_NOT_LOADED`: Health,
-Status and GetMetrics never load a model), RESOURCE_EXHAUSTED (`QUEUE_FULL`: as many calls as may wait for
-the model already, or are there over all models; `DEADLINE_TOO_SHORT`: the call would still wait at its
-deadline, so allow it more time) and UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`: the instance ended
-under the call; call again).
+the loader passes it to the backend that holds the model. If the model is not loaded, it is loaded first.
+In addition to the backend's own errors and those of LoadModel below, such a call can fail with
 
-Both kinds of RESOURCE_EXHAUSTED carry RetryInfo, whose delay is estimated from the model's last calls
-and loads unless its configuration says (`limits.retry_after_seconds`, for `QUEUE_FULL`), and in
-ErrorInfo's metadata the `queue_length`; `DEADLINE_TOO_SHORT` also the `position` that the call would have had
-and the `expected_wait_seconds`. A call that is refused because the load takes longer than its deadline begins
-that load all the same. A call that waits for a place or for room is told at once, in its initial
-metadata `corral-queue-position`, how many turns it is away (1 is the next). Clients take turns: whoever
-sends the same metadata `corral-client`, else whoever calls over the same connection, is one client. When
-the queue is full, the newest call of the client that has most of them makes way for a client that has fewer.
+- INVALID_ARGUMENT (`MODEL_NOT_NAMED`): the call names no model, and there is not exactly one to choose.
+- FAILED_PRECONDITION (`CONTROL_PLANE_ONLY`): only the loader calls LoadModel and Free on a backend; use the
+  RPCs of this service.
+- FAILED_PRECONDITION (`MODEL_NOT_LOADED`): Health, Status and GetMetrics never load a model.
+- RESOURCE_EXHAUSTED (`QUEUE_FULL`, with RetryInfo): the model's queue is full, or the limit of calls over
+  all models is reached; retry after the delay.
+- RESOURCE_EXHAUSTED (`DEADLINE_TOO_SHORT`, with RetryInfo): the call would still be waiting at its
+  deadline; retry with a longer one.
+- UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance ended during the call; call again.
+
+The delay in RetryInfo is estimated from the model's last calls and loads; for `QUEUE_FULL`, the model's
+configuration can set it (`limits.retry_after_seconds`). The metadata of ErrorInfo has the `queue_length`;
+for `DEADLINE_TOO_SHORT` also the `position` that the call would have had and the `expected_wait_seconds`.
+A call that is refused because the load takes longer than its deadline starts the load nevertheless.
+
+A call that has to wait gets its place in the queue at once, in its initial metadata
+`corral-queue-position` (1 is the next). Clients take turns. Calls with the same metadata `corral-client`
+belong to one client; without that key, calls over the same connection do. When the queue is full and a
+client with fewer waiting calls arrives, the newest call of the client with the most is refused instead.
 
 Errors carry `google.rpc.Status` details: `ErrorInfo` (domain `corral`, a stable reason), and, where
-they help, `RetryInfo`, `BadRequest` and `ResourceInfo`. Any RPC may answer INVALID_ARGUMENT
-(`INVALID_REQUEST`) for a malformed field, and INTERNAL (`INTERNAL`) for a fault of the service; the
-RPCs below name the rest.
+they help, `RetryInfo`, `BadRequest` and `ResourceInfo`. Any RPC can fail with INVALID_ARGUMENT
+(`INVALID_REQUEST`) for a malformed field, and with INTERNAL (`INTERNAL`) for a fault of the service; the
+RPCs below list the other errors.
 """
 
 from collections import abc as _abc
@@ -57,14 +62,14 @@ class _AdviceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Advice.ValueTy
     ADVICE_UNSPECIFIED: _Advice.ValueType  # 0
     """Never sent."""
     ADVICE_KEEP: _Advice.ValueType  # 1
-    """Go on."""
+    """Keep the lease."""
     ADVICE_YIELD: _Advice.ValueType  # 2
-    """Let go whenever none of your calls runs, and ask anew for the next call: another model waits for room, or
-    the instance is to be replaced as soon as nobody uses it. New calls are welcome meanwhile.
+    """Release the lease as soon as you have no call in progress, and resolve again for the next call: another
+    model waits for memory, or the instance will be replaced once it is idle. New calls are welcome until then.
     """
     ADVICE_MOVE: _Advice.ValueType  # 3
-    """Begin no new call here: the instance is being unloaded. Let go when your calls have ended, and ask anew;
-    who asks now waits for the next instance. Taken back with ADVICE_KEEP if the unload is given up.
+    """Start no new call here: the instance is being unloaded. Release the lease when your calls have ended, and
+    resolve again; that request waits for the next instance. ADVICE_KEEP follows if the unload is given up.
     """
 
 class Advice(_Advice, metaclass=_AdviceEnumTypeWrapper):
@@ -73,14 +78,14 @@ class Advice(_Advice, metaclass=_AdviceEnumTypeWrapper):
 ADVICE_UNSPECIFIED: Advice.ValueType  # 0
 """Never sent."""
 ADVICE_KEEP: Advice.ValueType  # 1
-"""Go on."""
+"""Keep the lease."""
 ADVICE_YIELD: Advice.ValueType  # 2
-"""Let go whenever none of your calls runs, and ask anew for the next call: another model waits for room, or
-the instance is to be replaced as soon as nobody uses it. New calls are welcome meanwhile.
+"""Release the lease as soon as you have no call in progress, and resolve again for the next call: another
+model waits for memory, or the instance will be replaced once it is idle. New calls are welcome until then.
 """
 ADVICE_MOVE: Advice.ValueType  # 3
-"""Begin no new call here: the instance is being unloaded. Let go when your calls have ended, and ask anew;
-who asks now waits for the next instance. Taken back with ADVICE_KEEP if the unload is given up.
+"""Start no new call here: the instance is being unloaded. Release the lease when your calls have ended, and
+resolve again; that request waits for the next instance. ADVICE_KEEP follows if the unload is given up.
 """
 Global___Advice: _TypeAlias = Advice  # noqa: Y015
 
@@ -113,12 +118,12 @@ class Model(_message.Message):
         STATE_BACKOFF: Model._State.ValueType  # 7
         """The last load failed; calls and loads before `retry_time` are refused with `LOAD_BACKOFF`."""
         STATE_FAILED: Model._State.ValueType  # 8
-        """The last load failed and waiting does not help; the cause must be mended. A call or load tries again."""
+        """The last load failed and waiting does not help; fix the cause. The next call or load tries again."""
         STATE_WAITING: Model._State.ValueType  # 9
-        """A load was asked for and waits for its turn: for room that is being made, or for a slot among the loads."""
+        """A load was requested and waits: for memory that is being freed, or for one of the parallel loads."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """Where a model stands between not loaded and ready."""
+        """The stages between not loaded and ready."""
 
     STATE_UNSPECIFIED: Model.State.ValueType  # 0
     """Never sent."""
@@ -137,9 +142,9 @@ class Model(_message.Message):
     STATE_BACKOFF: Model.State.ValueType  # 7
     """The last load failed; calls and loads before `retry_time` are refused with `LOAD_BACKOFF`."""
     STATE_FAILED: Model.State.ValueType  # 8
-    """The last load failed and waiting does not help; the cause must be mended. A call or load tries again."""
+    """The last load failed and waiting does not help; fix the cause. The next call or load tries again."""
     STATE_WAITING: Model.State.ValueType  # 9
-    """A load was asked for and waits for its turn: for room that is being made, or for a slot among the loads."""
+    """A load was requested and waits: for memory that is being freed, or for one of the parallel loads."""
 
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -166,12 +171,12 @@ class Model(_message.Message):
     name: _builtins.str
     """Resource name, `models/{model}`. The part after `models/` is the value of the metadata key `corral-model`."""
     state: Global___Model.State.ValueType
-    """Where the model stands now."""
+    """The model's current state."""
     state_message: _builtins.str
-    """Why it stands there, for people: the last failure, the reason of the last unload. Empty if there is nothing to say."""
+    """Why it is in this state, for people: the last failure or the reason of the last unload. Can be empty."""
     backend: _builtins.str
-    """The backend that was chosen at the last load, else the one that is configured: an id or an alias,
-    without `backends/`. Empty if neither is known.
+    """The backend that was chosen at the last load; before the first load, the configured one. An id or an
+    alias, without `backends/`. Empty if neither is known.
     """
     model_file: _builtins.str
     """The model file or repository id, as in the configuration (`parameters.model`)."""
@@ -187,12 +192,12 @@ class Model(_message.Message):
     """Calls that wait: for the load, or for a slot of `max_concurrent_calls`."""
     max_concurrent_calls: _builtins.int
     """Calls that may run at once: from the configuration (`limits.max_concurrent`, `parallel:N` in `options`),
-    else from the backend's manifest. 0 means no limit.
+    or, without these, from the backend's manifest. 0 means no limit.
     """
     crash_count: _builtins.int
-    """Crashes in a row, without a stable time between."""
+    """Consecutive crashes, without a stable period in between."""
     endpoint_error: _builtins.str
-    """Why the model lacks an endpoint that it should have, for people. Empty if it lacks none."""
+    """Why one of the model's endpoints could not be opened, for people. Empty if all are open."""
     @_builtins.property
     def state_time(self) -> _timestamp_pb2.Timestamp:
         """When `state` last changed. Unset if it never did."""
@@ -203,7 +208,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
-        """The processes or addresses that hold the model, the oldest first. Today one at most."""
+        """The processes or addresses that hold the model, the oldest first. At present at most one."""
 
     @_builtins.property
     def retry_time(self) -> _timestamp_pb2.Timestamp:
@@ -219,7 +224,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateFailure]:
-        """Backends that failed with this model and are not tried before their time; the best known cause of each."""
+        """Backends that failed with this model and are in back-off, each with the best known cause."""
 
     @_builtins.property
     def last_unload(self) -> Global___Unload:
@@ -227,8 +232,8 @@ class Model(_message.Message):
 
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Addresses of the model's own, as gRPC takes them (`unix:/path`, `127.0.0.1:9001`), that stay the same whether it
-        is loaded or not: to its clients each is a plain `backend.Backend` server of this one model. The first call loads it.
+        """The model's own addresses, as gRPC takes them (`unix:/path`, `127.0.0.1:9001`). They stay the same whether it
+        is loaded or not: to clients each is a plain `backend.Backend` server of this one model. The first call loads it.
         """
 
     def __init__(
@@ -267,7 +272,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Unload(_message.Message):
-    """Why an instance went away."""
+    """Why an instance was stopped."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -286,17 +291,17 @@ class Unload(_message.Message):
         CAUSE_BUSY: Unload._Cause.ValueType  # 3
         """A call made no progress for longer than the busy timeout."""
         CAUSE_MEMORY: Unload._Cause.ValueType  # 4
-        """Memory was short, and the memory reclaimer is on."""
+        """Memory was low, and the memory reclaimer is on."""
         CAUSE_EVICTED: Unload._Cause.ValueType  # 5
         """It made room for another model."""
         CAUSE_CHANGED: Unload._Cause.ValueType  # 6
-        """Its configuration, its file or its backend changed, or went away."""
+        """Its configuration, its file or its backend changed or was removed."""
         CAUSE_CRASHED: Unload._Cause.ValueType  # 7
         """The backend ended by itself."""
         CAUSE_SHUTDOWN: Unload._Cause.ValueType  # 8
         """The loader drains or stops."""
         CAUSE_LIMITS: Unload._Cause.ValueType  # 9
-        """The settings changed and it did not fit any more."""
+        """The settings changed and it no longer fitted the limits."""
 
     class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
         """The kinds of reason."""
@@ -310,17 +315,17 @@ class Unload(_message.Message):
     CAUSE_BUSY: Unload.Cause.ValueType  # 3
     """A call made no progress for longer than the busy timeout."""
     CAUSE_MEMORY: Unload.Cause.ValueType  # 4
-    """Memory was short, and the memory reclaimer is on."""
+    """Memory was low, and the memory reclaimer is on."""
     CAUSE_EVICTED: Unload.Cause.ValueType  # 5
     """It made room for another model."""
     CAUSE_CHANGED: Unload.Cause.ValueType  # 6
-    """Its configuration, its file or its backend changed, or went away."""
+    """Its configuration, its file or its backend changed or was removed."""
     CAUSE_CRASHED: Unload.Cause.ValueType  # 7
     """The backend ended by itself."""
     CAUSE_SHUTDOWN: Unload.Cause.ValueType  # 8
     """The loader drains or stops."""
     CAUSE_LIMITS: Unload.Cause.ValueType  # 9
-    """The settings changed and it did not fit any more."""
+    """The settings changed and it no longer fitted the limits."""
 
     CAUSE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
@@ -374,10 +379,10 @@ class CandidateFailure(_message.Message):
     reason: _builtins.str
     """The reason of the error, as in ErrorInfo."""
     count: _builtins.int
-    """Failures in a row."""
+    """Consecutive failures."""
     @_builtins.property
     def retry_time(self) -> _timestamp_pb2.Timestamp:
-        """When it may be tried again. Unset where waiting does not help."""
+        """When it can be tried again. Unset if waiting does not help."""
 
     def __init__(
         self,
@@ -413,7 +418,7 @@ class MemoryReservation(_message.Message):
         BASIS_ESTIMATED: MemoryReservation._Basis.ValueType  # 1
         """Estimated from the model's files and settings."""
         BASIS_CONFIGURED: MemoryReservation._Basis.ValueType  # 2
-        """The model's configuration says so (`memory`)."""
+        """Set in the model's configuration (`memory`)."""
         BASIS_LEARNED: MemoryReservation._Basis.ValueType  # 3
         """Measured at an earlier load."""
         BASIS_MEASURED: MemoryReservation._Basis.ValueType  # 4
@@ -427,7 +432,7 @@ class MemoryReservation(_message.Message):
     BASIS_ESTIMATED: MemoryReservation.Basis.ValueType  # 1
     """Estimated from the model's files and settings."""
     BASIS_CONFIGURED: MemoryReservation.Basis.ValueType  # 2
-    """The model's configuration says so (`memory`)."""
+    """Set in the model's configuration (`memory`)."""
     BASIS_LEARNED: MemoryReservation.Basis.ValueType  # 3
     """Measured at an earlier load."""
     BASIS_MEASURED: MemoryReservation.Basis.ValueType  # 4
@@ -494,7 +499,7 @@ class Instance(_message.Message):
     load_message: _builtins.str
     """What the backend answered to LoadModel, such as options it did not understand."""
     adopted: _builtins.bool
-    """Taken over from a loader that ran before, without loading it anew."""
+    """Taken over from an earlier loader process, without loading the model again."""
     direct_leases: _builtins.int
     """Leases of ResolveModel and HoldModel in force. Each counted as one call when it was given out."""
     @_builtins.property
@@ -614,13 +619,13 @@ class Backend(_message.Message):
     gallery_url: _builtins.str
     """Where it was downloaded from. Empty if it was not recorded."""
     chosen: _builtins.str
-    """For a name that stands for another backend (a "meta backend" or an alias group): the one that was
-    chosen for this machine, `backends/{backend}`. Empty for a program of its own.
+    """For a name that refers to other backends (a "meta backend" or an alias group): the one that was
+    chosen for this machine, `backends/{backend}`. Empty for a program.
     """
     explanation: _builtins.str
     """Why it is usable or not, or why `chosen` was chosen, for people."""
     max_concurrent_calls: _builtins.int
-    """Calls that it can work on at once, as its manifest says. 0 if it does not say."""
+    """Calls that it can process at once, from its manifest. 0 if the manifest has no value."""
     revision: _builtins.str
     """A digest of the program and its metadata; changes when the backend is replaced."""
     @_builtins.property
@@ -629,15 +634,15 @@ class Backend(_message.Message):
 
     @_builtins.property
     def requires(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the build needs of the machine, such as `nvidia-cuda-12`, `metal` or `avx2`. Empty if nothing special."""
+        """What the build requires of the machine, such as `nvidia-cuda-12`, `metal` or `avx2`. Empty if nothing special."""
 
     @_builtins.property
     def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The file formats that it reads, such as `gguf`. Empty if it does not say."""
+        """The file formats that it reads, such as `gguf`. Empty if it is not known."""
 
     @_builtins.property
     def usecases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What it is for, such as `chat` or `tts`. Empty if it does not say."""
+        """What it is for, such as `chat` or `tts`. Empty if it is not known."""
 
     @_builtins.property
     def install_time(self) -> _timestamp_pb2.Timestamp:
@@ -684,9 +689,9 @@ class LoadModelRequest(_message.Message):
     name: _builtins.str
     """The model, `models/{model}`; the bare id is accepted too. Required."""
     return_immediately: _builtins.bool
-    """Return as soon as the load has begun, with the model in its state of that moment; follow it with WatchModels."""
+    """Return as soon as the load has started, with the model's state of that moment; follow it with WatchModels."""
     reset_backoff: _builtins.bool
-    """Try at once, even if earlier failures or a quarantine call for a wait."""
+    """Load at once, ignoring the back-off of earlier failures and a quarantine."""
     def __init__(
         self,
         *,
@@ -711,7 +716,7 @@ class LoadModelResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> Global___Model:
-        """The model: ready, or with `return_immediately` on its way."""
+        """The model: ready, or, with `return_immediately`, possibly still loading."""
 
     def __init__(
         self,
@@ -812,8 +817,8 @@ class GetModelResponse(_message.Message):
 
     @_builtins.property
     def effective_options(self) -> _containers.RepeatedCompositeFieldContainer[Global___EffectiveOption]:
-        """What the backend is told at the next load, and where each value comes from. Empty where the
-        configuration cannot be used.
+        """The values that the backend gets at the next load, and where each comes from. Empty if the configuration
+        is invalid.
         """
 
     def __init__(
@@ -949,7 +954,7 @@ class ListModelsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many models; 0 means 100, and more than 1000 is taken as 1000."""
+    """The maximum number of models in the page; 0 means 100, and values above 1000 mean 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first page. Keep the filter the same."""
     @_builtins.property
@@ -1046,23 +1051,23 @@ class WatchModelsResponse(_message.Message):
         CHANGE_TYPE_UNSPECIFIED: WatchModelsResponse._ChangeType.ValueType  # 0
         """Never sent."""
         CHANGE_TYPE_SNAPSHOT: WatchModelsResponse._ChangeType.ValueType  # 1
-        """`model` is part of the snapshot. The first one of a snapshot means: forget what you knew."""
+        """`model` is part of the snapshot. The first one of a snapshot replaces all earlier state."""
         CHANGE_TYPE_SNAPSHOT_END: WatchModelsResponse._ChangeType.ValueType  # 2
-        """The snapshot is complete; `model` is unset. Sent also where nothing matched."""
+        """The snapshot is complete; `model` is unset. Also sent if nothing matched."""
         CHANGE_TYPE_CHANGED: WatchModelsResponse._ChangeType.ValueType  # 3
         """`model` is new, or in a new state, or otherwise changed."""
         CHANGE_TYPE_REMOVED: WatchModelsResponse._ChangeType.ValueType  # 4
         """`model` was deleted, or does not match any more; only its name is set."""
 
     class ChangeType(_ChangeType, metaclass=_ChangeTypeEnumTypeWrapper):
-        """What a message says."""
+        """The kinds of message."""
 
     CHANGE_TYPE_UNSPECIFIED: WatchModelsResponse.ChangeType.ValueType  # 0
     """Never sent."""
     CHANGE_TYPE_SNAPSHOT: WatchModelsResponse.ChangeType.ValueType  # 1
-    """`model` is part of the snapshot. The first one of a snapshot means: forget what you knew."""
+    """`model` is part of the snapshot. The first one of a snapshot replaces all earlier state."""
     CHANGE_TYPE_SNAPSHOT_END: WatchModelsResponse.ChangeType.ValueType  # 2
-    """The snapshot is complete; `model` is unset. Sent also where nothing matched."""
+    """The snapshot is complete; `model` is unset. Also sent if nothing matched."""
     CHANGE_TYPE_CHANGED: WatchModelsResponse.ChangeType.ValueType  # 3
     """`model` is new, or in a new state, or otherwise changed."""
     CHANGE_TYPE_REMOVED: WatchModelsResponse.ChangeType.ValueType  # 4
@@ -1072,7 +1077,7 @@ class WatchModelsResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     change_type: Global___WatchModelsResponse.ChangeType.ValueType
-    """What this message says."""
+    """The kind of this message."""
     resume_token: _builtins.str
     """Opaque; continues the stream after this message. Empty within a snapshot."""
     @_builtins.property
@@ -1103,7 +1108,7 @@ class ListBackendsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many backends; 0 means 100, and more than 1000 is taken as 1000."""
+    """The maximum number of backends in the page; 0 means 100, and values above 1000 mean 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first page."""
     def __init__(
@@ -1195,7 +1200,7 @@ class PlanEvictionResponse(_message.Message):
 
     @_builtins.property
     def blockers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Blocker]:
-        """What stands in the way and could not be evicted now."""
+        """The models that block the load and cannot be evicted now."""
 
     @_builtins.property
     def memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryReservation]:
@@ -1232,7 +1237,7 @@ class Blocker(_message.Message):
     explanation: _builtins.str
     """Why it stays, for people: it is pinned, busy, or loading."""
     temporary: _builtins.bool
-    """It may go by itself: waiting can help."""
+    """It may be unloaded by itself: waiting can help."""
     def __init__(
         self,
         *,
@@ -1250,7 +1255,7 @@ Global___Blocker: _TypeAlias = Blocker  # noqa: Y015
 
 @_typing.final
 class Eviction(_message.Message):
-    """One instance that would have to go."""
+    """One instance that would be evicted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1261,7 +1266,7 @@ class Eviction(_message.Message):
     model: _builtins.str
     """The model, `models/{model}`."""
     freed_bytes: _builtins.int
-    """Memory that comes back, in bytes."""
+    """Memory that is freed, in bytes."""
     explanation: _builtins.str
     """Why this one was chosen, for people."""
     @_builtins.property
@@ -1299,8 +1304,8 @@ class ResolveModelRequest(_message.Message):
     """The lease to renew, opaque; empty for a new one."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
-        """How long the instance must stay, from now. Unset means the loader's default (30 s, unless set otherwise);
-        longer than its maximum is cut: go by `expire_time`. Renew when a third of it is over.
+        """How long the instance must stay, from now. Unset means the loader's default (30 s unless configured);
+        values above the loader's maximum are reduced to it: use `expire_time`. Renew after a third of the time.
         """
 
     def __init__(
@@ -1399,7 +1404,7 @@ class HoldModelResponse(_message.Message):
     RESOLUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def resolution(self) -> Global___ResolveModelResponse:
-        """The resolution, with the advice of this moment; all else stays as it was in the first message."""
+        """The resolution with the current advice; the other fields are those of the first message."""
 
     def __init__(
         self,
@@ -1470,13 +1475,13 @@ class StreamLogsRequest(_message.Message):
     follow: _builtins.bool
     """Keep the stream open for new lines. Without it the stream ends after the history."""
     after_sequence: _builtins.int
-    """Only lines with a higher sequence number; 0 means all that are kept, and so does a number beyond the
-    last, which is one of before a restart of the loader.
+    """Only lines with a higher sequence number. 0 means all that are kept; so does a number beyond the last,
+    which is from before a restart of the loader.
     """
     tail_lines: _builtins.int
-    """At most so many lines of history, the newest; 0 means all."""
+    """The maximum number of lines of history, counted from the newest; 0 means all."""
     minimum_level: Global___LogLine.Level.ValueType
-    """Only lines at least as serious as this; those that do not tell are left out too. Unset means all."""
+    """Only lines of at least this level; lines without a level are left out too. Unset means all."""
     @_builtins.property
     def streams(self) -> _containers.RepeatedScalarFieldContainer[Global___LogLine.Stream.ValueType]:
         """Only lines of these streams; empty means all."""
@@ -1508,12 +1513,12 @@ class StreamLogsResponse(_message.Message):
     LINE_FIELD_NUMBER: _builtins.int
     MISSED_LINES_FIELD_NUMBER: _builtins.int
     missed_lines: _builtins.int
-    """Lines between the last message and this one that this client missed, because they came faster than it
-    read or were pushed out of the history before it asked.
+    """Lines between the last message and this one that this client missed, because it read too slowly or they
+    had already left the history.
     """
     @_builtins.property
     def line(self) -> Global___LogLine:
-        """One line. Unset in a message that only tells of missed ones."""
+        """One line. Unset in a message that only counts missed ones."""
 
     def __init__(
         self,
@@ -1569,7 +1574,7 @@ class LogLine(_message.Message):
     class _LevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[LogLine._Level.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         LEVEL_UNSPECIFIED: LogLine._Level.ValueType  # 0
-        """The line does not tell."""
+        """The level is not known."""
         LEVEL_DEBUG: LogLine._Level.ValueType  # 1
         """For developers."""
         LEVEL_INFO: LogLine._Level.ValueType  # 2
@@ -1580,10 +1585,10 @@ class LogLine(_message.Message):
         """Something failed."""
 
     class Level(_Level, metaclass=_LevelEnumTypeWrapper):
-        """How serious a line is, as far as its own words or format tell."""
+        """The level of a line, as far as its text or format shows it."""
 
     LEVEL_UNSPECIFIED: LogLine.Level.ValueType  # 0
-    """The line does not tell."""
+    """The level is not known."""
     LEVEL_DEBUG: LogLine.Level.ValueType  # 1
     """For developers."""
     LEVEL_INFO: LogLine.Level.ValueType  # 2
@@ -1600,7 +1605,7 @@ class LogLine(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Ascending from 1 within a model; it goes on over restarts of the backend, not of the loader."""
+    """Ascending from 1 within a model; it continues across restarts of the backend, not of the loader."""
     stream: Global___LogLine.Stream.ValueType
     """Which pipe."""
     text: _builtins.str
@@ -1608,7 +1613,7 @@ class LogLine(_message.Message):
     generation: _builtins.int
     """The instance that wrote it, as in `Instance.generation`."""
     level: Global___LogLine.Level.ValueType
-    """How serious it is."""
+    """Its level."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the loader read the line."""
@@ -1713,7 +1718,7 @@ class DrainResponse(_message.Message):
 
     CUT_CALLS_FIELD_NUMBER: _builtins.int
     cut_calls: _builtins.int
-    """Calls that did not end in time and were cut."""
+    """Calls that had not ended at the timeout and were cut."""
     def __init__(
         self,
         *,
@@ -1759,7 +1764,7 @@ class GetCapacityResponse(_message.Message):
     MAX_CALLS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     active_models: _builtins.int
-    """Models that hold one of `max_active_models`: loaded ones and those on their way."""
+    """Models that count towards `max_active_models`: loaded ones and those that are loading."""
     max_active_models: _builtins.int
     """The limit in force; 0 means none."""
     loads: _builtins.int
@@ -1769,14 +1774,14 @@ class GetCapacityResponse(_message.Message):
     calls: _builtins.int
     """Calls in progress and waiting, over all models."""
     max_calls: _builtins.int
-    """The ceiling of `calls`; more are refused."""
+    """The limit of `calls`; further calls are refused."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
         """The main memory, then each GPU."""
 
     @_builtins.property
     def waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___Waiting]:
-        """Models that wait for room or a load slot, in their order."""
+        """Models that wait for memory or for one of `max_loads`, the next one first."""
 
     def __init__(
         self,
@@ -1815,13 +1820,13 @@ class Device(_message.Message):
     description: _builtins.str
     """What it is, for people."""
     total_bytes: _builtins.int
-    """All of it, within the limits of a container."""
+    """The size, within the limits of a container."""
     available_bytes: _builtins.int
-    """What is free now, whoever uses the rest."""
+    """The memory that no process uses at present."""
     reserved_bytes: _builtins.int
-    """What the loaded and loading models have or are expected to need."""
+    """The memory that the loaded and loading models use or are expected to need."""
     budget_bytes: _builtins.int
-    """What models may have together; 0 means no limit but the device's own."""
+    """The memory that all models together may use; 0 means the device's own size."""
     def __init__(
         self,
         *,
@@ -1853,7 +1858,7 @@ class Waiting(_message.Message):
     model: _builtins.str
     """The model, `models/{model}`."""
     position: _builtins.int
-    """From 1."""
+    """Its place in the queue, from 1."""
     explanation: _builtins.str
     """What it waits for, for people."""
     @_builtins.property
@@ -1878,7 +1883,7 @@ Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
 
 @_typing.final
 class Settings(_message.Message):
-    """What can be changed while the loader runs. The names, defaults and meanings are LocalAI's where it has them."""
+    """The settings that can be changed while the loader runs. Names, defaults and meanings are LocalAI's where it has them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1909,39 +1914,39 @@ class Settings(_message.Message):
     max_active_backends: _builtins.int
     """Models loaded at once, not counting external backends; 0 means no limit."""
     single_active_backend: _builtins.bool
-    """One model at once; the same as `max_active_backends` of 1, unless that is set."""
+    """One model at once: the same as `max_active_backends` = 1; ignored if that is set."""
     force_eviction_when_busy: _builtins.bool
-    """Evict models in use too, cutting their calls, where idle ones are not enough."""
+    """If evicting idle models is not enough, also evict models in use and cut their calls."""
     size_aware_eviction: _builtins.bool
-    """Evict the largest first, not the one that is the least worth keeping."""
+    """Evict the largest model first, not the one that is least worth keeping."""
     lru_eviction_max_retries: _builtins.int
     """With `lru_eviction_retry_interval`, how long a load waits for models in use to become free."""
     watchdog_idle: _builtins.bool
-    """Unload models that nobody called for `watchdog_idle_timeout`."""
+    """Unload models without a call for `watchdog_idle_timeout`."""
     watchdog_busy: _builtins.bool
-    """End backends of which a call made no progress for `watchdog_busy_timeout`."""
+    """Stop backends with a call that made no progress for `watchdog_busy_timeout`."""
     memory_reclaimer: _builtins.bool
-    """Unload models when memory is short."""
+    """Unload models when memory is low."""
     memory_reclaimer_threshold: _builtins.float
-    """The used part of a device's memory above which it is short, between 0 and 1."""
+    """The used share of a device's memory above which memory counts as low, between 0 and 1."""
     vram_budget: _builtins.str
-    """What models may have of each GPU: `80%`, `0.8`, `12GB` or bytes; empty means no limit."""
+    """The memory of each GPU that models may use: `80%`, `0.8`, `12GB` or bytes; empty means no limit."""
     ram_budget: _builtins.str
     """The same for the main memory."""
     fit_check: _builtins.bool
-    """Refuse or make room for models that do not fit into free memory, before they are loaded."""
+    """Before a load, check that the model fits into free memory; if not, evict others or refuse it."""
     max_concurrent_backend_requests: _builtins.int
-    """Calls in progress and waiting, over all models."""
+    """The maximum number of calls in progress and waiting, over all models."""
     queue_size: _builtins.int
-    """Calls that may wait for one model."""
+    """The maximum number of calls that wait for one model."""
     parallel_loads: _builtins.int
-    """Models that may load at the same time."""
+    """The maximum number of models that load at the same time."""
     threads: _builtins.int
-    """Threads for models that do not say; 0 leaves the choice to the backend. Counts from the next load on."""
+    """Threads for models that configure none; 0 leaves the choice to the backend. Applies from the next load on."""
     context_size: _builtins.int
-    """Context for models that do not say, in tokens; 0 leaves it to the model. Counts from the next load on."""
+    """Context for models that configure none, in tokens; 0 leaves it to the model. Applies from the next load on."""
     f16: _builtins.bool
-    """Half precision for the working memory of models that do not say. Counts from the next load on."""
+    """Half precision for the working memory of models that configure none. Applies from the next load on."""
     @_builtins.property
     def lru_eviction_retry_interval(self) -> _duration_pb2.Duration:
         """See `lru_eviction_max_retries`."""
@@ -1956,12 +1961,12 @@ class Settings(_message.Message):
 
     @_builtins.property
     def watchdog_interval(self) -> _duration_pb2.Duration:
-        """How often the watchdogs look."""
+        """The interval between the watchdogs' checks."""
 
     @_builtins.property
     def starvation_bound(self) -> _duration_pb2.Duration:
-        """A model that is in demand is kept at least as long as its load took, but never so long that another
-        one waits for more than this.
+        """A model in demand stays loaded at least as long as its load took, unless another model has waited longer
+        than this.
         """
 
     @_builtins.property

@@ -124,22 +124,22 @@ class LoaderServiceServicer(object):
     def LoadModel(self, request, context):
         """Loads a model and waits until it is ready.
 
-        Idempotent: a model that is ready is answered at once, and callers that come while it loads share
-        the one load. The load outlives its callers: a caller whose deadline ends gets DEADLINE_EXCEEDED
-        and the load goes on; call again, or follow WatchModels.
+        Idempotent: returns at once if the model is ready; callers that arrive while it loads share that load.
+        The load does not depend on its callers: a caller whose deadline ends gets DEADLINE_EXCEEDED and the
+        load goes on; call again, or follow WatchModels.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`, `BACKEND_NOT_FOUND`): install the model or the backend first.
         - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
-        `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
-        - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
-        - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed again and again, and the model is in
-        quarantine; mend the cause and set `reset_backoff`, or wait as told.
+        `BACKEND_START_FAILED`): the message includes the backend's own; fix the cause, then retry.
+        - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; retry after the delay.
+        - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed repeatedly, and the model is in
+        quarantine; fix the cause and set `reset_backoff`, or retry after the delay.
         - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
         while it started; retry.
         - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
         loader stops.
-        - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo where waiting may help): the model does not fit beside
-        those in use, and none of them could be evicted in time; PlanEviction tells which stand in its way.
+        - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo if waiting can help): the model does not fit alongside
+        the models in use, and none of them could be evicted in time; PlanEviction lists the ones that block it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,13 +148,13 @@ class LoaderServiceServicer(object):
     def UnloadModel(self, request, context):
         """Unloads a model and waits until its whole process group is gone.
 
-        Idempotent: a model that is not loaded is answered at once. Calls in progress end first, for as
-        long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE. Holders of leases
-        are told to move (`ADVICE_MOVE`) and have the same time to let go; with `force` they are not waited for.
+        Idempotent: returns at once if the model is not loaded. Calls in progress may finish within the loader's
+        drain timeout; with `force` they are cut with UNAVAILABLE. Holders of leases are advised to move
+        (`ADVICE_MOVE`) and have the same time to release them; with `force` the loader does not wait for them.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
-        - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, when the drain time
-        ended, and the model stays loaded; retry later or set `force`.
+        - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, at the end of
+        the drain timeout, and the model stays loaded; retry later or set `force`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,7 +170,7 @@ class LoaderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models the loader knows, sorted by name, loaded or not. Read-only.
+        """Lists the models that the loader knows, sorted by name, loaded or not. Read-only.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token or filter; the message names the field.
         """
@@ -181,9 +181,10 @@ class LoaderServiceServicer(object):
     def WatchModels(self, request, context):
         """Streams the state of models: first a snapshot of all that match, then each change as it happens.
 
-        Read-only. The stream ends with the client's cancel or the loader's stop. After a broken connection
-        call again with the last `resume_token`: missed changes follow if the loader still has them, else a
-        new snapshot. A client that reads too slowly for the loader's history gets a new snapshot too.
+        Read-only. The stream ends when the client cancels it or the loader stops. After a broken connection,
+        call again with the last `resume_token`: the stream continues with the missed changes if the loader
+        still has them, otherwise with a new snapshot. A client that reads too slowly for the loader's history
+        also gets a new snapshot.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a malformed resume token or filter.
         """
@@ -201,11 +202,11 @@ class LoaderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PlanEviction(self, request, context):
-        """Explains, without doing it, what would be evicted to make room for a model, and why.
+        """Returns which models would be evicted to make room for a model, and why, without evicting them.
 
-        Read-only; the answer is true for this moment only. A model that is loaded already fits.
+        Read-only; the plan holds for this moment only. A model that is already loaded fits.
 
-        - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): it cannot be loaded at all.
+        - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): the model cannot be loaded at all.
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -213,54 +214,53 @@ class LoaderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResolveModel(self, request, context):
-        """Returns the address and token of a loaded instance, under a lease, for clients that go direct.
+        """Returns the address and token of a loaded instance, with a lease on it, for clients that connect directly.
 
-        Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted,
-        idled out or drained away; renew it by calling again with the same `lease`, and give it back with
-        ReleaseLease. A client that can keep a stream open uses HoldModel: it hears at once when it should move,
-        and its lease ends when it vanishes. Safe to retry: at worst a lease runs out unused. Each call, a renewal
-        too, counts as use of the model; what is sent on the direct connection is not seen by the loader, so
-        neither limits (`max_concurrent_calls`, the queue) nor the count of calls know of it.
+        Loads the model first if needed, as LoadModel does. Until the lease expires, the instance is not evicted,
+        unloaded as idle or drained. Renew the lease by calling again with the same `lease`; return it with
+        ReleaseLease. A client that can keep a stream open should use HoldModel: it is advised at once when it
+        should move, and its lease ends with its connection. Safe to retry: at worst a lease expires unused. Each
+        call, renewals included, counts as use of the model. The loader does not see the calls on the direct
+        connection: neither the limits (`max_concurrent_calls`, the queue) nor the call counts include them.
 
-        The address and the token are those of one instance, and good for as long as that lives: after the lease
-        has ended, or the instance has (UNAVAILABLE), call again. An address is of use only where it means the same:
-        `unix:` to the loader's own user on its machine, a loopback port on its machine. Other clients call
-        `backend.Backend` at the loader.
+        The address and the token belong to one instance and are valid until it ends: when the lease or the
+        instance (UNAVAILABLE) has ended, call again. A `unix:` address works for the loader's own user on its
+        machine, a loopback port on its machine. Other clients call `backend.Backend` at the loader.
 
         - The errors of LoadModel.
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a negative or zero duration, or a lease of another model.
         - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired, was released, or its instance has ended;
         ask for a new one.
-        - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): as many leases as may are given out; go through
-        the loader, or retry as told.
+        - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): the maximum number of leases is in use; call
+        through the loader, or retry after the delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def HoldModel(self, request, context):
-        """Does what ResolveModel does, and keeps the lease for as long as the stream is open.
+        """Does what ResolveModel does, and keeps the lease while the stream is open.
 
-        The first message is the resolution, without an expiry; each further one repeats it with new advice, as
-        soon as that changes. The lease ends with the stream, whoever ends it: the client that cancels, is killed or
-        loses its connection holds nothing from that moment on. Cancel the stream when no call runs any more.
-        Nothing is lost by calling again: after a broken connection, or when the stream ended with UNAVAILABLE,
-        the next stream leads to the instance that is there then.
+        The first message is the resolution, without an expiry; each further one repeats it with new advice as
+        soon as the advice changes. The lease ends with the stream, whatever ends it: a client that cancels, is
+        killed or loses its connection holds nothing from then on. Cancel the stream when you have no more calls.
+        Safe to retry: after a broken connection, or when the stream ended with UNAVAILABLE, the next stream
+        returns the instance of that moment.
 
         - The errors of ResolveModel, without those about a lease to renew.
-        - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance has ended under the lease, and the calls on
-        it with it; the details say why.
-        - OK: the loader stops, or was told ReleaseLease.
+        - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance ended during the lease, and with it the
+        calls on it; the details have the cause.
+        - OK: the loader stops, or the lease was returned with ReleaseLease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseLease(self, request, context):
-        """Gives a lease of ResolveModel or HoldModel back before its time.
+        """Ends a lease of ResolveModel or HoldModel before it expires.
 
-        Idempotent: a lease that is not known, because it has ended, is answered in the same way. Calls that
-        still run on the direct connection are not ended by it, but no longer protected.
+        Idempotent: also succeeds if the lease is unknown or has ended. Calls that are still in progress on the
+        direct connection go on, but their instance is no longer protected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -269,9 +269,9 @@ class LoaderServiceServicer(object):
     def StreamLogs(self, request, context):
         """Streams what a model's backend wrote to stdout and stderr: history first, then new lines.
 
-        Read-only; never counts as use. The loader keeps a bounded number of lines a model, over restarts
-        of its backend. Lines carry ascending sequence numbers; a jump means that lines were dropped because
-        they were too many or the client too slow. Numbers begin at 1 again when the loader restarts.
+        Read-only; never counts as use. The loader keeps a limited number of lines for each model, across
+        restarts of its backend. Sequence numbers ascend; a gap means that lines were dropped because there were
+        too many or the client read too slowly. When the loader restarts, numbers begin at 1 again.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """
@@ -282,7 +282,7 @@ class LoaderServiceServicer(object):
     def PinModel(self, request, context):
         """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-        Pinning does not load a model. It is kept over restarts of the loader, and wins over `pinned` in the
+        Pinning does not load a model. It survives restarts of the loader, and overrides `pinned` in the
         model's configuration. A pinned model whose backend crashed is loaded again without waiting for a call.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
@@ -292,18 +292,18 @@ class LoaderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Stops taking new work, lets running calls end, and unloads every model, as before a shutdown.
+        """Stops accepting new work, lets calls in progress end, and unloads every model, as before a shutdown.
 
-        Idempotent. It returns when nothing runs any more. From its beginning on, calls and loads are refused
-        with UNAVAILABLE (`SHUTTING_DOWN`) and the health of `corral.loader.v1.LoaderService` and
-        `backend.Backend` is NOT_SERVING, until the loader is started anew.
+        Idempotent. Returns when nothing runs any more. From its start until the loader is restarted, calls and
+        loads are refused with UNAVAILABLE (`SHUTTING_DOWN`), and the health of `corral.loader.v1.LoaderService`
+        and `backend.Backend` is NOT_SERVING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCapacity(self, request, context):
-        """Returns what the loader has to give: memory by device, slots for models and calls, and who waits.
+        """Returns the loader's capacity: memory by device, slots for models and calls, and the models that wait.
 
         Read-only; never counts as use of a model.
         """
@@ -321,9 +321,9 @@ class LoaderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSettings(self, request, context):
-        """Changes settings at once, without a restart. What no longer fits new limits is evicted.
+        """Changes settings at once, without a restart. Models that no longer fit the new limits are evicted.
 
-        Idempotent. Kept over restarts, unless a flag or an environment variable says otherwise there.
+        Idempotent. The changes survive restarts, unless a flag or an environment variable overrides them.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a value out of range or an unknown path in the mask; the message
         names the field, and nothing is changed.

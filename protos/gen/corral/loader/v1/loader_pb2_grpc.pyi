@@ -5,28 +5,33 @@ The loader's control plane: which models exist, which run, and what they do.
 
 The data plane is `backend.Backend` on the same port: send any of its calls to the loader with the
 metadata `corral-model: <model id>` (`corral-model-bin`, in UTF-8, for an id that is not ASCII), and
-the loader passes it to the backend that holds the model, loading it first if it must. Beside the
-backend's own errors and those of LoadModel below, such a call may answer INVALID_ARGUMENT
-(`MODEL_NOT_NAMED`: there is not exactly one model to guess), FAILED_PRECONDITION
-(`CONTROL_PLANE_ONLY`: LoadModel and Free are for this service to call; `MODEL_NOT_LOADED`: Health,
-Status and GetMetrics never load a model), RESOURCE_EXHAUSTED (`QUEUE_FULL`: as many calls as may wait for
-the model already, or are there over all models; `DEADLINE_TOO_SHORT`: the call would still wait at its
-deadline, so allow it more time) and UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`: the instance ended
-under the call; call again).
+the loader passes it to the backend that holds the model. If the model is not loaded, it is loaded first.
+In addition to the backend's own errors and those of LoadModel below, such a call can fail with
 
-Both kinds of RESOURCE_EXHAUSTED carry RetryInfo, whose delay is estimated from the model's last calls
-and loads unless its configuration says (`limits.retry_after_seconds`, for `QUEUE_FULL`), and in
-ErrorInfo's metadata the `queue_length`; `DEADLINE_TOO_SHORT` also the `position` that the call would have had
-and the `expected_wait_seconds`. A call that is refused because the load takes longer than its deadline begins
-that load all the same. A call that waits for a place or for room is told at once, in its initial
-metadata `corral-queue-position`, how many turns it is away (1 is the next). Clients take turns: whoever
-sends the same metadata `corral-client`, else whoever calls over the same connection, is one client. When
-the queue is full, the newest call of the client that has most of them makes way for a client that has fewer.
+- INVALID_ARGUMENT (`MODEL_NOT_NAMED`): the call names no model, and there is not exactly one to choose.
+- FAILED_PRECONDITION (`CONTROL_PLANE_ONLY`): only the loader calls LoadModel and Free on a backend; use the
+  RPCs of this service.
+- FAILED_PRECONDITION (`MODEL_NOT_LOADED`): Health, Status and GetMetrics never load a model.
+- RESOURCE_EXHAUSTED (`QUEUE_FULL`, with RetryInfo): the model's queue is full, or the limit of calls over
+  all models is reached; retry after the delay.
+- RESOURCE_EXHAUSTED (`DEADLINE_TOO_SHORT`, with RetryInfo): the call would still be waiting at its
+  deadline; retry with a longer one.
+- UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance ended during the call; call again.
+
+The delay in RetryInfo is estimated from the model's last calls and loads; for `QUEUE_FULL`, the model's
+configuration can set it (`limits.retry_after_seconds`). The metadata of ErrorInfo has the `queue_length`;
+for `DEADLINE_TOO_SHORT` also the `position` that the call would have had and the `expected_wait_seconds`.
+A call that is refused because the load takes longer than its deadline starts the load nevertheless.
+
+A call that has to wait gets its place in the queue at once, in its initial metadata
+`corral-queue-position` (1 is the next). Clients take turns. Calls with the same metadata `corral-client`
+belong to one client; without that key, calls over the same connection do. When the queue is full and a
+client with fewer waiting calls arrives, the newest call of the client with the most is refused instead.
 
 Errors carry `google.rpc.Status` details: `ErrorInfo` (domain `corral`, a stable reason), and, where
-they help, `RetryInfo`, `BadRequest` and `ResourceInfo`. Any RPC may answer INVALID_ARGUMENT
-(`INVALID_REQUEST`) for a malformed field, and INTERNAL (`INTERNAL`) for a fault of the service; the
-RPCs below name the rest.
+they help, `RetryInfo`, `BadRequest` and `ResourceInfo`. Any RPC can fail with INVALID_ARGUMENT
+(`INVALID_REQUEST`) for a malformed field, and with INTERNAL (`INTERNAL`) for a fault of the service; the
+RPCs below list the other errors.
 """
 
 from collections import abc as _abc
@@ -62,33 +67,33 @@ class LoaderServiceStub:
     LoadModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.LoadModelRequest, _loader_pb2.LoadModelResponse]
     """Loads a model and waits until it is ready.
 
-    Idempotent: a model that is ready is answered at once, and callers that come while it loads share
-    the one load. The load outlives its callers: a caller whose deadline ends gets DEADLINE_EXCEEDED
-    and the load goes on; call again, or follow WatchModels.
+    Idempotent: returns at once if the model is ready; callers that arrive while it loads share that load.
+    The load does not depend on its callers: a caller whose deadline ends gets DEADLINE_EXCEEDED and the
+    load goes on; call again, or follow WatchModels.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`, `BACKEND_NOT_FOUND`): install the model or the backend first.
     - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
-      `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
-    - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
-    - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed again and again, and the model is in
-      quarantine; mend the cause and set `reset_backoff`, or wait as told.
+      `BACKEND_START_FAILED`): the message includes the backend's own; fix the cause, then retry.
+    - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; retry after the delay.
+    - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed repeatedly, and the model is in
+      quarantine; fix the cause and set `reset_backoff`, or retry after the delay.
     - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
       while it started; retry.
     - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
       loader stops.
-    - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo where waiting may help): the model does not fit beside
-      those in use, and none of them could be evicted in time; PlanEviction tells which stand in its way.
+    - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo if waiting can help): the model does not fit alongside
+      the models in use, and none of them could be evicted in time; PlanEviction lists the ones that block it.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.UnloadModelRequest, _loader_pb2.UnloadModelResponse]
     """Unloads a model and waits until its whole process group is gone.
 
-    Idempotent: a model that is not loaded is answered at once. Calls in progress end first, for as
-    long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE. Holders of leases
-    are told to move (`ADVICE_MOVE`) and have the same time to let go; with `force` they are not waited for.
+    Idempotent: returns at once if the model is not loaded. Calls in progress may finish within the loader's
+    drain timeout; with `force` they are cut with UNAVAILABLE. Holders of leases are advised to move
+    (`ADVICE_MOVE`) and have the same time to release them; with `force` the loader does not wait for them.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
-    - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, when the drain time
-      ended, and the model stays loaded; retry later or set `force`.
+    - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, at the end of
+      the drain timeout, and the model stays loaded; retry later or set `force`.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.GetModelRequest, _loader_pb2.GetModelResponse]
     """Returns one model, loaded or not. Read-only; never counts as use of the model.
@@ -96,16 +101,17 @@ class LoaderServiceStub:
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_loader_pb2.ListModelsRequest, _loader_pb2.ListModelsResponse]
-    """Lists the models the loader knows, sorted by name, loaded or not. Read-only.
+    """Lists the models that the loader knows, sorted by name, loaded or not. Read-only.
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token or filter; the message names the field.
     """
     WatchModels: _grpc.UnaryStreamMultiCallable[_loader_pb2.WatchModelsRequest, _loader_pb2.WatchModelsResponse]
     """Streams the state of models: first a snapshot of all that match, then each change as it happens.
 
-    Read-only. The stream ends with the client's cancel or the loader's stop. After a broken connection
-    call again with the last `resume_token`: missed changes follow if the loader still has them, else a
-    new snapshot. A client that reads too slowly for the loader's history gets a new snapshot too.
+    Read-only. The stream ends when the client cancels it or the loader stops. After a broken connection,
+    call again with the last `resume_token`: the stream continues with the missed changes if the loader
+    still has them, otherwise with a new snapshot. A client that reads too slowly for the loader's history
+    also gets a new snapshot.
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a malformed resume token or filter.
     """
@@ -115,81 +121,80 @@ class LoaderServiceStub:
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token.
     """
     PlanEviction: _grpc.UnaryUnaryMultiCallable[_loader_pb2.PlanEvictionRequest, _loader_pb2.PlanEvictionResponse]
-    """Explains, without doing it, what would be evicted to make room for a model, and why.
+    """Returns which models would be evicted to make room for a model, and why, without evicting them.
 
-    Read-only; the answer is true for this moment only. A model that is loaded already fits.
+    Read-only; the plan holds for this moment only. A model that is already loaded fits.
 
-    - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): it cannot be loaded at all.
+    - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): the model cannot be loaded at all.
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     ResolveModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.ResolveModelRequest, _loader_pb2.ResolveModelResponse]
-    """Returns the address and token of a loaded instance, under a lease, for clients that go direct.
+    """Returns the address and token of a loaded instance, with a lease on it, for clients that connect directly.
 
-    Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted,
-    idled out or drained away; renew it by calling again with the same `lease`, and give it back with
-    ReleaseLease. A client that can keep a stream open uses HoldModel: it hears at once when it should move,
-    and its lease ends when it vanishes. Safe to retry: at worst a lease runs out unused. Each call, a renewal
-    too, counts as use of the model; what is sent on the direct connection is not seen by the loader, so
-    neither limits (`max_concurrent_calls`, the queue) nor the count of calls know of it.
+    Loads the model first if needed, as LoadModel does. Until the lease expires, the instance is not evicted,
+    unloaded as idle or drained. Renew the lease by calling again with the same `lease`; return it with
+    ReleaseLease. A client that can keep a stream open should use HoldModel: it is advised at once when it
+    should move, and its lease ends with its connection. Safe to retry: at worst a lease expires unused. Each
+    call, renewals included, counts as use of the model. The loader does not see the calls on the direct
+    connection: neither the limits (`max_concurrent_calls`, the queue) nor the call counts include them.
 
-    The address and the token are those of one instance, and good for as long as that lives: after the lease
-    has ended, or the instance has (UNAVAILABLE), call again. An address is of use only where it means the same:
-    `unix:` to the loader's own user on its machine, a loopback port on its machine. Other clients call
-    `backend.Backend` at the loader.
+    The address and the token belong to one instance and are valid until it ends: when the lease or the
+    instance (UNAVAILABLE) has ended, call again. A `unix:` address works for the loader's own user on its
+    machine, a loopback port on its machine. Other clients call `backend.Backend` at the loader.
 
     - The errors of LoadModel.
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a negative or zero duration, or a lease of another model.
     - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired, was released, or its instance has ended;
       ask for a new one.
-    - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): as many leases as may are given out; go through
-      the loader, or retry as told.
+    - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): the maximum number of leases is in use; call
+      through the loader, or retry after the delay.
     """
     HoldModel: _grpc.UnaryStreamMultiCallable[_loader_pb2.HoldModelRequest, _loader_pb2.HoldModelResponse]
-    """Does what ResolveModel does, and keeps the lease for as long as the stream is open.
+    """Does what ResolveModel does, and keeps the lease while the stream is open.
 
-    The first message is the resolution, without an expiry; each further one repeats it with new advice, as
-    soon as that changes. The lease ends with the stream, whoever ends it: the client that cancels, is killed or
-    loses its connection holds nothing from that moment on. Cancel the stream when no call runs any more.
-    Nothing is lost by calling again: after a broken connection, or when the stream ended with UNAVAILABLE,
-    the next stream leads to the instance that is there then.
+    The first message is the resolution, without an expiry; each further one repeats it with new advice as
+    soon as the advice changes. The lease ends with the stream, whatever ends it: a client that cancels, is
+    killed or loses its connection holds nothing from then on. Cancel the stream when you have no more calls.
+    Safe to retry: after a broken connection, or when the stream ended with UNAVAILABLE, the next stream
+    returns the instance of that moment.
 
     - The errors of ResolveModel, without those about a lease to renew.
-    - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance has ended under the lease, and the calls on
-      it with it; the details say why.
-    - OK: the loader stops, or was told ReleaseLease.
+    - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance ended during the lease, and with it the
+      calls on it; the details have the cause.
+    - OK: the loader stops, or the lease was returned with ReleaseLease.
     """
     ReleaseLease: _grpc.UnaryUnaryMultiCallable[_loader_pb2.ReleaseLeaseRequest, _loader_pb2.ReleaseLeaseResponse]
-    """Gives a lease of ResolveModel or HoldModel back before its time.
+    """Ends a lease of ResolveModel or HoldModel before it expires.
 
-    Idempotent: a lease that is not known, because it has ended, is answered in the same way. Calls that
-    still run on the direct connection are not ended by it, but no longer protected.
+    Idempotent: also succeeds if the lease is unknown or has ended. Calls that are still in progress on the
+    direct connection go on, but their instance is no longer protected.
     """
     StreamLogs: _grpc.UnaryStreamMultiCallable[_loader_pb2.StreamLogsRequest, _loader_pb2.StreamLogsResponse]
     """Streams what a model's backend wrote to stdout and stderr: history first, then new lines.
 
-    Read-only; never counts as use. The loader keeps a bounded number of lines a model, over restarts
-    of its backend. Lines carry ascending sequence numbers; a jump means that lines were dropped because
-    they were too many or the client too slow. Numbers begin at 1 again when the loader restarts.
+    Read-only; never counts as use. The loader keeps a limited number of lines for each model, across
+    restarts of its backend. Sequence numbers ascend; a gap means that lines were dropped because there were
+    too many or the client read too slowly. When the loader restarts, numbers begin at 1 again.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     PinModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.PinModelRequest, _loader_pb2.PinModelResponse]
     """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-    Pinning does not load a model. It is kept over restarts of the loader, and wins over `pinned` in the
+    Pinning does not load a model. It survives restarts of the loader, and overrides `pinned` in the
     model's configuration. A pinned model whose backend crashed is loaded again without waiting for a call.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     Drain: _grpc.UnaryUnaryMultiCallable[_loader_pb2.DrainRequest, _loader_pb2.DrainResponse]
-    """Stops taking new work, lets running calls end, and unloads every model, as before a shutdown.
+    """Stops accepting new work, lets calls in progress end, and unloads every model, as before a shutdown.
 
-    Idempotent. It returns when nothing runs any more. From its beginning on, calls and loads are refused
-    with UNAVAILABLE (`SHUTTING_DOWN`) and the health of `corral.loader.v1.LoaderService` and
-    `backend.Backend` is NOT_SERVING, until the loader is started anew.
+    Idempotent. Returns when nothing runs any more. From its start until the loader is restarted, calls and
+    loads are refused with UNAVAILABLE (`SHUTTING_DOWN`), and the health of `corral.loader.v1.LoaderService`
+    and `backend.Backend` is NOT_SERVING.
     """
     GetCapacity: _grpc.UnaryUnaryMultiCallable[_loader_pb2.GetCapacityRequest, _loader_pb2.GetCapacityResponse]
-    """Returns what the loader has to give: memory by device, slots for models and calls, and who waits.
+    """Returns the loader's capacity: memory by device, slots for models and calls, and the models that wait.
 
     Read-only; never counts as use of a model.
     """
@@ -199,9 +204,9 @@ class LoaderServiceStub:
     Read-only.
     """
     UpdateSettings: _grpc.UnaryUnaryMultiCallable[_loader_pb2.UpdateSettingsRequest, _loader_pb2.UpdateSettingsResponse]
-    """Changes settings at once, without a restart. What no longer fits new limits is evicted.
+    """Changes settings at once, without a restart. Models that no longer fit the new limits are evicted.
 
-    Idempotent. Kept over restarts, unless a flag or an environment variable says otherwise there.
+    Idempotent. The changes survive restarts, unless a flag or an environment variable overrides them.
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a value out of range or an unknown path in the mask; the message
       names the field, and nothing is changed.
@@ -215,33 +220,33 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     LoadModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.LoadModelRequest, _loader_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Loads a model and waits until it is ready.
 
-    Idempotent: a model that is ready is answered at once, and callers that come while it loads share
-    the one load. The load outlives its callers: a caller whose deadline ends gets DEADLINE_EXCEEDED
-    and the load goes on; call again, or follow WatchModels.
+    Idempotent: returns at once if the model is ready; callers that arrive while it loads share that load.
+    The load does not depend on its callers: a caller whose deadline ends gets DEADLINE_EXCEEDED and the
+    load goes on; call again, or follow WatchModels.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`, `BACKEND_NOT_FOUND`): install the model or the backend first.
     - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
-      `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
-    - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
-    - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed again and again, and the model is in
-      quarantine; mend the cause and set `reset_backoff`, or wait as told.
+      `BACKEND_START_FAILED`): the message includes the backend's own; fix the cause, then retry.
+    - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; retry after the delay.
+    - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed repeatedly, and the model is in
+      quarantine; fix the cause and set `reset_backoff`, or retry after the delay.
     - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
       while it started; retry.
     - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
       loader stops.
-    - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo where waiting may help): the model does not fit beside
-      those in use, and none of them could be evicted in time; PlanEviction tells which stand in its way.
+    - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo if waiting can help): the model does not fit alongside
+      the models in use, and none of them could be evicted in time; PlanEviction lists the ones that block it.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.UnloadModelRequest, _loader_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Unloads a model and waits until its whole process group is gone.
 
-    Idempotent: a model that is not loaded is answered at once. Calls in progress end first, for as
-    long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE. Holders of leases
-    are told to move (`ADVICE_MOVE`) and have the same time to let go; with `force` they are not waited for.
+    Idempotent: returns at once if the model is not loaded. Calls in progress may finish within the loader's
+    drain timeout; with `force` they are cut with UNAVAILABLE. Holders of leases are advised to move
+    (`ADVICE_MOVE`) and have the same time to release them; with `force` the loader does not wait for them.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
-    - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, when the drain time
-      ended, and the model stays loaded; retry later or set `force`.
+    - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, at the end of
+      the drain timeout, and the model stays loaded; retry later or set `force`.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.GetModelRequest, _loader_pb2.GetModelResponse]  # type: ignore[assignment]
     """Returns one model, loaded or not. Read-only; never counts as use of the model.
@@ -249,16 +254,17 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_loader_pb2.ListModelsRequest, _loader_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists the models the loader knows, sorted by name, loaded or not. Read-only.
+    """Lists the models that the loader knows, sorted by name, loaded or not. Read-only.
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token or filter; the message names the field.
     """
     WatchModels: _aio.UnaryStreamMultiCallable[_loader_pb2.WatchModelsRequest, _loader_pb2.WatchModelsResponse]  # type: ignore[assignment]
     """Streams the state of models: first a snapshot of all that match, then each change as it happens.
 
-    Read-only. The stream ends with the client's cancel or the loader's stop. After a broken connection
-    call again with the last `resume_token`: missed changes follow if the loader still has them, else a
-    new snapshot. A client that reads too slowly for the loader's history gets a new snapshot too.
+    Read-only. The stream ends when the client cancels it or the loader stops. After a broken connection,
+    call again with the last `resume_token`: the stream continues with the missed changes if the loader
+    still has them, otherwise with a new snapshot. A client that reads too slowly for the loader's history
+    also gets a new snapshot.
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a malformed resume token or filter.
     """
@@ -268,81 +274,80 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token.
     """
     PlanEviction: _aio.UnaryUnaryMultiCallable[_loader_pb2.PlanEvictionRequest, _loader_pb2.PlanEvictionResponse]  # type: ignore[assignment]
-    """Explains, without doing it, what would be evicted to make room for a model, and why.
+    """Returns which models would be evicted to make room for a model, and why, without evicting them.
 
-    Read-only; the answer is true for this moment only. A model that is loaded already fits.
+    Read-only; the plan holds for this moment only. A model that is already loaded fits.
 
-    - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): it cannot be loaded at all.
+    - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): the model cannot be loaded at all.
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     ResolveModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.ResolveModelRequest, _loader_pb2.ResolveModelResponse]  # type: ignore[assignment]
-    """Returns the address and token of a loaded instance, under a lease, for clients that go direct.
+    """Returns the address and token of a loaded instance, with a lease on it, for clients that connect directly.
 
-    Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted,
-    idled out or drained away; renew it by calling again with the same `lease`, and give it back with
-    ReleaseLease. A client that can keep a stream open uses HoldModel: it hears at once when it should move,
-    and its lease ends when it vanishes. Safe to retry: at worst a lease runs out unused. Each call, a renewal
-    too, counts as use of the model; what is sent on the direct connection is not seen by the loader, so
-    neither limits (`max_concurrent_calls`, the queue) nor the count of calls know of it.
+    Loads the model first if needed, as LoadModel does. Until the lease expires, the instance is not evicted,
+    unloaded as idle or drained. Renew the lease by calling again with the same `lease`; return it with
+    ReleaseLease. A client that can keep a stream open should use HoldModel: it is advised at once when it
+    should move, and its lease ends with its connection. Safe to retry: at worst a lease expires unused. Each
+    call, renewals included, counts as use of the model. The loader does not see the calls on the direct
+    connection: neither the limits (`max_concurrent_calls`, the queue) nor the call counts include them.
 
-    The address and the token are those of one instance, and good for as long as that lives: after the lease
-    has ended, or the instance has (UNAVAILABLE), call again. An address is of use only where it means the same:
-    `unix:` to the loader's own user on its machine, a loopback port on its machine. Other clients call
-    `backend.Backend` at the loader.
+    The address and the token belong to one instance and are valid until it ends: when the lease or the
+    instance (UNAVAILABLE) has ended, call again. A `unix:` address works for the loader's own user on its
+    machine, a loopback port on its machine. Other clients call `backend.Backend` at the loader.
 
     - The errors of LoadModel.
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a negative or zero duration, or a lease of another model.
     - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired, was released, or its instance has ended;
       ask for a new one.
-    - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): as many leases as may are given out; go through
-      the loader, or retry as told.
+    - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): the maximum number of leases is in use; call
+      through the loader, or retry after the delay.
     """
     HoldModel: _aio.UnaryStreamMultiCallable[_loader_pb2.HoldModelRequest, _loader_pb2.HoldModelResponse]  # type: ignore[assignment]
-    """Does what ResolveModel does, and keeps the lease for as long as the stream is open.
+    """Does what ResolveModel does, and keeps the lease while the stream is open.
 
-    The first message is the resolution, without an expiry; each further one repeats it with new advice, as
-    soon as that changes. The lease ends with the stream, whoever ends it: the client that cancels, is killed or
-    loses its connection holds nothing from that moment on. Cancel the stream when no call runs any more.
-    Nothing is lost by calling again: after a broken connection, or when the stream ended with UNAVAILABLE,
-    the next stream leads to the instance that is there then.
+    The first message is the resolution, without an expiry; each further one repeats it with new advice as
+    soon as the advice changes. The lease ends with the stream, whatever ends it: a client that cancels, is
+    killed or loses its connection holds nothing from then on. Cancel the stream when you have no more calls.
+    Safe to retry: after a broken connection, or when the stream ended with UNAVAILABLE, the next stream
+    returns the instance of that moment.
 
     - The errors of ResolveModel, without those about a lease to renew.
-    - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance has ended under the lease, and the calls on
-      it with it; the details say why.
-    - OK: the loader stops, or was told ReleaseLease.
+    - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance ended during the lease, and with it the
+      calls on it; the details have the cause.
+    - OK: the loader stops, or the lease was returned with ReleaseLease.
     """
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_loader_pb2.ReleaseLeaseRequest, _loader_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
-    """Gives a lease of ResolveModel or HoldModel back before its time.
+    """Ends a lease of ResolveModel or HoldModel before it expires.
 
-    Idempotent: a lease that is not known, because it has ended, is answered in the same way. Calls that
-    still run on the direct connection are not ended by it, but no longer protected.
+    Idempotent: also succeeds if the lease is unknown or has ended. Calls that are still in progress on the
+    direct connection go on, but their instance is no longer protected.
     """
     StreamLogs: _aio.UnaryStreamMultiCallable[_loader_pb2.StreamLogsRequest, _loader_pb2.StreamLogsResponse]  # type: ignore[assignment]
     """Streams what a model's backend wrote to stdout and stderr: history first, then new lines.
 
-    Read-only; never counts as use. The loader keeps a bounded number of lines a model, over restarts
-    of its backend. Lines carry ascending sequence numbers; a jump means that lines were dropped because
-    they were too many or the client too slow. Numbers begin at 1 again when the loader restarts.
+    Read-only; never counts as use. The loader keeps a limited number of lines for each model, across
+    restarts of its backend. Sequence numbers ascend; a gap means that lines were dropped because there were
+    too many or the client read too slowly. When the loader restarts, numbers begin at 1 again.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     PinModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.PinModelRequest, _loader_pb2.PinModelResponse]  # type: ignore[assignment]
     """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-    Pinning does not load a model. It is kept over restarts of the loader, and wins over `pinned` in the
+    Pinning does not load a model. It survives restarts of the loader, and overrides `pinned` in the
     model's configuration. A pinned model whose backend crashed is loaded again without waiting for a call.
 
     - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_loader_pb2.DrainRequest, _loader_pb2.DrainResponse]  # type: ignore[assignment]
-    """Stops taking new work, lets running calls end, and unloads every model, as before a shutdown.
+    """Stops accepting new work, lets calls in progress end, and unloads every model, as before a shutdown.
 
-    Idempotent. It returns when nothing runs any more. From its beginning on, calls and loads are refused
-    with UNAVAILABLE (`SHUTTING_DOWN`) and the health of `corral.loader.v1.LoaderService` and
-    `backend.Backend` is NOT_SERVING, until the loader is started anew.
+    Idempotent. Returns when nothing runs any more. From its start until the loader is restarted, calls and
+    loads are refused with UNAVAILABLE (`SHUTTING_DOWN`), and the health of `corral.loader.v1.LoaderService`
+    and `backend.Backend` is NOT_SERVING.
     """
     GetCapacity: _aio.UnaryUnaryMultiCallable[_loader_pb2.GetCapacityRequest, _loader_pb2.GetCapacityResponse]  # type: ignore[assignment]
-    """Returns what the loader has to give: memory by device, slots for models and calls, and who waits.
+    """Returns the loader's capacity: memory by device, slots for models and calls, and the models that wait.
 
     Read-only; never counts as use of a model.
     """
@@ -352,9 +357,9 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     Read-only.
     """
     UpdateSettings: _aio.UnaryUnaryMultiCallable[_loader_pb2.UpdateSettingsRequest, _loader_pb2.UpdateSettingsResponse]  # type: ignore[assignment]
-    """Changes settings at once, without a restart. What no longer fits new limits is evicted.
+    """Changes settings at once, without a restart. Models that no longer fit the new limits are evicted.
 
-    Idempotent. Kept over restarts, unless a flag or an environment variable says otherwise there.
+    Idempotent. The changes survive restarts, unless a flag or an environment variable overrides them.
 
     - INVALID_ARGUMENT (`INVALID_REQUEST`): a value out of range or an unknown path in the mask; the message
       names the field, and nothing is changed.
@@ -371,22 +376,22 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_loader_pb2.LoadModelResponse, _abc.Awaitable[_loader_pb2.LoadModelResponse]]:
         """Loads a model and waits until it is ready.
 
-        Idempotent: a model that is ready is answered at once, and callers that come while it loads share
-        the one load. The load outlives its callers: a caller whose deadline ends gets DEADLINE_EXCEEDED
-        and the load goes on; call again, or follow WatchModels.
+        Idempotent: returns at once if the model is ready; callers that arrive while it loads share that load.
+        The load does not depend on its callers: a caller whose deadline ends gets DEADLINE_EXCEEDED and the
+        load goes on; call again, or follow WatchModels.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`, `BACKEND_NOT_FOUND`): install the model or the backend first.
         - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`, `MODEL_LOAD_FAILED`,
-          `BACKEND_START_FAILED`): the message holds the backend's own words; mend the cause, then retry.
-        - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; wait as told.
-        - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed again and again, and the model is in
-          quarantine; mend the cause and set `reset_backoff`, or wait as told.
+          `BACKEND_START_FAILED`): the message includes the backend's own; fix the cause, then retry.
+        - UNAVAILABLE (`LOAD_BACKOFF`, with RetryInfo): the last load failed a moment ago; retry after the delay.
+        - UNAVAILABLE (`CRASH_LOOP`, with RetryInfo): the backend crashed repeatedly, and the model is in
+          quarantine; fix the cause and set `reset_backoff`, or retry after the delay.
         - UNAVAILABLE (`BACKEND_NOT_READY`, `BACKEND_CRASHED`): the backend did not answer in time, or ended
           while it started; retry.
         - UNAVAILABLE (`MODEL_UNLOADED`, `SHUTTING_DOWN`): another client unloaded the model meanwhile, or the
           loader stops.
-        - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo where waiting may help): the model does not fit beside
-          those in use, and none of them could be evicted in time; PlanEviction tells which stand in its way.
+        - RESOURCE_EXHAUSTED (`NO_ROOM`, with RetryInfo if waiting can help): the model does not fit alongside
+          the models in use, and none of them could be evicted in time; PlanEviction lists the ones that block it.
         """
 
     @_abc_1.abstractmethod
@@ -397,13 +402,13 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_loader_pb2.UnloadModelResponse, _abc.Awaitable[_loader_pb2.UnloadModelResponse]]:
         """Unloads a model and waits until its whole process group is gone.
 
-        Idempotent: a model that is not loaded is answered at once. Calls in progress end first, for as
-        long as the loader's drain time allows; with `force` they are cut with UNAVAILABLE. Holders of leases
-        are told to move (`ADVICE_MOVE`) and have the same time to let go; with `force` they are not waited for.
+        Idempotent: returns at once if the model is not loaded. Calls in progress may finish within the loader's
+        drain timeout; with `force` they are cut with UNAVAILABLE. Holders of leases are advised to move
+        (`ADVICE_MOVE`) and have the same time to release them; with `force` the loader does not wait for them.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
-        - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, when the drain time
-          ended, and the model stays loaded; retry later or set `force`.
+        - FAILED_PRECONDITION (`MODEL_BUSY`): calls were still running, or leases held, at the end of
+          the drain timeout, and the model stays loaded; retry later or set `force`.
         """
 
     @_abc_1.abstractmethod
@@ -423,7 +428,7 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loader_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loader_pb2.ListModelsResponse, _abc.Awaitable[_loader_pb2.ListModelsResponse]]:
-        """Lists the models the loader knows, sorted by name, loaded or not. Read-only.
+        """Lists the models that the loader knows, sorted by name, loaded or not. Read-only.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad page token or filter; the message names the field.
         """
@@ -436,9 +441,10 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_loader_pb2.WatchModelsResponse], _abc.AsyncIterator[_loader_pb2.WatchModelsResponse]]:
         """Streams the state of models: first a snapshot of all that match, then each change as it happens.
 
-        Read-only. The stream ends with the client's cancel or the loader's stop. After a broken connection
-        call again with the last `resume_token`: missed changes follow if the loader still has them, else a
-        new snapshot. A client that reads too slowly for the loader's history gets a new snapshot too.
+        Read-only. The stream ends when the client cancels it or the loader stops. After a broken connection,
+        call again with the last `resume_token`: the stream continues with the missed changes if the loader
+        still has them, otherwise with a new snapshot. A client that reads too slowly for the loader's history
+        also gets a new snapshot.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a malformed resume token or filter.
         """
@@ -460,11 +466,11 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loader_pb2.PlanEvictionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loader_pb2.PlanEvictionResponse, _abc.Awaitable[_loader_pb2.PlanEvictionResponse]]:
-        """Explains, without doing it, what would be evicted to make room for a model, and why.
+        """Returns which models would be evicted to make room for a model, and why, without evicting them.
 
-        Read-only; the answer is true for this moment only. A model that is loaded already fits.
+        Read-only; the plan holds for this moment only. A model that is already loaded fits.
 
-        - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): it cannot be loaded at all.
+        - FAILED_PRECONDITION (`MODEL_CONFIG_INVALID`, `MODEL_DISABLED`): the model cannot be loaded at all.
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """
 
@@ -474,26 +480,25 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loader_pb2.ResolveModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loader_pb2.ResolveModelResponse, _abc.Awaitable[_loader_pb2.ResolveModelResponse]]:
-        """Returns the address and token of a loaded instance, under a lease, for clients that go direct.
+        """Returns the address and token of a loaded instance, with a lease on it, for clients that connect directly.
 
-        Loads the model if it must, as LoadModel does. Until the lease expires the instance is not evicted,
-        idled out or drained away; renew it by calling again with the same `lease`, and give it back with
-        ReleaseLease. A client that can keep a stream open uses HoldModel: it hears at once when it should move,
-        and its lease ends when it vanishes. Safe to retry: at worst a lease runs out unused. Each call, a renewal
-        too, counts as use of the model; what is sent on the direct connection is not seen by the loader, so
-        neither limits (`max_concurrent_calls`, the queue) nor the count of calls know of it.
+        Loads the model first if needed, as LoadModel does. Until the lease expires, the instance is not evicted,
+        unloaded as idle or drained. Renew the lease by calling again with the same `lease`; return it with
+        ReleaseLease. A client that can keep a stream open should use HoldModel: it is advised at once when it
+        should move, and its lease ends with its connection. Safe to retry: at worst a lease expires unused. Each
+        call, renewals included, counts as use of the model. The loader does not see the calls on the direct
+        connection: neither the limits (`max_concurrent_calls`, the queue) nor the call counts include them.
 
-        The address and the token are those of one instance, and good for as long as that lives: after the lease
-        has ended, or the instance has (UNAVAILABLE), call again. An address is of use only where it means the same:
-        `unix:` to the loader's own user on its machine, a loopback port on its machine. Other clients call
-        `backend.Backend` at the loader.
+        The address and the token belong to one instance and are valid until it ends: when the lease or the
+        instance (UNAVAILABLE) has ended, call again. A `unix:` address works for the loader's own user on its
+        machine, a loopback port on its machine. Other clients call `backend.Backend` at the loader.
 
         - The errors of LoadModel.
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a negative or zero duration, or a lease of another model.
         - NOT_FOUND (`LEASE_NOT_FOUND`): the lease to renew has expired, was released, or its instance has ended;
           ask for a new one.
-        - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): as many leases as may are given out; go through
-          the loader, or retry as told.
+        - RESOURCE_EXHAUSTED (`TOO_MANY_LEASES`, with RetryInfo): the maximum number of leases is in use; call
+          through the loader, or retry after the delay.
         """
 
     @_abc_1.abstractmethod
@@ -502,18 +507,18 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loader_pb2.HoldModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_loader_pb2.HoldModelResponse], _abc.AsyncIterator[_loader_pb2.HoldModelResponse]]:
-        """Does what ResolveModel does, and keeps the lease for as long as the stream is open.
+        """Does what ResolveModel does, and keeps the lease while the stream is open.
 
-        The first message is the resolution, without an expiry; each further one repeats it with new advice, as
-        soon as that changes. The lease ends with the stream, whoever ends it: the client that cancels, is killed or
-        loses its connection holds nothing from that moment on. Cancel the stream when no call runs any more.
-        Nothing is lost by calling again: after a broken connection, or when the stream ended with UNAVAILABLE,
-        the next stream leads to the instance that is there then.
+        The first message is the resolution, without an expiry; each further one repeats it with new advice as
+        soon as the advice changes. The lease ends with the stream, whatever ends it: a client that cancels, is
+        killed or loses its connection holds nothing from then on. Cancel the stream when you have no more calls.
+        Safe to retry: after a broken connection, or when the stream ended with UNAVAILABLE, the next stream
+        returns the instance of that moment.
 
         - The errors of ResolveModel, without those about a lease to renew.
-        - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance has ended under the lease, and the calls on
-          it with it; the details say why.
-        - OK: the loader stops, or was told ReleaseLease.
+        - UNAVAILABLE (`BACKEND_CRASHED`, `MODEL_UNLOADED`): the instance ended during the lease, and with it the
+          calls on it; the details have the cause.
+        - OK: the loader stops, or the lease was returned with ReleaseLease.
         """
 
     @_abc_1.abstractmethod
@@ -522,10 +527,10 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loader_pb2.ReleaseLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loader_pb2.ReleaseLeaseResponse, _abc.Awaitable[_loader_pb2.ReleaseLeaseResponse]]:
-        """Gives a lease of ResolveModel or HoldModel back before its time.
+        """Ends a lease of ResolveModel or HoldModel before it expires.
 
-        Idempotent: a lease that is not known, because it has ended, is answered in the same way. Calls that
-        still run on the direct connection are not ended by it, but no longer protected.
+        Idempotent: also succeeds if the lease is unknown or has ended. Calls that are still in progress on the
+        direct connection go on, but their instance is no longer protected.
         """
 
     @_abc_1.abstractmethod
@@ -536,9 +541,9 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_loader_pb2.StreamLogsResponse], _abc.AsyncIterator[_loader_pb2.StreamLogsResponse]]:
         """Streams what a model's backend wrote to stdout and stderr: history first, then new lines.
 
-        Read-only; never counts as use. The loader keeps a bounded number of lines a model, over restarts
-        of its backend. Lines carry ascending sequence numbers; a jump means that lines were dropped because
-        they were too many or the client too slow. Numbers begin at 1 again when the loader restarts.
+        Read-only; never counts as use. The loader keeps a limited number of lines for each model, across
+        restarts of its backend. Sequence numbers ascend; a gap means that lines were dropped because there were
+        too many or the client read too slowly. When the loader restarts, numbers begin at 1 again.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
         """
@@ -551,7 +556,7 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_loader_pb2.PinModelResponse, _abc.Awaitable[_loader_pb2.PinModelResponse]]:
         """Protects a model against eviction and idle unloading, or lifts that protection. Idempotent.
 
-        Pinning does not load a model. It is kept over restarts of the loader, and wins over `pinned` in the
+        Pinning does not load a model. It survives restarts of the loader, and overrides `pinned` in the
         model's configuration. A pinned model whose backend crashed is loaded again without waiting for a call.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
@@ -563,11 +568,11 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loader_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loader_pb2.DrainResponse, _abc.Awaitable[_loader_pb2.DrainResponse]]:
-        """Stops taking new work, lets running calls end, and unloads every model, as before a shutdown.
+        """Stops accepting new work, lets calls in progress end, and unloads every model, as before a shutdown.
 
-        Idempotent. It returns when nothing runs any more. From its beginning on, calls and loads are refused
-        with UNAVAILABLE (`SHUTTING_DOWN`) and the health of `corral.loader.v1.LoaderService` and
-        `backend.Backend` is NOT_SERVING, until the loader is started anew.
+        Idempotent. Returns when nothing runs any more. From its start until the loader is restarted, calls and
+        loads are refused with UNAVAILABLE (`SHUTTING_DOWN`), and the health of `corral.loader.v1.LoaderService`
+        and `backend.Backend` is NOT_SERVING.
         """
 
     @_abc_1.abstractmethod
@@ -576,7 +581,7 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loader_pb2.GetCapacityRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loader_pb2.GetCapacityResponse, _abc.Awaitable[_loader_pb2.GetCapacityResponse]]:
-        """Returns what the loader has to give: memory by device, slots for models and calls, and who waits.
+        """Returns the loader's capacity: memory by device, slots for models and calls, and the models that wait.
 
         Read-only; never counts as use of a model.
         """
@@ -598,9 +603,9 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loader_pb2.UpdateSettingsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loader_pb2.UpdateSettingsResponse, _abc.Awaitable[_loader_pb2.UpdateSettingsResponse]]:
-        """Changes settings at once, without a restart. What no longer fits new limits is evicted.
+        """Changes settings at once, without a restart. Models that no longer fit the new limits are evicted.
 
-        Idempotent. Kept over restarts, unless a flag or an environment variable says otherwise there.
+        Idempotent. The changes survive restarts, unless a flag or an environment variable overrides them.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a value out of range or an unknown path in the mask; the message
           names the field, and nothing is changed.

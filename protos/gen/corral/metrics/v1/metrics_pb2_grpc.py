@@ -62,9 +62,9 @@ class MetricsServiceServicer(object):
     """
 
     def ObserveApiCall(self, request, context):
-        """Counts one call of an API. What was answered is on the next scrape.
+        """Counts one API call. After the response, the next scrape includes it.
 
-        Not idempotent: a retry counts twice. Losing one is better than counting it twice, so do not retry.
+        Not idempotent: a retry counts the call twice. Do not retry: a lost call is better than one counted twice.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a missing label or a negative duration; the message names the field.
         """
@@ -73,17 +73,18 @@ class MetricsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ObserveApiCalls(self, request_iterator, context):
-        """Counts calls as they come, many a message, and answers with their number when the stream ends.
+        """Counts calls as they arrive, many in one message, and returns their number when the stream ends.
 
-        For services that report all their calls. Each message is counted when it arrives; a broken stream
-        loses only what was not sent. Bad calls are skipped and counted in `rejected`.
+        For services that report all their calls. Each message is counted on arrival; a broken stream loses only
+        the messages that were not sent. Malformed calls are skipped and counted in `rejected`. Not idempotent: do
+        not send a message again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def QueryMetrics(self, request, context):
-        """Returns the values now, by name and labels. Read-only.
+        """Returns the current values, by name and labels. Read-only.
 
         - INVALID_ARGUMENT (`INVALID_REQUEST`): a bad label name.
         """
@@ -92,10 +93,11 @@ class MetricsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Flush(self, request, context):
-        """Hands everything that was recorded to the exporters, and waits until they took it. Idempotent.
+        """Passes everything recorded so far to the exporters, and waits until they have accepted it. Idempotent.
 
-        - DEADLINE_EXCEEDED: an exporter did not take it in time; nothing is lost, call again.
-        - UNAVAILABLE (`SERVICE_UNREACHABLE`): the collector to forward to is away; nothing is lost, call again.
+        - DEADLINE_EXCEEDED: an exporter did not accept it in time; nothing is lost, call again.
+        - UNAVAILABLE (`SERVICE_UNREACHABLE`): the collector to forward to cannot be reached; nothing is lost,
+        call again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

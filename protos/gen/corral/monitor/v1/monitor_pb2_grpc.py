@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MonitorServiceStub(object):
-    """Tells what loaded models do and use, and shuts them down.
+    """Reports the state and resource use of loaded models, and shuts models down.
     """
 
     def __init__(self, channel):
@@ -68,15 +68,15 @@ class MonitorServiceStub(object):
 
 
 class MonitorServiceServicer(object):
-    """Tells what loaded models do and use, and shuts them down.
+    """Reports the state and resource use of loaded models, and shuts models down.
     """
 
     def GetStatus(self, request, context):
-        """Returns what a loaded model does and uses now: asks the backend, and samples its process where the
-        backend cannot say; `source` tells which of the two it was. Read-only.
+        """Returns a loaded model's current state and resource use. The backend is asked first; if it does not
+        answer, its process is sampled. `source` shows which of the two it was. Read-only.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
-        - FAILED_PRECONDITION (`MODEL_NOT_LOADED`): nothing runs; the message names the models that do.
+        - FAILED_PRECONDITION (`MODEL_NOT_LOADED`): the model is not loaded; the message lists the loaded ones.
         - UNAVAILABLE (`SERVICE_UNREACHABLE`): the loader does not answer; retry later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -86,7 +86,7 @@ class MonitorServiceServicer(object):
     def WatchStatus(self, request, context):
         """Streams the status of loaded models: at once, then at each interval and at each change of state.
 
-        Read-only. A slow client gets the newest status, not every one. Today it answers UNIMPLEMENTED
+        Read-only. A slow client gets only the newest status. At present it fails with UNIMPLEMENTED
         (`NOT_IMPLEMENTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -97,8 +97,8 @@ class MonitorServiceServicer(object):
         """Samples the process tree of a loaded model, without asking the backend. Read-only.
 
         - NOT_FOUND (`MODEL_NOT_FOUND`): no such model.
-        - FAILED_PRECONDITION (`MODEL_NOT_LOADED`): nothing runs, or it runs on another machine.
-        - DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`): the system did not answer in time; retry.
+        - FAILED_PRECONDITION (`MODEL_NOT_LOADED`): the model is not loaded, or runs on another machine.
+        - DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`): the system calls took too long; retry.
         - UNAVAILABLE (`SERVICE_UNREACHABLE`): the loader does not answer; retry later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -108,24 +108,24 @@ class MonitorServiceServicer(object):
     def ShutdownModel(self, request, context):
         """Shuts a loaded model down through the loader and waits until its process group is gone.
 
-        Idempotent. Errors as `corral.loader.v1.LoaderService.UnloadModel`, and UNAVAILABLE
-        (`SERVICE_UNREACHABLE`) where the loader does not answer.
+        Idempotent. Fails like `corral.loader.v1.LoaderService.UnloadModel`, and with UNAVAILABLE
+        (`SERVICE_UNREACHABLE`) if the loader does not answer; retry later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSystem(self, request, context):
-        """Returns what the machine has and uses: processors, memory, GPUs, disks. Read-only. Today it answers
-        UNIMPLEMENTED (`NOT_IMPLEMENTED`).
+        """Returns the machine's resources and their use: processors, memory, GPUs, disks. Read-only. At present it
+        fails with UNIMPLEMENTED (`NOT_IMPLEMENTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchSystem(self, request, context):
-        """Streams what the machine uses: at once, then at each interval. Read-only. Today it answers UNIMPLEMENTED
-        (`NOT_IMPLEMENTED`).
+        """Streams the machine's resource use: at once, then at each interval. Read-only. At present it fails with
+        UNIMPLEMENTED (`NOT_IMPLEMENTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,7 +173,7 @@ def add_MonitorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MonitorService(object):
-    """Tells what loaded models do and use, and shuts them down.
+    """Reports the state and resource use of loaded models, and shuts models down.
     """
 
     @staticmethod
