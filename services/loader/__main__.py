@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 from services.common.backoff import Backoff
 from services.common.names import MODELS, resource_name
@@ -31,7 +30,6 @@ from services.loader.endpoints.folder import FolderTakenError, endpoint_folder
 from services.loader.endpoints.manager import Endpoints, EndpointSettings
 from services.loader.gateway.backend_channel import GrpcConnection
 from services.loader.gateway.gateway import Gateway
-from services.loader.gateway.load_request import message
 from services.loader.gateway.methods import SERVICE as DATA_SERVICE
 from services.loader.instances.addresses import BackendAddresses, socket_folder
 from services.loader.instances.stall import activity
@@ -40,7 +38,6 @@ from services.loader.logs.log_book import LogBook
 from services.loader.memory.learned import Footprints
 from services.loader.memory.meter import Meter
 from services.loader.models.catalog import ModelCatalog
-from services.loader.models.entry import ModelEntry
 from services.loader.models.pins import Pins
 from services.loader.options.defaults import OptionSettings
 from services.loader.options.resolver import OptionMaker
@@ -115,13 +112,8 @@ async def build(
 
     to_options = OptionMaker(settings.models_path, option_settings, gpu_totals(devices))
 
-    def request(entry: ModelEntry, backend: str) -> backend_pb2.ModelOptions:
-        return message(to_options.values(entry, backend))
-
     def connect(address: str, token: str) -> GrpcConnection:
-        return GrpcConnection(
-            address, token, to_options=request, max_message_size=settings.max_message_size
-        )
+        return GrpcConnection(address, token, max_message_size=settings.max_message_size)
 
     starter = BackendStarter(
         launcher=LocalLauncher(
@@ -196,6 +188,7 @@ async def build(
             initial=live.now.model_load_failure_cooldown,
             maximum=max(live.now.model_load_failure_cooldown, settings.load_backoff_maximum),
         ),
+        options=to_options,
         scheduler=scheduler,
         estimate=lambda entry, candidate, more: ledger.reserve(
             entry, backends.find(candidate), more=more

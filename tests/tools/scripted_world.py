@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class Process:
     async def health(self, timeout: float) -> bool:
         return True
 
-    async def load(self, entry: ModelEntry, backend: str, timeout: float) -> LoadAnswer:
+    async def load(self, options: Mapping[str, Any], timeout: float) -> LoadAnswer:
+        self.options = options
         return await self.loaded
 
     async def free(self, timeout: float) -> None:
@@ -98,6 +100,7 @@ class World:
             models_path=Path("/none"),
             timeouts=Timeouts(1e6, 0, 1e6, 1e6, 1, 1e6, 0.0, 1e6),
             backoff=lambda: Backoff(initial=1e6, maximum=1e6),
+            options=self,
             scheduler=self.scheduler,
             estimate=self.estimate,
             pinned=lambda entry: entry.name == "p",
@@ -121,9 +124,14 @@ class World:
     def estimate(self, entry: ModelEntry, candidate: str, more: bool) -> Reservation:
         if self.estimate_fails:
             raise self.estimate_fails
+        options = self.sent(entry, candidate)
         if candidate in self.external:
-            return Reservation()
-        return Reservation({"ram": int(MEMORY[entry.name] * (1.5 if more else 1))})
+            return Reservation(options=options)
+        memory = {"ram": int(MEMORY[entry.name] * (1.5 if more else 1))}
+        return Reservation(memory, options=options)
+
+    def sent(self, entry: ModelEntry, backend: str) -> dict[str, Any]:
+        return {"ContextSize": self.live.now.context_size}
 
     def free(self, occupants: Any, settings: Any) -> dict[str, int]:
         return {"ram": TOTAL - self.taken - sum(each.memory.get("ram", 0) for each in occupants)}

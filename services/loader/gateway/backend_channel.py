@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -19,10 +18,8 @@ from services.common.rpc.channels import (
     open_channel,
 )
 from services.loader.instances.instance import LoadAnswer
-from services.loader.models.catalog import ModelEntry
 
-ToOptions = Callable[[ModelEntry, str], backend_pb2.ModelOptions]
-"""Makes the LoadModel request from a model and the name of the backend that is to hold it."""
+from .load_request import message
 
 _WELL = b"OK"
 
@@ -58,9 +55,7 @@ def backend_options(address: str) -> dict[str, Any]:
 class GrpcConnection:
     """A channel to one backend."""
 
-    def __init__(
-        self, address: str, token: str, *, to_options: ToOptions, max_message_size: int
-    ) -> None:
+    def __init__(self, address: str, token: str, *, max_message_size: int) -> None:
         """Open the channel; it connects with the first call."""
         self.address = address
         self.metadata: tuple[tuple[str, str], ...] = (
@@ -70,7 +65,6 @@ class GrpcConnection:
             address, max_message_size=max_message_size, extra=backend_options(address)
         )
         self._stub: Any = backend_pb2_grpc.BackendStub(self.channel)
-        self._to_options = to_options
         self._methods: dict[tuple[str, str], Any] = {}
 
     def method(self, kind: str, path: str) -> Any:
@@ -87,11 +81,9 @@ class GrpcConnection:
         reply = await self._call(self._stub.Health, backend_pb2.HealthMessage(), timeout)
         return bool(reply.message == _WELL)
 
-    async def load(self, entry: ModelEntry, backend: str, timeout: float) -> LoadAnswer:
-        """Tell the backend to read the model."""
-        # It may read the model's file.
-        options = await asyncio.to_thread(self._to_options, entry, backend)
-        result = await self._call(self._stub.LoadModel, options, timeout)
+    async def load(self, options: Mapping[str, Any], timeout: float) -> LoadAnswer:
+        """Make the backend load the model with these options."""
+        result = await self._call(self._stub.LoadModel, message(options), timeout)
         return LoadAnswer(result.success, result.message)
 
     async def free(self, timeout: float) -> None:

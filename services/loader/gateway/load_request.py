@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from corral.backend import backend_pb2
-from services.loader.options.defaults import Value
 
 
-def message(values: Mapping[str, Value]) -> backend_pb2.ModelOptions:
-    """Return the request with these values."""
-    return backend_pb2.ModelOptions(**{field: value.value for field, value in values.items()})
+def message(options: Mapping[str, Any]) -> backend_pb2.ModelOptions:
+    """Return the request with these values, by its fields."""
+    return backend_pb2.ModelOptions(**options)

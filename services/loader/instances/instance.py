@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -36,8 +36,8 @@ class Connection(Protocol):
         """Whether the backend answers that it is well."""
         ...
 
-    async def load(self, entry: ModelEntry, backend: str, timeout: float) -> LoadAnswer:
-        """Tell the backend to read the model."""
+    async def load(self, options: Mapping[str, Any], timeout: float) -> LoadAnswer:
+        """Make the backend load the model with these options, by the field of LoadModel's request."""
         ...
 
     async def free(self, timeout: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from services.loader.devices.devices import Device
 
@@ -24,6 +25,8 @@ class Reservation:
 
     memory: Mapping[str, int] = field(default_factory=dict)
     basis: Basis = Basis.ESTIMATED
+    options: Mapping[str, Any] | None = None
+    """The options for which this memory is needed, by the field of LoadModel's request; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,11 @@ def effective_values(
     return values
 
 
+def sent(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Return the bare values, by the field of LoadModel's request."""
+    return {field: value.value for field, value in values.items()}
+
+
 def usage_of(values: Mapping[str, Value]) -> Usage:
     """Return what of these values decides about memory."""
     size = values.get("ContextSize")

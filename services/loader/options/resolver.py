@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from services.common.files import Stamp, file_stamp
 from services.common.process.logging import get_logger
 from services.loader.backends.backend import Backend
-from services.loader.devices.devices import Device
 from services.loader.memory.estimate import estimate
 from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
 from services.loader.models.gguf import GgufError, Header, read_header
 
 from .defaults import Facts, OptionSettings, Value, is_llama
-from .effective import effective_values, usage_of
+from .effective import effective_values, sent, usage_of
 
 _log = get_logger(__name__)
 
@@ -57,12 +57,16 @@ class OptionMaker:
         revision = entry.revision.partition("/")[0]
         return effective_values(entry.config, revision, backend, self._models_path, facts)
 
-    def predict(
-        self, entry: ModelEntry, backend: Backend, devices: Sequence[Device]
-    ) -> Reservation:
-        """Return the memory that the model will need under that backend."""
-        usage = usage_of(self.values(entry, backend.name))
-        return estimate(entry.config, self._models_path, self.header(entry), usage, self._gpus())
+    def sent(self, entry: ModelEntry, backend: str) -> dict[str, Any]:
+        """Return the bare values, as LoadModel sends them."""
+        return sent(self.values(entry, backend))
+
+    def predict(self, entry: ModelEntry, backend: Backend) -> Reservation:
+        """Return the memory that the model will need under that backend, and the options behind it."""
+        values = self.values(entry, backend.name)
+        header, gpus = self.header(entry), self._gpus()
+        found = estimate(entry.config, self._models_path, header, usage_of(values), gpus)
+        return replace(found, options=sent(values))
 
     def header(self, entry: ModelEntry) -> Header | None:
         """Return the header of the model's file; None if it has none. Read again when the file changes."""

@@ -12,6 +12,7 @@ from corral.loader.v1 import loader_pb2 as pb
 from services.loader.gateway.load_request import message
 from services.loader.models.source_lines import Lines
 from services.loader.options.defaults import Source, Value
+from services.loader.options.effective import sent as bare
 
 
 def effective_options(
@@ -20,7 +21,7 @@ def effective_options(
     """Return the options in the order of the contract: those that are not empty, and empty ones that the
     model's configuration sets. `lines` are those of the model in `file`.
     """
-    sent = message(values)
+    sent = message(bare(values))
     written: dict[str, Any] = json_format.MessageToDict(sent, preserving_proto_field_name=True)
     shown = []
     for field in sent.DESCRIPTOR.fields:

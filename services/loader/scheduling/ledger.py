@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Protocol
 
 from services.common.errors import DeadlineError
@@ -41,7 +42,7 @@ class Measure(Protocol):
         ...
 
 
-Predict = Callable[[ModelEntry, Backend, tuple[Device, ...]], Reservation]
+Predict = Callable[[ModelEntry, Backend], Reservation]
 """Estimates what a model needs from its files and settings, unless its configuration says it. Blocking."""
 
 
@@ -77,13 +78,15 @@ class Ledger:
 
     def reserve(self, entry: ModelEntry, backend: Backend, *, more: bool) -> Reservation:
         """Return what to reserve for a model; with `more`, after a load that lacked memory. Blocking."""
+        predicted = self._predict(entry, backend)
         if backend.external:
-            return Reservation()
+            return Reservation(options=predicted.options)
         key = _key(entry, backend)
-        predicted = self._predict(entry, backend, self.devices())
         learned = self._footprints.get(key)
         if learned and predicted.basis is not Basis.CONFIGURED:
-            predicted = Reservation({**predicted.memory, **learned}, Basis.LEARNED)
+            predicted = replace(
+                predicted, memory={**predicted.memory, **learned}, basis=Basis.LEARNED
+            )
         if not more:
             return predicted
         raised = {device: int(size * MORE) for device, size in predicted.memory.items()}
@@ -93,7 +96,7 @@ class Ledger:
             for device, size in raised.items()
         }
         self._footprints.learn(key, kept)
-        return Reservation(raised, Basis.LEARNED)
+        return replace(predicted, memory=raised, basis=Basis.LEARNED)
 
     def free(self, occupants: Iterable[Occupant], settings: Tunables) -> dict[str, int]:
         """Return what may be given out beside the occupants, in bytes by device; no entry means no limit."""

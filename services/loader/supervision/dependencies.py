@@ -15,7 +15,7 @@ from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
 from services.loader.scheduling.scheduler import Scheduler
 
-from .runner import Activity, Starter, Timeouts
+from .runner import Activity, Options, Starter, Timeouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Services:
     models_path: Path
     timeouts: Timeouts
     backoff: Callable[[], Backoff]
+    options: Options
     scheduler: Scheduler
     estimate: Callable[[ModelEntry, str, bool], Reservation]
     """What a model needs with a backend; with True, more than it had the last time. Blocking."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +78,14 @@ class Starter(Protocol):
         ...
 
 
+class Options(Protocol):
+    """Computes the options that a backend is sent."""
+
+    def sent(self, entry: ModelEntry, backend: str) -> Mapping[str, Any]:
+        """Return the options by the field of LoadModel's request. Blocking."""
+        ...
+
+
 class Activity(Protocol):
     """Tells whether a process does anything at all."""
 
@@ -101,6 +109,7 @@ class Runner:
         models_path: Path,
         timeouts: Timeouts,
         logs: LogBook,
+        options: Options,
         activity: Activity,
         released: Callable[[Instance], Awaitable[None]],
         post: Post,
@@ -113,6 +122,7 @@ class Runner:
         self._models_path = models_path
         self._timeouts = timeouts
         self._logs = logs
+        self._options = options
         self._activity = activity
         self._released = released
         self._post = post
@@ -153,14 +163,19 @@ class Runner:
         self.watch(instance)
         self._post(Answered(generation))
 
-    def load(self, instance: Instance, candidate: str) -> None:
-        """Let the backend read the model. Reports `Loaded` or `AttemptFailed`."""
-        self._work = self._spawn(self._load(instance, candidate), "load")
+    def load(self, instance: Instance, candidate: str, options: Mapping[str, Any] | None) -> None:
+        """Make the backend load the model. Reports `Loaded` or `AttemptFailed`.
 
-    async def _load(self, instance: Instance, candidate: str) -> None:
+        `options` are those of the reservation; without, they are computed now.
+        """
+        self._work = self._spawn(self._load(instance, candidate, options), "load")
+
+    async def _load(
+        self, instance: Instance, candidate: str, options: Mapping[str, Any] | None
+    ) -> None:
         generation = instance.generation
         try:
-            answer = await self._read_model(instance)
+            answer = await self._read_model(instance, options)
         except CorralError as error:
             # A process that died under LoadModel says more than the broken connection does.
             if instance.process and await instance.cause(self._timeouts.exit_cause):
@@ -181,10 +196,15 @@ class Runner:
         self._starter.loaded(instance)
         self._post(Loaded(generation))
 
-    async def _read_model(self, instance: Instance) -> LoadAnswer:
+    async def _read_model(
+        self, instance: Instance, options: Mapping[str, Any] | None
+    ) -> LoadAnswer:
+        if options is None:
+            name = instance.backend.name
+            options = await asyncio.to_thread(self._options.sent, instance.entry, name)
         assert instance.connection is not None
         limit = self._timeouts.load + self._timeouts.load_per_gib * self._size_gib(instance)
-        loading = instance.connection.load(instance.entry, instance.backend.name, limit)
+        loading = instance.connection.load(options, limit)
         if instance.process is None:
             return await loading  # what goes on elsewhere cannot be seen
         try:

@@ -70,6 +70,7 @@ class Supervisor:
             models_path=services.models_path,
             timeouts=services.timeouts,
             logs=logs,
+            options=services.options,
             activity=services.activity,
             released=services.released,
             post=self._post,
@@ -356,7 +357,7 @@ class Supervisor:
                 assert self.entry is not None
                 self._runner.start(generation, candidate, self.entry, self._begun)
             case effects.SendLoad():
-                self._runner.load(self._current(), self.state.candidate)
+                self._runner.load(self._current(), self.state.candidate, self.reservation.options)
             case effects.AdmitWaiters(generation):
                 self.backoffs.disarm(self.state.candidate)
                 self._timers.later(self._services.timeouts.stable, events.Stable(generation))

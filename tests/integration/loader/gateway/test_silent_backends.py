@@ -62,7 +62,6 @@ async def connection(address: str) -> AsyncIterator[GrpcConnection]:
     made = GrpcConnection(
         address,
         "",
-        to_options=lambda entry, backend: backend_pb2.ModelOptions(),
         max_message_size=2**20,
     )
     try:

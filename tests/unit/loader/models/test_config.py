@@ -22,7 +22,7 @@ def read(folder: Path, text: str) -> ModelEntry:
 def options(folder: Path, text: str) -> backend_pb2.ModelOptions:
     entry = read(folder, text)
     assert entry.error is None, str(entry.error)
-    return message(OptionMaker(folder).values(entry, "any"))
+    return message(OptionMaker(folder).sent(entry, "any"))
 
 
 @pytest.mark.parametrize(

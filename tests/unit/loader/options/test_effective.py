@@ -15,6 +15,7 @@ from services.loader.models.config import ModelConfig
 from services.loader.models.gguf import Header
 from services.loader.options.defaults import Facts, OptionSettings, Source, Value
 from services.loader.options.effective import effective_values
+from services.loader.options.effective import sent as bare
 
 GIB = 1024**3
 MODELS = Path("/models")
@@ -205,7 +206,7 @@ def test_explicit_always_wins(
     gpus: dict[str, int],
 ) -> None:
     got = values(backend, settings=settings, file=file, gpus=gpus, **config)
-    sent = message(got)  # the wire has room for whatever comes out
+    sent = message(bare(got))  # the wire has room for whatever comes out
     for field, name in (("F16Memory", "f16"), ("NGPULayers", "gpu_layers")):
         if config.get(name) is not None:
             assert getattr(sent, field) == config[name] and got[field].source is Source.CONFIG

@@ -27,7 +27,7 @@ def test_a_model_that_lacks_memory_again_and_again_can_still_be_loaded(tmp_path:
     footprints = Footprints(tmp_path / "footprints.json")
     ledger = Ledger(
         devices=Machine(),
-        predict=lambda entry, backend, devices: Reservation({RAM: 100}),
+        predict=lambda entry, backend: Reservation({RAM: 100}),
         measure=Machine(),
         footprints=footprints,
         release_timeout=1.0,

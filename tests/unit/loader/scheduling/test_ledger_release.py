@@ -43,7 +43,7 @@ class NoDevices:
 def ledger(driver: Driver, tmp_path: Path, timeout: float) -> Ledger:
     return Ledger(
         devices=NoDevices(),
-        predict=lambda entry, backend, devices: Reservation(),
+        predict=lambda entry, backend: Reservation(),
         measure=driver,
         footprints=Footprints(tmp_path / "footprints.json"),
         release_timeout=timeout,

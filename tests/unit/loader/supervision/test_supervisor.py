@@ -125,6 +125,18 @@ async def test_an_estimate_that_fails_holds_nobody_up(world: World) -> None:
     (await waiting).release()
 
 
+async def test_a_setting_that_changes_between_reservation_and_load_waits_for_the_next_load(
+    world: World,
+) -> None:
+    world.live.update({"context_size": 1000})
+    waiting = call(world, entry("a"))
+    await eventually(lambda: "a" in world.processes, what="a process")
+    world.live.update({"context_size": 2000})
+    await comes_up(world, "a")
+    assert world.processes["a"].options == {"ContextSize": 1000}
+    (await waiting).release()
+
+
 async def test_one_that_runs_elsewhere_takes_no_place_from_the_first_moment_on(
     world: World,
 ) -> None:
