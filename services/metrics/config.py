@@ -13,15 +13,15 @@ from services.metrics.values.collector import MOST_SERIES
 
 
 class MetricsSettings(ServiceSettings):
-    """Collects what every service measured and shows it to Prometheus."""
+    """Collects what every service measures, and exports it to Prometheus and over OTLP."""
 
     service: ClassVar[str] = "metrics"
 
     listen: str = "127.0.0.1:50054"
 
     http_listen: str = "127.0.0.1:9464"
-    """The address to serve /metrics on over HTTP; port 0 takes a free one, and
-    <state_path>/metrics/http_address says which."""
+    """The address to serve /metrics on over HTTP; port 0 takes a free one, which is then
+    written to <state_path>/metrics/http_address."""
 
     max_label_values: int = Field(default=200, ge=1)
     """How many values a label of api_call can have; calls with later ones count under `other`."""
@@ -33,10 +33,10 @@ class MetricsSettings(ServiceSettings):
     """How many characters a label's value can have; longer ones are refused."""
 
     max_otlp_series: int = Field(default=10_000, ge=1)
-    """How many series can come over OTLP; points of later ones are refused."""
+    """How many series can be received over OTLP; points of further ones are refused."""
 
     otlp_stale_after: Duration = 900.0
-    """How long a sender of OTLP may say nothing before it makes room for another; exporters send each
+    """How long an OTLP sender may be silent before another one can replace it; exporters send every
     10 to 60 s."""
 
     otlp_endpoint: str | None = None
@@ -44,14 +44,14 @@ class MetricsSettings(ServiceSettings):
     to; empty for none."""
 
     otlp_interval: Duration = Field(default=60.0, gt=0)
-    """How often to send all values there."""
+    """How often to send all values to otlp_endpoint."""
 
     otlp_timeout: Duration = 3.0
-    """How long that collector may take to answer; a stop may wait for two answers, within stop_timeout."""
+    """How long otlp_endpoint may take to answer; a stop may wait for two answers, within stop_timeout."""
 
     http_head_timeout: Duration = 75.0
-    """How long an HTTP connection may wait for its next request to be whole; Prometheus asks each
-    15 to 60 s and keeps its connection."""
+    """How long an HTTP client may take to send its next request; Prometheus sends one every 15 to 60 s
+    over the same connection."""
 
     http_scrape_timeout: Duration = 10.0
     """How long rendering a scrape may take; Prometheus gives up after 10 s."""
@@ -60,10 +60,10 @@ class MetricsSettings(ServiceSettings):
     """How long a client may take to receive an answer."""
 
     http_close_timeout: Duration = 2.0
-    """How long a stop waits for scrapes that are on their way to a client."""
+    """How long a stop waits for scrapes in progress."""
 
     http_max_connections: int = Field(default=64, ge=1)
-    """How many HTTP connections may be open; further ones are answered 503."""
+    """How many HTTP connections may be open; further ones get 503."""
 
     stream_quiet: Duration = 0.2
     """How long a stop waits for further messages of an open ObserveApiCalls before it answers."""

@@ -1,4 +1,4 @@
-"""Pushes all values to another collector, at intervals, on demand, and once more at the end."""
+"""Pushes all values to another collector: at intervals, on demand, and once more at the end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _log = get_logger(__name__)
 
 
 class Forwarding:
-    """An async context manager that pushes while it is entered, and a last time when it is left.
+    """An async context manager that pushes at intervals while entered, and once more on exit.
 
-    What is pushed are totals: a push that fails loses nothing, since the next one says it all again.
+    Totals are pushed, so a failed push loses nothing: the next one includes everything.
     """
 
     def __init__(self, push: Callable[[], Awaitable[None]], *, interval: float) -> None:
-        """Call `push` each `interval` seconds; it MUST have a deadline and fail with CorralError."""
+        """`push` is called every `interval` seconds; it MUST have a deadline and raise only CorralError."""
         self._push = push
         self._interval = interval
         self._closing = asyncio.Event()
@@ -30,13 +30,13 @@ class Forwarding:
         self._failing = False
 
     async def flush(self) -> None:
-        """Push what there is now, after a push that is under way; its failure is the caller's."""
+        """Push the current values, after a push in progress has ended. Raises CorralError."""
         async with self._turn:
             await self._push()
             self._worked()
 
     async def __aenter__(self) -> Self:
-        """Begin."""
+        """Start pushing."""
         self._task = asyncio.create_task(self._run(), name="metrics forwarding")
         return self
 

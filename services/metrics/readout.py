@@ -1,4 +1,4 @@
-"""All values there are, from whatever source, read at one moment."""
+"""All metrics of all sources, read at one moment."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ _T = TypeVar("_T")
 
 
 class Readout:
-    """Reads the sources: the scrape, the query and the push all show what this returns."""
+    """Reads all sources; scrapes, queries and pushes all use it."""
 
     def __init__(self, *sources: Callable[[], list[Family]], limit: float) -> None:
-        """Merge what these return; reading may take `limit` seconds."""
+        """`sources` return families; `limit` is the timeout of a read in seconds."""
         self._sources = sources
         self._limit = limit
 
     def families(self) -> list[Family]:
-        """Read now, in the calling thread."""
+        """Return the merged families, read in the calling thread."""
         return merged(*(source() for source in self._sources))
 
     def page(self, accept: str = "", accept_encoding: str = "") -> Page:
-        """Return a scrape, in the calling thread."""
+        """Return a rendered scrape, in the calling thread."""
         return render(self.families(), accept=accept, accept_encoding=accept_encoding)
 
     async def read(self) -> list[Family]:
-        """Read on a thread: with thousands of series it takes long enough to be felt by other calls."""
+        """Return the merged families, read on a thread: thousands of series would delay other calls."""
         return await self.on_thread(self.families)
 
     async def on_thread(self, work: Callable[[], _T]) -> _T:
-        """Do work that reads, on a thread, or raise DeadlineError."""
+        """Run `work` on a thread; raise DeadlineError after the limit."""
         try:
             async with asyncio.timeout(self._limit):
                 return await asyncio.to_thread(work)

@@ -1,4 +1,4 @@
-"""What this service leaves on disk: where its HTTP server is, and the last values before a stop."""
+"""The state folder: the HTTP server's address, and the last values before a stop."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _log = get_logger(__name__)
 
 
 class StateFolder:
-    """A folder with one small file for each fact; each is replaced whole or not at all.
+    """A folder of small files, each replaced whole or not at all.
 
-    A folder that cannot be written to is logged and is no reason not to serve. Any thread may call.
+    If the folder cannot be written to, a warning is logged and the service goes on. Thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
-        """Use this folder; it is made when the first fact is written."""
+        """`path` is created by the first write."""
         self._path = path
         self._lock = threading.Lock()
 
     def announce(self, address: str) -> None:
-        """Write where `/metrics` is, for who was not told the port."""
+        """Write the address of `/metrics`, for clients that do not know the port."""
         self._write(HTTP_ADDRESS, lambda: f"{address}\n".encode())
 
     def withdraw(self) -> None:
-        """Say no longer where `/metrics` is."""
+        """Remove the address of `/metrics`."""
         (self._path / HTTP_ADDRESS).unlink(missing_ok=True)
 
     def keep(self, read: Callable[[], bytes]) -> None:
-        """Keep what `read` returns; after a stop these are the values that no scrape could take.
+        """Write what `read` returns: after a stop, the values that no scrape collected.
 
-        It is read in turn with others that keep, so that an older state never replaces a newer one.
+        `read` is called under a lock, so that an older state never replaces a newer one.
         """
         self._write(LAST_SCRAPE, read)
 
@@ -45,7 +45,9 @@ class StateFolder:
         with self._lock:
             content = read()
             try:
-                # For other users to read too: where `/metrics` is, is no secret.
+                # Readable by other users: the address of `/metrics` is not a secret.
                 write_atomically(self._path / name, content, mode=0o666)
             except OSError as error:
-                _log.warning("state cannot be kept", file=str(self._path / name), error=str(error))
+                _log.warning(
+                    "state cannot be written", file=str(self._path / name), error=str(error)
+                )

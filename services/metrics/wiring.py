@@ -22,7 +22,7 @@ from services.metrics.rpc.servicer import SERVICE, MetricsServicer
 from services.metrics.scrape.exporter import Exporter, HttpLimits
 from services.metrics.values.collector import Collector
 from services.metrics.values.instruments import BOUNDS, KINDS
-from services.metrics.values.received import Received
+from services.metrics.values.otlp_store import OtlpStore
 
 from .config import MetricsSettings
 from .forwarding import Forwarding
@@ -45,14 +45,14 @@ async def build(
         max_label_length=settings.max_label_length,
     )
     stack.callback(collector.close)
-    received = Received(
+    store = OtlpStore(
         own=KINDS,
         own_bounds=BOUNDS,
         max_series=settings.max_otlp_series,
         max_label_length=settings.max_label_length,
         stale_after=settings.otlp_stale_after,
     )
-    readout = Readout(collector.families, received.families, limit=settings.query_timeout)
+    readout = Readout(collector.families, store.families, limit=settings.query_timeout)
     state = StateFolder(settings.state_path / "metrics")
     forwarding = await _forwarding(settings, stack, readout, instance)
 
@@ -75,7 +75,7 @@ async def build(
         stopping=health.stopping,
         stream_quiet=settings.stream_quiet,
     )
-    otlp = OtlpServicer(received, collector, instance=instance)
+    otlp = OtlpServicer(store, collector, instance=instance)
     return [
         Mount(SERVICE, partial(metrics_pb2_grpc.add_MetricsServiceServicer_to_server, servicer)),
         Mount(

@@ -12,7 +12,7 @@ from services.common.errors import InvalidRequestError
 
 
 class MonitorSettings(ServiceSettings):
-    """Tells what loaded models do and use, and shuts them down."""
+    """Reports what loaded models do and use, and shuts them down."""
 
     service: ClassVar[str] = "monitor"
 
@@ -24,28 +24,28 @@ class MonitorSettings(ServiceSettings):
     metrics: str | None = "127.0.0.1:50054"
 
     loader_timeout: Duration = 5.0
-    """How long the loader may take to say what it knows of a model."""
+    """How long the loader may take to answer."""
 
     status_timeout: Duration = 2.0
-    """How long a backend may take to answer Status before its process is sampled instead."""
+    """How long a backend may take to answer Status; after that its state is derived from its process."""
 
     unload_timeout: Duration = 120.0
-    """How long the loader may take to unload a model: its drain time, and the time to end a process
-    that does not want to."""
+    """How long the loader may take to unload a model: its drain time, and the time to kill a
+    process that does not stop."""
 
     sample_timeout: Duration = 2.0
     """How long sampling a process tree may take."""
 
     sample_interval: Duration = 0.25
-    """The shortest time over which processor use is measured; the system counts it in steps of 10 ms,
-    so a shorter one says little. A sample sooner after the last repeats its value."""
+    """The shortest time over which CPU use is measured; the system counts it in steps of 10 ms, so a
+    shorter time gives no precise value. An earlier sample repeats the last value."""
 
     start_time_tolerance: Duration = 5.0
-    """How far the start of a process may lie from the loader's word for it to be the same process; the
-    system counts it from its boot, whose time it knows to a second, and clocks are adjusted."""
+    """How far the start time of a process may differ from the one that the loader reports; the system
+    knows it to a second only, and clocks are adjusted."""
 
     sampled_trees: int = Field(default=1000, ge=1)
-    """How many process trees to remember the last sample of."""
+    """How many process trees to remember, to measure their CPU use since the last sample."""
 
     @field_validator("loader", mode="after")
     @classmethod

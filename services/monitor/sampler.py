@@ -1,4 +1,4 @@
-"""What a process and all its descendants use, read with psutil."""
+"""The resources that a process and its descendants use, read with psutil."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ import psutil
 
 from services.common.errors import DeadlineError
 
-# Reading one tree takes about a millisecond, so this is for those that hang: reading the memory of a
-# process that waits for a broken disk may block, and must not take the other models' samples along.
+# Reading one tree takes about a millisecond; more threads are for reads that hang: the memory of a
+# process that waits for a broken disk may be unreadable, which must not delay other models' samples.
 _THREADS: Final = 4
 
 
 class ProcessGoneError(Exception):
-    """The process has ended (or is a zombie), or its number belongs to another one now."""
+    """The process has ended (or is a zombie), or its pid belongs to another process now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a process tree used at one moment; bytes and seconds."""
+    """The resources of a process tree at one moment, in bytes and seconds."""
 
     pid: int
     process_count: int
     thread_count: int
     rss: int
     pss: int | None
-    """None where the system does not tell for each process of the tree."""
+    """None if the system does not report it for every process of the tree."""
     vms: int
     cpu_percent: float
     cpu_seconds: float
     open_files: int | None
-    """None where the system does not tell for each process of the tree."""
+    """None if the system does not report it for every process of the tree."""
     start_time: float
     time: float
 
     @property
     def memory(self) -> int:
-        """The memory that would come back if the tree ended, as well as the system tells."""
+        """The memory that would be freed if the tree ended, as far as the system reports it."""
         return self.rss if self.pss is None else self.pss
 
 
 @dataclass(slots=True)
 class _Baseline:
-    """Where the last measurement of processor use ended."""
+    """The end of the last measurement of CPU use."""
 
     clock: float
     cpu_seconds: float
@@ -58,7 +58,7 @@ class _Baseline:
 
 
 class Sampler:
-    """Samples process trees on threads of its own, and remembers what they had used before."""
+    """Samples process trees on its own threads, and remembers their last CPU times."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Sampler:
         start_time_tolerance: float,
         remembered: int,
     ) -> None:
-        """Take the limits; see the settings of the same names."""
+        """See the settings of the same names."""
         self._timeout = timeout
         self._interval = interval
         self._tolerance = start_time_tolerance
@@ -78,9 +78,9 @@ class Sampler:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="sampler")
 
     async def sample(self, pid: int, started: float | None = None) -> Sample:
-        """Sample the tree below a process that started at this time (if it is known).
+        """Sample the tree of a process that started at this time (if known).
 
-        Raises ProcessGoneError, or DeadlineError when the system takes too long to answer.
+        Raises ProcessGoneError, or DeadlineError if reading it takes too long.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -92,7 +92,7 @@ class Sampler:
             ) from error
 
     def read(self, pid: int, started: float | None = None) -> Sample:
-        """Do the work of `sample`, in the calling thread."""
+        """Like `sample`, in the calling thread."""
         root = self._root(pid, started)
         try:
             key = (pid, root.create_time())
@@ -115,7 +115,7 @@ class Sampler:
         )
 
     def close(self) -> None:
-        """Start no more samples; one that hangs is not waited for."""
+        """Start no more samples; does not wait for one that hangs."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _root(self, pid: int, started: float | None) -> psutil.Process:
@@ -126,13 +126,13 @@ class Sampler:
         except (psutil.NoSuchProcess, ValueError, OverflowError) as error:
             raise ProcessGoneError(f"process {pid} is gone") from error
         if zombie:
-            raise ProcessGoneError(f"process {pid} has ended and nobody has collected it")
+            raise ProcessGoneError(f"process {pid} has ended and is a zombie")
         if started is not None and abs(start_time - started) > self._tolerance:
-            raise ProcessGoneError(f"process {pid} is gone; its number belongs to another one now")
+            raise ProcessGoneError(f"process {pid} is gone; its pid belongs to another process now")
         return root
 
     def _percent(self, key: tuple[int, float], cpu_seconds: float, start_time: float) -> float:
-        """Return the processor use since the last measurement, or since the start for the first."""
+        """Return the CPU use since the last measurement; for the first one, since the process started."""
         now = time.monotonic()
         with self._lock:
             last = self._baselines.get(key)
@@ -143,7 +143,7 @@ class Sampler:
                 if len(self._baselines) > self._remembered:
                     self._baselines.popitem(last=False)
             elif (elapsed := now - last.clock) >= self._interval:
-                # A process that left the tree took its time with it: that is no negative use.
+                # A process that left the tree took its CPU time with it; that is not negative use.
                 used = max(cpu_seconds - last.cpu_seconds, 0.0)
                 last.clock, last.cpu_seconds = now, cpu_seconds
                 last.percent = 100 * used / elapsed
@@ -163,7 +163,7 @@ class _Tree:
             try:
                 self._add(process)
             except psutil.NoSuchProcess:
-                # Ended since the list was made; what it had used counts for its parent from now on.
+                # Ended since the list was made; its CPU time now counts for its parent.
                 continue
 
     def _add(self, process: psutil.Process) -> None:
@@ -172,8 +172,8 @@ class _Tree:
             zombie = process.status() == psutil.STATUS_ZOMBIE
             memory = process.memory_info()
             threads = process.num_threads()
-        # The time of children that ended moves to their parent when it collects them, and a zombie
-        # still has its own: so the sum over the tree only grows.
+        # The CPU time of a child moves to its parent when the parent reaps it, and a zombie still has its
+        # own: so the sum over the tree only grows.
         self.cpu_seconds += (
             times.user
             + times.system
@@ -197,10 +197,10 @@ class _Tree:
 
 
 def _descendants(root: psutil.Process) -> list[psutil.Process]:
-    """Return the children, their children, and who else is in the session that the root leads.
+    """Return all descendants, and the other processes of the session that the root leads.
 
-    A backend gets a session of its own; a worker whose parent ended is adopted by another process,
-    and the session is then all that says whose it is.
+    A backend has its own session; a worker whose parent ended gets another parent, and only its
+    session still shows where it belongs.
     """
     found = {process.pid: process for process in root.children(recursive=True)}
     if _session(root.pid) == root.pid:
@@ -216,8 +216,8 @@ def _descendants(root: psutil.Process) -> list[psutil.Process]:
 def _age(process: psutil.Process) -> float:
     """Return the seconds since a process was started.
 
-    psutil adds the time since the boot to the boot's date, which the system knows to a second only;
-    the time since the boot alone is exact to 10 ms.
+    psutil's create_time includes the time of the boot, which the system knows to a second only; the
+    time since the boot is exact to 10 ms.
     """
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return time.time() - process.create_time()

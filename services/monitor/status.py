@@ -1,4 +1,4 @@
-"""What a loaded model does: the backend's word where it has one, else what can be seen from outside."""
+"""The status of a loaded model: as its backend reports it, or else derived from its process."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from services.common.errors import (
 
 from .sampler import ProcessGoneError, Sample
 
-# Names enough to see the mistake, and few enough to read.
 _NAMES_SHOWN = 20
+"""At most this many loaded models are listed in an error."""
 
 
 class State(Enum):
-    """What a model does."""
+    """What a model is doing."""
 
     UNINITIALIZED = "uninitialized"
     BUSY = "busy"
@@ -34,14 +34,14 @@ class State(Enum):
 
 
 class Origin(Enum):
-    """Whose word a status is."""
+    """Where a status comes from."""
 
     BACKEND = "backend"
     PROCESS = "process"
 
 
 class Phase(Enum):
-    """Where the loader has a model, as far as it matters here."""
+    """The state of a model in the loader, simplified."""
 
     NOT_LOADED = "not loaded"
     LOADING = "loading"
@@ -50,7 +50,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The instance that holds a model, as the loader tells it."""
+    """The instance that holds a model, as the loader reports it."""
 
     pid: int
     """0 for a backend on another machine."""
@@ -59,8 +59,8 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What the loader knows of a model."""
+class LoaderInfo:
+    """What the loader reports about a model."""
 
     model: str
     phase: Phase
@@ -69,8 +69,8 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a backend says of itself."""
+class BackendAnswer:
+    """A backend's answer to Status."""
 
     state: State
     memory: int = 0
@@ -79,7 +79,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a loaded model does and uses."""
+    """What a loaded model is doing, and the memory it uses."""
 
     model: str
     state: State
@@ -93,49 +93,49 @@ class Status:
 
 
 class Loader(Protocol):
-    """What is asked of the loader. None of it loads a model; failures are CorralErrors."""
+    """The loader's interface. No method loads a model; failures are CorralErrors."""
 
-    async def known(self, model: str) -> Known:
-        """Return what is known of a model."""
+    async def info(self, model: str) -> LoaderInfo:
+        """Return what the loader reports about a model."""
 
     async def loaded(self) -> list[str]:
         """Return the names of the loaded models."""
 
-    async def ask(self, model: str) -> Answer:
-        """Return the backend's own answer; UnknownRemoteError and others if it has none."""
+    async def ask(self, model: str) -> BackendAnswer:
+        """Return the backend's answer to Status; UnknownRemoteError and others if it has none."""
 
     async def unload(self, model: str, *, force: bool) -> None:
         """Unload a model; return after its process group is gone."""
 
 
 class Sampling(Protocol):
-    """What is asked of the sampler."""
+    """The sampler's interface."""
 
     async def sample(self, pid: int, started: float | None = None) -> Sample:
         """Sample a process tree, or raise ProcessGoneError or DeadlineError."""
 
 
 class Statuses:
-    """Answers what models do, one at a time."""
+    """Finds the status of models."""
 
     def __init__(self, loader: Loader, sampler: Sampling) -> None:
-        """Ask this loader, and sample with this sampler."""
+        """`loader` reports models and reaches their backends; `sampler` measures processes."""
         self._loader = loader
         self._sampler = sampler
 
     async def get(self, model: str) -> Status:
         """Return the status of a loaded model, or raise ModelNotLoadedError."""
-        known, running = await self._running(model)
-        # At the same time: a backend that does not answer should not delay the sample too.
-        answered, sampled = await asyncio.gather(self._answer(known), self._sample(running))
+        info, running = await self._running(model)
+        # In parallel: a backend that does not answer must not delay the sample.
+        answered, sampled = await asyncio.gather(self._answer(info), self._sample(running))
         if isinstance(answered, ModelNotLoadedError):
-            # Unloaded since the loader was asked.
+            # Unloaded in the meantime.
             raise answered
         sample = sampled if isinstance(sampled, Sample) else None
-        if isinstance(answered, Answer):
+        if isinstance(answered, BackendAnswer):
             return Status(
-                model=known.model,
-                state=_told(answered.state, known.phase, running),
+                model=info.model,
+                state=_state_by_backend(answered.state, info.phase, running),
                 origin=Origin.BACKEND,
                 memory=answered.memory or (sample.memory if sample else 0),
                 breakdown=answered.breakdown,
@@ -146,8 +146,8 @@ class Statuses:
             )
         gone = isinstance(sampled, ProcessGoneError)
         return Status(
-            model=known.model,
-            state=State.ERROR if gone else _seen(answered, known.phase, running),
+            model=info.model,
+            state=State.ERROR if gone else _state_by_process(answered, info.phase, running),
             origin=Origin.PROCESS,
             memory=sample.memory if sample else 0,
             breakdown={},
@@ -159,35 +159,35 @@ class Statuses:
 
     async def sample(self, model: str) -> Sample:
         """Sample the process tree of a loaded model, or raise ModelNotLoadedError."""
-        known, running = await self._running(model)
+        info, running = await self._running(model)
         if not running.pid:
-            raise _not_loaded(known.model, "is loaded on another machine: it has no process here")
+            raise _not_loaded(info.model, "is loaded on another machine: it has no process here")
         try:
             return await self._sampler.sample(running.pid, running.started)
         except ProcessGoneError as error:
-            raise _not_loaded(known.model, f"is not loaded any more: {error}") from error
+            raise _not_loaded(info.model, f"is not loaded any more: {error}") from error
 
     async def shut_down(self, model: str, *, force: bool) -> None:
         """Unload a model and wait until its process group is gone."""
         await self._loader.unload(model, force=force)
 
-    async def _running(self, model: str) -> tuple[Known, Running]:
-        known = await self._loader.known(model)
-        if known.running is not None and known.phase is not Phase.NOT_LOADED:
-            return known, known.running
+    async def _running(self, model: str) -> tuple[LoaderInfo, Running]:
+        info = await self._loader.info(model)
+        if info.running is not None and info.phase is not Phase.NOT_LOADED:
+            return info, info.running
         names = await self._loader.loaded()
         shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
         if (more := len(names) - _NAMES_SHOWN) > 0:
             shown += f" and {more} more"
-        why = f" ({known.message})" if known.message else ""
-        raise _not_loaded(known.model, f"is not loaded{why}; loaded models: {shown}")
+        why = f" ({info.message})" if info.message else ""
+        raise _not_loaded(info.model, f"is not loaded{why}; loaded models: {shown}")
 
-    async def _answer(self, known: Known) -> Answer | CorralError | str:
-        if known.phase is Phase.LOADING:
-            # Most backends answer nothing while they read a model; waiting for that tells nothing.
+    async def _answer(self, info: LoaderInfo) -> BackendAnswer | CorralError | str:
+        if info.phase is Phase.LOADING:
+            # Most backends answer nothing while they load a model; do not wait for the timeout.
             return "the model is still loading"
         try:
-            return await self._loader.ask(known.model)
+            return await self._loader.ask(info.model)
         except CorralError as error:
             return error
 
@@ -200,11 +200,11 @@ class Statuses:
             return error
 
 
-def _told(state: State, phase: Phase, running: Running) -> State:
-    """Return the backend's state, mended where the loader knows better.
+def _state_by_backend(state: State, phase: Phase, running: Running) -> State:
+    """Return the backend's state, corrected where the loader knows better.
 
-    Many backends only ever say that they are uninitialized, and one that counts nothing itself says
-    that it is ready while it answers calls.
+    Many backends always report that they are uninitialized, and one that does not count its calls
+    reports that it is ready while it is busy.
     """
     if state is State.UNINITIALIZED and phase is Phase.READY:
         state = State.READY
@@ -213,12 +213,12 @@ def _told(state: State, phase: Phase, running: Running) -> State:
     return state
 
 
-def _seen(answered: CorralError | str, phase: Phase, running: Running) -> State:
-    """Return the state as it looks from outside, given why the backend did not say it."""
+def _state_by_process(answered: CorralError | str, phase: Phase, running: Running) -> State:
+    """Return the state derived from the process, given why the backend did not report it."""
     if phase is Phase.LOADING:
         return State.UNINITIALIZED
     if running.active_calls > 0:
-        # One that does one thing at a time answers no probe meanwhile: silence is no failure then.
+        # A backend that handles one call at a time cannot answer a probe meanwhile; that is no failure.
         return State.BUSY
     return State.READY if _unimplemented(answered) else State.ERROR
 

@@ -1,4 +1,4 @@
-"""A client's stream of messages, which ends for us when we have to stop, and not before all is read."""
+"""Reading a client's stream so that a stop ends it, and loses nothing that was already sent."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ async def until_stopping(
 ) -> AsyncIterator[_Message]:
     """Yield the messages to their end; once `stopping` is set, to the first pause of `quiet` seconds.
 
-    A reporter may hold its stream open for days. It must not hold up a stop, and what it has sent
-    already must be counted.
+    A reporter may keep its stream open for days. That must not delay a stop, and messages that were
+    already sent must be counted.
     """
     stop = asyncio.ensure_future(stopping.wait())
     arriving: asyncio.Future[_Message] | None = None

@@ -1,4 +1,4 @@
-"""Between the proto's messages and the domain's values."""
+"""Conversion between the proto's messages and the domain's values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TYPES: Final = {
 
 
 def call_of(message: pb.ApiCall) -> Call:
-    """Return the call that was reported; it is checked where it is counted."""
+    """Return the reported call; the collector validates it."""
     return Call(
         method=message.method,
         path=message.path,
@@ -34,7 +34,7 @@ def call_of(message: pb.ApiCall) -> Call:
     )
 
 
-def labels_asked(labels: Mapping[str, str]) -> Labels:
+def label_filter(labels: Mapping[str, str]) -> Labels:
     """Return the labels to select by, or raise InvalidRequestError that names the bad one."""
     for name in labels:
         if not _is_valid_legacy_labelname(name):
@@ -43,7 +43,7 @@ def labels_asked(labels: Mapping[str, str]) -> Labels:
 
 
 def response(families: Iterable[Family]) -> pb.QueryMetricsResponse:
-    """Return the families as they were read just now."""
+    """Return the message with the families and the current time."""
     return pb.QueryMetricsResponse(metrics=map(_metric, families), time=timestamp(time.time()))
 
 
@@ -67,7 +67,7 @@ def _metric(family: Family) -> pb.Metric:
 
 
 def _seconds(duration: Duration) -> float:
-    # Signs must agree, and nanoseconds stay below a second; what does not is no number of seconds.
+    # Not a valid Duration: the signs differ, or the nanoseconds reach a second.
     if abs(duration.nanos) >= 10**9 or duration.seconds * duration.nanos < 0:
         return math.nan
     return in_seconds(duration)

@@ -1,4 +1,4 @@
-"""Another OpenTelemetry collector, that ours hands its values on to."""
+"""Client of another OpenTelemetry collector, to which all values are pushed."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _log = get_logger(__name__)
 
 
 class OtlpClient:
-    """Sends families, as totals since its making."""
+    """Sends families as totals since the client was created."""
 
     def __init__(
         self, channel: aio.Channel, address: str, *, push_timeout: float, instance: uuid.UUID
     ) -> None:
-        """Use this channel, which leads to `address`; `instance` tells our values from others'."""
+        """`channel` leads to `address`; `instance` identifies this process as the sender."""
         stub: Any = metrics_service_pb2_grpc.MetricsServiceStub(channel)  # type: ignore[no-untyped-call]
         self._export = stub.Export
         self._address = address
         self._push_timeout = push_timeout
         self._instance = str(instance)
         self._start = time.time_ns()
-        self._told = ""
+        self._last_refusal = ""
 
     async def push(self, families: Iterable[Family]) -> None:
-        """Send all of them; return when they were taken."""
+        """Send the families, and wait for the answer."""
         request = otlp_convert.request(
             families, instance=self._instance, start=self._start, now=time.time_ns()
         )
@@ -47,9 +47,9 @@ class OtlpClient:
                 f"the collector at {self._address} does not answer: {error}"
             ) from error
         refused = response.partial_success
-        # Each push would say the same again.
-        if refused.error_message != self._told:
-            self._told = refused.error_message
+        # Logged once: every push would repeat it.
+        if refused.error_message != self._last_refusal:
+            self._last_refusal = refused.error_message
             _log.warning(
                 "the collector does not take all metrics",
                 collector=self._address,

@@ -1,4 +1,4 @@
-"""From OpenTelemetry's messages to points, and from families to OpenTelemetry's messages."""
+"""Conversion from OTLP messages to points, and from families to OTLP messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 
 from services.metrics.values.family import Family, Histogram, Kind
-from services.metrics.values.received import Point
+from services.metrics.values.otlp_store import Point
 
 _NO_VALUE: Final = metrics_pb2.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
 _TOTAL: Final = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
@@ -21,14 +21,14 @@ _INSTANCE: Final = "service.instance.id"
 
 
 def points(request: pb.ExportMetricsServiceRequest, *, own: str) -> Iterator[Point | str]:
-    """Yield each point, or a text where one is of a kind that has no place here.
+    """Yield each point, or the reason why it is refused.
 
-    What the instance `own` sent (that is: we) is left out. It would be added to what it came from.
+    Points that this process (`own`) sent are refused: they would be added to themselves.
     """
     for resource in request.resource_metrics:
         attributes = _labels(resource.resource.attributes)
         if attributes.get(_INSTANCE) == own:
-            yield "the values come from here: this service is told to forward to itself"
+            yield "the values come from here: this service forwards to itself"
             continue
         source = json.dumps(sorted(attributes.items()))
         service = attributes.get(_SERVICE, "")
@@ -44,7 +44,7 @@ def points(request: pb.ExportMetricsServiceRequest, *, own: str) -> Iterator[Poi
 def request(
     families: Iterable[Family], *, instance: str, start: int, now: int
 ) -> pb.ExportMetricsServiceRequest:
-    """Return the message with all values as totals since `start`; both are nanoseconds since 1970."""
+    """Return an export with all values as totals since `start`; times are nanoseconds since 1970."""
     made = pb.ExportMetricsServiceRequest()
     resource = made.resource_metrics.add()
     for key, text in ((_SERVICE, "corral-metrics"), (_INSTANCE, instance)):
@@ -102,7 +102,7 @@ def _point(metric: metrics_pb2.Metric, point: Any, source: str, service: str) ->
         total = metric.histogram.aggregation_temporality == _TOTAL
         counts = tuple(point.bucket_counts)
         bounds = tuple(point.explicit_bounds)
-        # A histogram may come without buckets; then all of it lies in the one without a bound.
+        # A histogram without buckets has one bucket without a bound.
         value = Histogram(point.count, point.sum, bounds, counts or (point.count,))
     else:
         value = point.as_double if point.HasField("as_double") else float(point.as_int)

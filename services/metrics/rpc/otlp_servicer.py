@@ -1,4 +1,4 @@
-"""OpenTelemetry's own collector service, for everything that speaks OTLP."""
+"""OpenTelemetry's collector service, for every sender of OTLP."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 
 from services.metrics.values.collector import Collector
-from services.metrics.values.received import Received
+from services.metrics.values.otlp_store import OtlpStore
 
 from . import otlp_convert
 
 SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["MetricsService"].full_name
 # 30 us each: other calls wait 8 ms at most for an export of any size.
 _SLICE: Final = 256
-# Senders log them; the first few tell the cause.
+# Senders log them; the first few are enough.
 _REASONS: Final = 3
 
 
 class OtlpServicer(metrics_service_pb2_grpc.MetricsServiceServicer):
-    """Takes exports."""
+    """Receives exports."""
 
-    def __init__(self, received: Received, collector: Collector, *, instance: uuid.UUID) -> None:
-        """Keep the points in `received`, and count them in `collector`; `instance` is this process."""
+    def __init__(self, store: OtlpStore, collector: Collector, *, instance: uuid.UUID) -> None:
+        """Put the points into `store`, and count them in `collector`; `instance` is this process."""
         self._own = str(instance)
-        self._received = received
+        self._store = store
         self._collector = collector
 
     async def Export(
         self, request: pb.ExportMetricsServiceRequest, context: Any
     ) -> pb.ExportMetricsServiceResponse:
-        """Take all points that can be taken, and say how many could not, and why."""
+        """Store all valid points; the response counts the refused ones and gives the reasons."""
         reasons: Counter[str] = Counter()
         number = 0
         for number, point in enumerate(otlp_convert.points(request, own=self._own), 1):
-            if reason := point if isinstance(point, str) else self._received.offer(point):
+            if reason := point if isinstance(point, str) else self._store.offer(point):
                 reasons[reason] += 1
             if number % _SLICE == 0:
                 await asyncio.sleep(0)

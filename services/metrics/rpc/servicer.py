@@ -1,4 +1,4 @@
-"""The gRPC face of the metrics service: check, call the domain, convert."""
+"""MetricsService over gRPC: check, call the domain, convert."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SLICE: Final = 256
 
 
 class MetricsServicer(metrics_pb2_grpc.MetricsServiceServicer):
-    """Counts what is reported, and answers what was counted."""
+    """Counts reported calls, and answers queries."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class MetricsServicer(metrics_pb2_grpc.MetricsServiceServicer):
         stopping: asyncio.Event,
         stream_quiet: float,
     ) -> None:
-        """Count in `collector`; `read` returns all there is to show, also from other sources."""
+        """Count in `collector`; `read` returns the families of all sources."""
         self._collector = collector
         self._read = read
         self._flush = flush
@@ -48,7 +48,7 @@ class MetricsServicer(metrics_pb2_grpc.MetricsServiceServicer):
     async def ObserveApiCalls(
         self, request_iterator: AsyncIterator[pb.ObserveApiCallsRequest], context: Any
     ) -> pb.ObserveApiCallsResponse:
-        """Count calls until the client has no more, or this service stops."""
+        """Count calls until the client ends its stream, or this service stops."""
         total = pb.ObserveApiCallsResponse()
         async for message in until_stopping(
             request_iterator, self._stopping, quiet=self._stream_quiet
@@ -64,12 +64,12 @@ class MetricsServicer(metrics_pb2_grpc.MetricsServiceServicer):
     async def QueryMetrics(
         self, request: pb.QueryMetricsRequest, context: Any
     ) -> pb.QueryMetricsResponse:
-        """Return the values now."""
-        labels = convert.labels_asked(request.labels)
+        """Return the selected metrics."""
+        labels = convert.label_filter(request.labels)
         return convert.response(select(await self._read(), request.names, labels))
 
     async def Flush(self, request: pb.FlushRequest, context: Any) -> pb.FlushResponse:
-        """Hand everything to who takes it without asking."""
+        """Save the values, and push them to the OTLP endpoint if there is one."""
         recorded = self._collector.recorded_calls
         await self._flush()
         return pb.FlushResponse(recorded_calls=recorded)

@@ -1,4 +1,4 @@
-"""Serves `/metrics` and `/healthz` over HTTP: a scraper asks, the values of that moment go out."""
+"""HTTP server for `/metrics` and `/healthz`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.common.process.logging import get_logger
 from .exposition import Page
 from .http_request import MAX_HEAD, BadRequest, Request, parse_head
 
-# One connection too many is told so, if it asks soon; a flood of silent ones is let go.
+# A connection over the limit gets a 503 if its request comes soon; silent ones are closed.
 _REFUSAL_TIMEOUT: Final = 1.0
 _METHODS: Final = ("GET", "HEAD")
 _HEALTHY: Final = Page(b"ok\n", "text/plain; charset=utf-8")
@@ -26,30 +26,30 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """How long and how much a client may keep the server busy."""
+    """Timeouts, and the limit on connections."""
 
     head_timeout: float
-    """Seconds for the whole head of a request, from its first wait on."""
+    """Seconds to receive the head of a request, including the wait for it."""
     scrape_timeout: float
     """Seconds to render the values."""
     send_timeout: float
-    """Seconds for the client to take an answer."""
+    """Seconds for the client to receive a response."""
     close_timeout: float
-    """Seconds that a stop waits for answers that are on their way."""
+    """Seconds that a stop waits for responses in progress."""
     max_connections: int
 
 
 class Exporter:
-    """An HTTP/1.1 server for scrapes; an async context manager that listens while it is entered.
+    """An HTTP/1.1 server for scrapes; an async context manager that listens while entered.
 
-    `scrape` takes the headers Accept and Accept-Encoding, and runs on a thread: rendering a thousand
-    series takes long enough to be felt by the calls that are served meanwhile.
+    `scrape` is called with the headers Accept and Accept-Encoding, on a thread: rendering a thousand
+    series on the event loop would delay gRPC calls.
     """
 
     def __init__(
         self, listen: Address, scrape: Callable[[str, str], Page], limits: HttpLimits
     ) -> None:
-        """Prepare to listen there; port 0 takes any free one."""
+        """`listen`: the address; port 0 takes a free one."""
         self._listen = listen
         self._scrape = scrape
         self._limits = limits
@@ -59,7 +59,7 @@ class Exporter:
 
     @property
     def address(self) -> str:
-        """Where it listens, with the real port."""
+        """The listening address, with the real port."""
         if self._server is None or self._listen.is_unix:
             return str(self._listen)
         host, port = self._server.sockets[0].getsockname()[:2]
@@ -85,12 +85,12 @@ class Exporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop listening, and let answers that are on their way arrive."""
+        """Stop listening, and wait for responses in progress."""
         assert self._server is not None
         self._server.close()
         listen_address.release(self._listen, self._socket)
         if self._connections:
-            # Those that wait for a request will not get one.
+            # Idle connections will get no further request.
             for task in self._connections:
                 if task.get_name() == _IDLE:
                     task.cancel()
@@ -109,9 +109,9 @@ class Exporter:
         try:
             await self._converse(task, reader, writer)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
-            # The client left, or took too long, or we stop: there is nobody to tell.
+            # The client disconnected or timed out, or the server stops: nothing to report.
             pass
-        except Exception:  # noqa: BLE001 - one client's trouble is none of the others'
+        except Exception:  # noqa: BLE001 - one client's failure must not affect others
             _log.exception("HTTP connection failed")
         finally:
             self._connections.discard(task)
@@ -124,7 +124,7 @@ class Exporter:
         writer: asyncio.StreamWriter,
     ) -> None:
         while True:
-            # A connection that is not in the middle of an answer may be cut at any time.
+            # An idle connection may be closed at any time.
             task.set_name(_IDLE)
             full = len(self._connections) > self._limits.max_connections
             limit = self._limits.head_timeout
@@ -206,7 +206,7 @@ _ANSWERING: Final = "metrics http: answering"
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request | None:
-    """Return the next request's head, or None if the client has none left."""
+    """Return the next request's head; None if the client closed the connection."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:

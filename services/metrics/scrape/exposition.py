@@ -1,4 +1,4 @@
-"""Metrics as text: Prometheus' own format, and OpenMetrics for who asks for it."""
+"""Rendering metrics as text, in Prometheus' format or in OpenMetrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prometheus_client.utils import floatToGoString
 from services.metrics.values.family import Family, Histogram, Kind
 
 _TYPES: Final = {Kind.COUNTER: "counter", Kind.GAUGE: "gauge", Kind.HISTOGRAM: "histogram"}
-# Fast, and within a few percent of the best for text that repeats itself as much as this does.
+# Fast, and within a few percent of the best level for such repetitive text.
 _GZIP_LEVEL: Final = 1
 
 
@@ -29,14 +29,14 @@ class Page:
 
 
 def render(families: Iterable[Family], *, accept: str = "", accept_encoding: str = "") -> Page:
-    """Return the families as the client wants them; the plain text format if it does not say.
+    """Return the families in the format that `accept` prefers; by default in Prometheus' text format.
 
-    Escaping and the forms of numbers come from prometheus_client.
+    prometheus_client does the escaping and the formatting of numbers.
     """
     try:
         encode, content_type = exposition.choose_encoder(accept)
     except (ValueError, TypeError):
-        # The library parses the version in an Accept header without a net.
+        # The library does not handle a malformed version in an Accept header.
         encode, content_type = exposition.choose_encoder("")
     body = encode(_Snapshot(families))
     if exposition.gzip_accepted(accept_encoding):
@@ -45,13 +45,13 @@ def render(families: Iterable[Family], *, accept: str = "", accept_encoding: str
 
 
 class _Snapshot(Collector):
-    """What the library's encoders take: something to collect from."""
+    """The families as a collector, which the library's encoders expect."""
 
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        """Return the families in the library's form."""
+        """Return the families as the library's metrics."""
         return map(_metric, self._families)
 
 

@@ -1,4 +1,4 @@
-"""The head of an HTTP/1.1 request, read strictly: what two parsers could disagree about is refused."""
+"""A strict parser for the head of an HTTP/1.1 request: whatever is ambiguous is refused."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-# A scraper sends under 1 KiB; cookies and proxies' headers fit too.
+# Bytes. A scraper sends under 1 KiB; this leaves space for cookies and proxies' headers.
 MAX_HEAD: Final = 16 * 1024
 
 
 class BadRequest(Exception):
-    """What came is not a request that we can answer; the connection is closed after the answer."""
+    """The request is malformed or not supported; the connection is closed after the response."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
-        """Take the status to answer with, and why."""
+        """`status` and `text` go into the response."""
         super().__init__(text)
         self.status = status
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The head of a request; bodies are not taken."""
+    """The head of a request; bodies are not supported."""
 
     method: str
     path: str
@@ -30,7 +30,7 @@ class Request:
 
 
 def parse_head(head: bytes) -> Request:
-    """Parse a request's head up to its empty line, or raise BadRequest."""
+    """Parse a request's head, up to its empty line. Raises BadRequest."""
     first, *lines = head.decode("latin-1").strip("\r\n").split("\r\n")
     parts = first.split(" ")
     if len(parts) != 3 or not parts[0].isalpha() or not parts[1]:
@@ -41,7 +41,7 @@ def parse_head(head: bytes) -> Request:
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
-        # A space before the colon, or a line that continues another: what proxies disagree about.
+        # A space before the colon, or a continuation line: proxies treat these differently.
         if not colon or not name or name != name.strip():
             raise BadRequest(HTTPStatus.BAD_REQUEST, "a malformed header")
         name, value = name.lower(), value.strip()

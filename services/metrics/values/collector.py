@@ -1,4 +1,4 @@
-"""Records calls in OpenTelemetry instruments and reads all values back."""
+"""Records API calls in OpenTelemetry instruments, and reads all values back."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .instruments import API_CALL_LABELS, Counts, Instruments, views
 from .label_bound import LabelBound
 
 MOST_SERIES: Final = 1900
-"""The SDK folds a metric's 2001st label set on its own, under a label that our metrics lack."""
+"""Below the SDK's own limit of 2000, beyond which it merges label sets under a label of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of an API, as it was reported."""
+    """One API call, as it was reported."""
 
     method: str
     path: str
@@ -35,7 +35,7 @@ class Call:
 
 
 class Collector:
-    """The values of this process. `observe` belongs to one thread; `families` may run on any."""
+    """This service's own metrics. `observe` must be called from one thread; `families` from any."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Collector:
         max_series: int,
         max_label_length: int,
     ) -> None:
-        """Start with every value at zero."""
+        """`max_label_values` and the others: see the settings of the same names."""
         self._max_label_length = max_label_length
         self._bound = LabelBound(
             API_CALL_LABELS, max_values=max_label_values, max_series=min(max_series, MOST_SERIES)
@@ -52,11 +52,11 @@ class Collector:
         self._reader = otel.InMemoryMetricReader()
         self._provider = MeterProvider(
             metric_readers=[self._reader],
-            # Given, not detected: only config.py reads the environment.
+            # Set, not detected: only config.py reads the environment.
             resource=Resource({"service.name": "corral-metrics"}),
             exemplar_filter=AlwaysOffExemplarFilter(),
             views=views(),
-            # Closing is ours; an atexit handler would keep each collector for the process's life.
+            # `close` does it; an atexit handler would keep each collector alive until the process exits.
             shutdown_on_exit=False,
         )
         meter = self._provider.get_meter("corral")
@@ -71,11 +71,11 @@ class Collector:
 
     @property
     def recorded_calls(self) -> int:
-        """How many calls were counted since the start."""
+        """The number of calls counted since the start."""
         return self._counts.accepted_calls
 
     def observe(self, call: Call) -> None:
-        """Count one call; it is in whatever is read after the return.
+        """Count one call; reads that start after this returns include it.
 
         Raises InvalidRequestError that names the field; the call is then counted as rejected only.
         """
@@ -94,7 +94,7 @@ class Collector:
         self._counts.accepted_calls += 1
 
     def observe_all(self, calls: Iterable[Call]) -> tuple[int, int]:
-        """Count many calls; return how many were counted and how many were malformed."""
+        """Count many calls; return the numbers accepted and rejected."""
         accepted = rejected = 0
         for call in calls:
             try:
@@ -106,7 +106,7 @@ class Collector:
         return accepted, rejected
 
     def count_points(self, *, accepted: int, rejected: int) -> None:
-        """Count data points that came over OTLP."""
+        """Count data points received over OTLP."""
         self._counts.accepted_points += accepted
         self._counts.rejected_points += rejected
 
@@ -123,7 +123,7 @@ class Collector:
         ]
 
     def close(self) -> None:
-        """Let go of the SDK; what was read before stays valid. Idempotent."""
+        """Shut the SDK down; families read earlier stay valid. Idempotent."""
         if not self._closed:
             self._closed = True
             self._provider.shutdown()

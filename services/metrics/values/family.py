@@ -1,4 +1,4 @@
-"""What a metric looks like at one moment: the form that the scrape and the query share."""
+"""A snapshot of a metric: the form that scrapes, queries and pushes share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Labels: TypeAlias = tuple[tuple[str, str], ...]
 
 
 class Kind(Enum):
-    """How the values of a family are to be read."""
+    """The type of a metric."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -21,7 +21,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Observations by size: `counts[i]` lie at or below `bounds[i]`, the last one above them all."""
+    """Observations in buckets: `counts[i]` are at most `bounds[i]`, and the last ones exceed them all."""
 
     count: int
     sum: float
@@ -29,7 +29,7 @@ class Histogram:
     counts: tuple[int, ...]
 
     def plus(self, other: Histogram) -> Histogram:
-        """Return both together; their bounds MUST be the same."""
+        """Return the sum; both MUST have the same bounds."""
         return Histogram(
             count=self.count + other.count,
             sum=self.sum + other.sum,
@@ -43,29 +43,29 @@ Value: TypeAlias = "float | Histogram"
 
 @dataclass(slots=True)
 class Family:
-    """One metric with its series. A label set is in it once: that is what the dict is for."""
+    """One metric with its series, by label set."""
 
     name: str
-    """As on the scrape, without `_total`, `_bucket`, `_sum` and `_count`."""
+    """The name in a scrape, without `_total`, `_bucket`, `_sum` and `_count`."""
     description: str
     unit: str
     kind: Kind
     series: dict[Labels, Value] = field(default_factory=dict)
 
     def answers_to(self, name: str) -> bool:
-        """Whether people may mean this family by the name; a counter's `_total` is optional."""
+        """Whether a query for this name selects the family; a counter's `_total` is optional."""
         return name == self.name or (
             self.kind is Kind.COUNTER and name.removesuffix("_total") == self.name
         )
 
 
 def labels_of(pairs: Mapping[str, str] | Iterable[tuple[str, str]]) -> Labels:
-    """Return the labels in their one order."""
+    """Return the labels sorted by name."""
     return tuple(sorted(pairs.items() if isinstance(pairs, Mapping) else pairs))
 
 
 def together(one: Value, other: Value) -> Value:
-    """Return the sum; both MUST be of one kind, and histograms of the same bounds."""
+    """Return the sum; both MUST have the same type, and histograms the same bounds."""
     if isinstance(one, Histogram) and isinstance(other, Histogram):
         return one.plus(other)
     if isinstance(one, Histogram) or isinstance(other, Histogram):
@@ -74,9 +74,9 @@ def together(one: Value, other: Value) -> Value:
 
 
 def merged(*groups: Iterable[Family]) -> list[Family]:
-    """Return all families, each name once and each label set once; the groups' families are used up.
+    """Merge the groups, each name once and each label set once; modifies the groups' families.
 
-    What is there twice adds up; of a gauge the last group's value stands.
+    Values of the same series add up; of a gauge, the last group's value wins.
     """
     families: dict[str, Family] = {}
     for group in groups:
@@ -95,10 +95,9 @@ def merged(*groups: Iterable[Family]) -> list[Family]:
 def select(
     families: Iterable[Family], names: Iterable[str] = (), labels: Labels = ()
 ) -> list[Family]:
-    """Return the families of these names with the series that have all these labels, by name.
+    """Return the families with these names and their series that have all these labels, sorted by name.
 
-    No names means all families. A family that was named, or when nothing narrows the choice, is
-    returned also with no series left.
+    No names selects all families. With labels alone, families without a matching series are left out.
     """
     wanted = tuple(names)
     chosen = []

@@ -1,4 +1,4 @@
-"""Every metric that this service itself records, by name: the one place to look them up."""
+"""The names and instruments of every metric that this service records itself."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ API_CALL: Final = "api_call"
 API_CALL_LABELS: Final = ("method", "path", "status", "service")
 
 REPORTED_CALLS: Final = "corral_metrics_reported_calls"
-"""Calls that were reported to this service, by `outcome`."""
+"""Calls reported to this service, by `outcome`."""
 ACCEPTED: Final = "accepted"
 REJECTED: Final = "rejected"
 
 FOLDED: Final = "corral_metrics_folded_observations"
-"""Observations that went to the series `other` since a limit of labels was reached, by `metric`."""
+"""Observations counted under `other` because a limit on labels was reached, by `metric`."""
 
 OTLP_POINTS: Final = "corral_metrics_otlp_points"
-"""Data points that came over OTLP, by `outcome`."""
+"""Data points received over OTLP, by `outcome`."""
 
 BUILD_INFO: Final = "corral_build_info"
-"""Always 1; the labels `version`, `python` and `grpc` say what runs."""
+"""Always 1; the labels `version`, `python` and `grpc` hold the versions."""
 
-# From a probe's fraction of a millisecond on a Unix socket to a stream of ten minutes. LocalAI has
-# OpenTelemetry's default bounds, which are meant for milliseconds: all calls under 5 s in one bucket.
+# From a health probe on a Unix socket to a stream of ten minutes. LocalAI uses OpenTelemetry's default
+# bounds, which are meant for milliseconds: all its calls under 5 s fall into one bucket.
 SECONDS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
@@ -46,7 +46,7 @@ BOUNDS: Final = {API_CALL: SECONDS}
 
 
 def views() -> list[View]:
-    """Return what the SDK must know before the first instrument is made."""
+    """Return the SDK's views, which must exist before the first instrument."""
     return [
         View(
             instrument_name=API_CALL,
@@ -59,7 +59,7 @@ def views() -> list[View]:
 
 @dataclass(slots=True)
 class Counts:
-    """What this service counts of its own work; plain numbers, since each call adds to them."""
+    """Counters of this service's own work; plain numbers, because every call increments them."""
 
     accepted_calls: int = 0
     rejected_calls: int = 0
@@ -69,17 +69,17 @@ class Counts:
 
 
 class Instruments:
-    """The instruments, made once on one meter."""
+    """The OpenTelemetry instruments of a meter."""
 
     def __init__(self, meter: Meter, counts: Counts) -> None:
-        """Make them all; the counts are read at each collection."""
+        """Create the instruments; `counts` is read at each collection."""
         self.api_call = meter.create_histogram(
             API_CALL, unit="s", description="Duration of API calls in seconds."
         )
         self.build_info = meter.create_gauge(
             BUILD_INFO, unit="1", description="What runs; always 1."
         )
-        # Observed, not added to: a synchronous counter would make each call half as dear again.
+        # Observable: a synchronous counter would make each call 50 % more expensive.
         meter.create_observable_counter(
             REPORTED_CALLS,
             [lambda _: _outcomes(counts.accepted_calls, counts.rejected_calls)],

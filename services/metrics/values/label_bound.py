@@ -1,4 +1,4 @@
-"""A bound on how many series a metric can have, whatever its callers send."""
+"""A limit on how many series a metric can have, whatever its callers send."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from typing import Final
 
 OTHER: Final = "other"
-"""The value that stands for all values beyond the limit."""
+"""The label value that replaces all values beyond the limit."""
 
 
 class LabelBound:
-    """Admits label sets of one metric until a limit is reached; what comes then is folded together.
+    """Admits label sets of one metric up to a limit; later ones are counted together as `other`.
 
     A known label set always keeps its own series, so a flood of new ones never hides the old.
     """
 
     def __init__(self, names: Sequence[str], *, max_values: int, max_series: int) -> None:
-        """Bound each label to `max_values` values, and all of them together to `max_series` sets.
+        """Allow `max_values` values of each label, and `max_series` label sets in total.
 
-        `other` comes on top of both.
+        `other` is not counted in either limit.
         """
         self._values: tuple[set[str], ...] = tuple(set() for _ in names)
         self._sets: set[tuple[str, ...]] = set()
@@ -27,7 +27,7 @@ class LabelBound:
         self._all_other = (OTHER,) * len(names)
 
     def __len__(self) -> int:
-        """Return how many label sets were admitted."""
+        """Return the number of label sets admitted."""
         return len(self._sets)
 
     def admit(self, values: tuple[str, ...]) -> tuple[str, ...]:

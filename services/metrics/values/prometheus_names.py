@@ -1,4 +1,4 @@
-"""OpenTelemetry's names as Prometheus takes them."""
+"""OpenTelemetry names converted to valid Prometheus names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .family import Kind
 
 _NOT_IN_NAME: Final = re.compile(r"[^a-zA-Z0-9_:]+")
 _NOT_IN_LABEL: Final = re.compile(r"[^a-zA-Z0-9_]+")
-# What the formats put on series themselves.
+# Labels that the exposition formats add themselves.
 _RESERVED: Final = ("le", "quantile")
 
 
 def metric_name(name: str, kind: Kind) -> str:
-    """Return the family's name: what Prometheus does not take becomes `_`; no unit is put behind."""
+    """Return the family's name: invalid characters become `_`, and no unit is appended."""
     made = _NOT_IN_NAME.sub("_", name)
     if kind is Kind.COUNTER:
         made = made.removesuffix("_total")
@@ -27,7 +27,7 @@ def metric_name(name: str, kind: Kind) -> str:
 
 
 def label_names(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the labels under their Prometheus names; two that become one share it, joined by `;`."""
+    """Return the labels with valid names; values whose names become equal are joined by `;`."""
     made: dict[str, str] = {}
     for name, value in sorted(labels.items()):
         key = _NOT_IN_LABEL.sub("_", name) or "_"
@@ -40,7 +40,7 @@ def label_names(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def sample_names(name: str, kind: Kind) -> tuple[str, ...]:
-    """Return the names that the family's lines have in a scrape; no two families may share one."""
+    """Return the family's sample names in a scrape; no two families may share one."""
     match kind:
         case Kind.COUNTER:
             return (name, f"{name}_total")

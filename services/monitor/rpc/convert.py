@@ -1,4 +1,4 @@
-"""Between the protos' messages and the domain's values."""
+"""Conversion between the protos' messages and the domain's values."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from services.common.errors import UnknownRemoteError
 from services.common.names import MODELS, resource_id, resource_name
 from services.common.rpc.times import duration, in_seconds, timestamp
 from services.monitor.sampler import Sample
-from services.monitor.status import Answer, Known, Origin, Phase, Running, State, Status
+from services.monitor.status import BackendAnswer, LoaderInfo, Origin, Phase, Running, State, Status
 
 _Loader = loader_pb2.Model
 _PHASES: Final = {
     _Loader.STATE_STARTING: Phase.LOADING,
     _Loader.STATE_LOADING: Phase.LOADING,
     _Loader.STATE_READY: Phase.READY,
-    # A model that is about to go still answers what runs.
+    # A model that is being unloaded still answers its running calls.
     _Loader.STATE_DRAINING: Phase.READY,
     _Loader.STATE_STOPPING: Phase.READY,
 }
 LOADED: Final = tuple(_PHASES)
-"""The loader's states in which a process or address holds the model."""
+"""The loader's states in which a model is loaded."""
 
-_TOLD: Final = {
+_BACKEND_STATES: Final = {
     backend_pb2.StatusResponse.UNINITIALIZED: State.UNINITIALIZED,
     backend_pb2.StatusResponse.BUSY: State.BUSY,
     backend_pb2.StatusResponse.READY: State.READY,
@@ -41,8 +41,6 @@ _SOURCES: Final = {
     Origin.BACKEND: pb.ModelStatus.SOURCE_BACKEND,
     Origin.PROCESS: pb.ModelStatus.SOURCE_PROCESS,
 }
-
-
 _LARGEST: Final = 2**63 - 1
 
 
@@ -51,8 +49,8 @@ def model_id(name: str, field: str = "name") -> str:
     return resource_id(MODELS, name, field)
 
 
-def known(model: loader_pb2.Model) -> Known:
-    """Return what the loader told of a model."""
+def loader_info(model: loader_pb2.Model) -> LoaderInfo:
+    """Return what the loader reports about a model."""
     running = None
     if model.instances:
         instance = model.instances[0]
@@ -62,7 +60,7 @@ def known(model: loader_pb2.Model) -> Known:
             started=in_seconds(started) if instance.HasField("start_time") else None,
             active_calls=instance.active_calls,
         )
-    return Known(
+    return LoaderInfo(
         model=model_id(model.name),
         phase=_PHASES.get(model.state, Phase.NOT_LOADED),
         message=model.state_message,
@@ -70,15 +68,15 @@ def known(model: loader_pb2.Model) -> Known:
     )
 
 
-def answer(response: backend_pb2.StatusResponse | None) -> Answer:
-    """Return what a backend told, or raise UnknownRemoteError if it makes no sense."""
+def backend_answer(response: backend_pb2.StatusResponse | None) -> BackendAnswer:
+    """Return a backend's answer, or raise UnknownRemoteError if it is invalid."""
     if response is None:
-        # What grpc.aio returns, without an error, for bytes that are no such message.
+        # grpc.aio returns None, and no error, for bytes that do not parse.
         raise UnknownRemoteError("the backend's answer is not a StatusResponse", code="INTERNAL")
-    state = _TOLD.get(response.state)
+    state = _BACKEND_STATES.get(response.state)
     if state is None:
         raise UnknownRemoteError(f"the backend answered with the unknown state {response.state}")
-    return Answer(
+    return BackendAnswer(
         state=state, memory=response.memory.total, breakdown=dict(response.memory.breakdown)
     )
 
@@ -116,5 +114,5 @@ def sample(value: Sample) -> pb.ProcessSample:
 
 
 def _bytes(size: int) -> int:
-    """Return the size as the wire holds it: a backend's has 64 bits without a sign."""
+    """Return the size within a signed 64-bit field; a backend's is unsigned."""
     return min(size, _LARGEST)

@@ -1,4 +1,4 @@
-"""The gRPC face of the monitor: check, call the domain, convert."""
+"""MonitorService over gRPC: check, call the domain, convert."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["MonitorService"].full_name
 
 
 class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
-    """Tells what loaded models do and use."""
+    """Reports what loaded models do and use."""
 
     def __init__(self, statuses: Statuses) -> None:
-        """Answer from these."""
+        """`statuses` answers the requests."""
         self._statuses = statuses
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
-        """Return what a loaded model does and uses now."""
+        """Return the status of a loaded model."""
         status = await self._statuses.get(convert.model_id(request.name))
         return pb.GetStatusResponse(status=convert.status(status))
 
     async def WatchStatus(
         self, request: pb.WatchStatusRequest, context: Any
     ) -> AsyncIterator[pb.WatchStatusResponse]:
-        """Not there yet."""
+        """Not implemented yet."""
         raise NotImplementedYetError.of("WatchStatus")
         yield pb.WatchStatusResponse()
 
     async def SampleProcess(
         self, request: pb.SampleProcessRequest, context: Any
     ) -> pb.SampleProcessResponse:
-        """Return what a loaded model's process tree uses now."""
+        """Return a sample of a loaded model's process tree."""
         sample = await self._statuses.sample(convert.model_id(request.name))
         return pb.SampleProcessResponse(sample=convert.sample(sample))
 
@@ -49,12 +49,12 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         return pb.ShutdownModelResponse()
 
     async def GetSystem(self, request: pb.GetSystemRequest, context: Any) -> pb.GetSystemResponse:
-        """Not there yet."""
+        """Not implemented yet."""
         raise NotImplementedYetError.of("GetSystem")
 
     async def WatchSystem(
         self, request: pb.WatchSystemRequest, context: Any
     ) -> AsyncIterator[pb.WatchSystemResponse]:
-        """Not there yet."""
+        """Not implemented yet."""
         raise NotImplementedYetError.of("WatchSystem")
         yield pb.WatchSystemResponse()

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from services.metrics.values.family import Family, Histogram, Kind, Value, labels_of, merged
+from services.metrics.values.otlp_store import OtlpStore, Point
 from services.metrics.values.prometheus_names import label_names, metric_name
-from services.metrics.values.received import Point, Received
 
 
 class Clock:
@@ -20,8 +20,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def received(clock: Clock) -> Received:
-    return Received(
+def store(clock: Clock) -> OtlpStore:
+    return OtlpStore(
         own={"own": Kind.HISTOGRAM, "self": Kind.COUNTER},
         own_bounds={"own": (1.0, 2.0)},
         max_series=4,
@@ -49,57 +49,57 @@ def histogram(*counts: int, bounds: tuple[float, ...] = (1.0, 2.0)) -> Histogram
     return Histogram(sum(counts), float(sum(counts)), bounds, counts)
 
 
-def only(received: Received) -> Value:
-    (family,) = received.families()
+def only(store: OtlpStore) -> Value:
+    (family,) = store.families()
     (value,) = family.series.values()
     return value
 
 
-def test_totals_of_one_sender_and_of_its_next_life(received: Received) -> None:
+def test_totals_of_one_sender_and_of_its_next_life(store: OtlpStore) -> None:
     for value, start, time in ((5.0, 1, 10), (7.0, 1, 20), (7.0, 1, 20), (3.0, 30, 40)):
-        assert received.offer(point(value, start=start, time=time)) == ""
-    assert only(received) == 10.0
+        assert store.offer(point(value, start=start, time=time)) == ""
+    assert only(store) == 10.0
 
 
-def test_a_total_that_goes_down_began_anew(received: Received) -> None:
-    received.offer(point(5.0, start=0, time=1))
-    received.offer(point(2.0, start=0, time=2))
-    assert only(received) == 7.0
+def test_a_total_that_goes_down_began_anew(store: OtlpStore) -> None:
+    store.offer(point(5.0, start=0, time=1))
+    store.offer(point(2.0, start=0, time=2))
+    assert only(store) == 7.0
 
 
-def test_an_old_point_changes_nothing(received: Received) -> None:
-    received.offer(point(5.0, time=20))
-    received.offer(point(4.0, time=10))
-    assert only(received) == 5.0
+def test_an_old_point_changes_nothing(store: OtlpStore) -> None:
+    store.offer(point(5.0, time=20))
+    store.offer(point(4.0, time=10))
+    assert only(store) == 5.0
 
 
-def test_two_senders_add_up_even_if_they_call_themselves_the_same(received: Received) -> None:
+def test_two_senders_add_up_even_if_they_call_themselves_the_same(store: OtlpStore) -> None:
     for value in (1.0, 2.0, 3.0):
-        received.offer(point(value, start=1, time=int(value)))
-        received.offer(point(10 * value, start=2, time=int(value)))
-    assert only(received) == 33.0
+        store.offer(point(value, start=1, time=int(value)))
+        store.offer(point(10 * value, start=2, time=int(value)))
+    assert only(store) == 33.0
 
 
-def test_growth_is_added(received: Received) -> None:
+def test_growth_is_added(store: OtlpStore) -> None:
     for time in (1, 2, 3):
-        received.offer(point(2.0, total=False, time=time))
-    assert only(received) == 6.0
+        store.offer(point(2.0, total=False, time=time))
+    assert only(store) == 6.0
 
 
-def test_gauges_are_set_and_up_down_counters_go_both_ways(received: Received) -> None:
-    received.offer(point(5.0, kind=Kind.GAUGE, time=2))
-    received.offer(point(3.0, kind=Kind.GAUGE, time=3))
-    received.offer(point(9.0, kind=Kind.GAUGE, time=1))
-    assert only(received) == 3.0
-    received.offer(point(-2.0, kind=Kind.GAUGE, total=False, time=4))
-    assert only(received) == 1.0
+def test_gauges_are_set_and_up_down_counters_go_both_ways(store: OtlpStore) -> None:
+    store.offer(point(5.0, kind=Kind.GAUGE, time=2))
+    store.offer(point(3.0, kind=Kind.GAUGE, time=3))
+    store.offer(point(9.0, kind=Kind.GAUGE, time=1))
+    assert only(store) == 3.0
+    store.offer(point(-2.0, kind=Kind.GAUGE, total=False, time=4))
+    assert only(store) == 1.0
 
 
-def test_histograms(received: Received) -> None:
-    received.offer(point(histogram(1, 0, 2), kind=Kind.HISTOGRAM, time=1))
-    received.offer(point(histogram(3, 1, 2), kind=Kind.HISTOGRAM, time=2))
-    received.offer(point(histogram(0, 1, 0), kind=Kind.HISTOGRAM, start=5, time=6))
-    assert only(received) == histogram(3, 2, 2)
+def test_histograms(store: OtlpStore) -> None:
+    store.offer(point(histogram(1, 0, 2), kind=Kind.HISTOGRAM, time=1))
+    store.offer(point(histogram(3, 1, 2), kind=Kind.HISTOGRAM, time=2))
+    store.offer(point(histogram(0, 1, 0), kind=Kind.HISTOGRAM, start=5, time=6))
+    assert only(store) == histogram(3, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -122,36 +122,36 @@ def test_histograms(received: Received) -> None:
         (point(name="…"), "not a metric's name"),
     ],
 )
-def test_what_is_refused(received: Received, bad: Point, why: str) -> None:
-    assert why in received.offer(bad)
-    assert all(not family.series for family in received.families())
+def test_what_is_refused(store: OtlpStore, bad: Point, why: str) -> None:
+    assert why in store.offer(bad)
+    assert all(not family.series for family in store.families())
 
 
-def test_changed_bounds_are_refused(received: Received) -> None:
+def test_changed_bounds_are_refused(store: OtlpStore) -> None:
     first = point(histogram(1, 2, bounds=(3.0,)), kind=Kind.HISTOGRAM, total=False)
-    assert received.offer(first) == ""
+    assert store.offer(first) == ""
     other = point(histogram(1, 2, bounds=(4.0,)), kind=Kind.HISTOGRAM, total=False)
-    assert "other bounds" in received.offer(other)
+    assert "other bounds" in store.offer(other)
 
 
-def test_series_are_bounded(received: Received) -> None:
+def test_series_are_bounded(store: OtlpStore) -> None:
     for index in range(4):
-        assert received.offer(point(x=str(index))) == ""
-    assert "no room" in received.offer(point(x="4"))
-    assert received.offer(point(2.0, x="3", time=11)) == ""
+        assert store.offer(point(x=str(index))) == ""
+    assert "no room" in store.offer(point(x="4"))
+    assert store.offer(point(2.0, x="3", time=11)) == ""
 
 
-def test_silent_senders_make_room(received: Received, clock: Clock) -> None:
+def test_silent_senders_make_room(store: OtlpStore, clock: Clock) -> None:
     for index in range(4):
-        received.offer(point(source=str(index)))
-    assert "no room" in received.offer(point(source="4"))
+        store.offer(point(source=str(index)))
+    assert "no room" in store.offer(point(source="4"))
     clock.now = 30.0
-    received.offer(point(2.0, source="0", time=11))
+    store.offer(point(2.0, source="0", time=11))
     clock.now = 61.0
-    assert received.offer(point(source="4")) == ""
-    assert only(received) == 6.0
-    received.offer(point(3.0, source="0", time=12))
-    assert only(received) == 7.0
+    assert store.offer(point(source="4")) == ""
+    assert only(store) == 6.0
+    store.offer(point(3.0, source="0", time=12))
+    assert only(store) == 7.0
 
 
 def test_names() -> None:

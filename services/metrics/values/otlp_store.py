@@ -1,7 +1,7 @@
-"""What other processes measured themselves and sent here: made one, whatever they were and became.
+"""Metrics that other processes sent over OTLP, merged into one set of families.
 
-Each sender tells its own totals. They are turned into growth on arrival, so that the totals here go on
-over restarts of a sender, and those of several senders add up.
+Each sender sends its own totals. They are turned into increments on arrival, so that the totals here
+continue across restarts of a sender, and those of several senders add up.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .prometheus_names import label_names, metric_name, sample_names
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One value of one series, as a sender measured it."""
+    """One value of one series, as it was sent."""
 
     source: str
-    """Who measured it: equal for the same sender only."""
+    """Identifies the sender."""
     name: str
     description: str
     unit: str
@@ -33,9 +33,9 @@ class Point:
     labels: Mapping[str, str]
     value: Value
     total: bool
-    """The value counts from `start`; else from the point before. Gauges have always all of it."""
+    """Whether the value counts from `start`; otherwise it counts from the previous point."""
     start: int
-    """Nanoseconds since 1970; 0 if the sender does not say."""
+    """Nanoseconds since 1970; 0 if the sender left it out."""
     time: int
     """Nanoseconds since 1970."""
 
@@ -52,8 +52,8 @@ class _Last:
     seen: float
 
 
-class Received:
-    """The values that were sent. All methods may be called from any thread."""
+class OtlpStore:
+    """The values received over OTLP. All methods are thread-safe."""
 
     def __init__(
         self,
@@ -65,10 +65,10 @@ class Received:
         stale_after: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep apart from `own`, the metrics that this service records itself.
+        """`own`: the metrics that this service records itself, with their kinds.
 
-        Points of those must have the same kind, and the same bounds where `own_bounds` has some.
-        A sender that has said nothing for `stale_after` seconds makes room for others.
+        Points for those must have the same kind, and the same bounds if `own_bounds` has an entry.
+        A sender that sent nothing for `stale_after` seconds is forgotten when others need its place.
         """
         self._own_bounds = dict(own_bounds)
         self._max_series = max_series
@@ -81,14 +81,14 @@ class Received:
         for name, kind in own.items():
             self._reserve(name, kind)
         # Least recently seen first. The start is part of the key: two processes of one service may
-        # call themselves the same, and taking turns they would look like one that restarts each time.
+        # use the same name, and their alternating points would look like endless restarts.
         self._last: OrderedDict[_Stream, _Last] = OrderedDict()
         self._gauges: dict[tuple[str, Labels], int] = {}
         self._series = 0
         self._lock = threading.Lock()
 
     def offer(self, point: Point) -> str:
-        """Take one value and return nothing, or return why not."""
+        """Add a point; return an empty string, or why it was refused."""
         try:
             with self._lock:
                 self._take(point)
@@ -97,7 +97,7 @@ class Received:
         return ""
 
     def families(self) -> list[Family]:
-        """Return all that was sent, as it is now."""
+        """Return a snapshot of all families."""
         with self._lock:
             return [
                 Family(f.name, f.description, f.unit, f.kind, dict(f.series))
@@ -157,7 +157,7 @@ class Received:
             raise InvalidRequestError(f"{name}: the histogram has other bounds than before")
 
     def _growth(self, name: str, labels: Labels, point: Point) -> Value | None:
-        """Return what to add (for a gauge: what to set), or None if the point is an old one."""
+        """Return the value to add (or to set, for a gauge); None if the point is out of date."""
         if _sets(point):
             if point.time < self._gauges.get((name, labels), 0):
                 return None
@@ -177,7 +177,7 @@ class Received:
         growth = _difference(point.value, last.value)
         last.value, last.time, last.seen = point.value, point.time, now
         self._last.move_to_end(stream)
-        # Less than before: it began anew without saying so.
+        # Less than before: the sender restarted its count without a new start time.
         return point.value if growth is None else growth
 
     def _make_room(self, name: str, now: float) -> None:
@@ -200,7 +200,7 @@ def _sets(point: Point) -> bool:
 
 
 def _difference(now: Value, before: Value) -> Value | None:
-    """Return what was added since, or None if some of it went down."""
+    """Return the increment, or None if any part decreased."""
     if isinstance(now, Histogram) and isinstance(before, Histogram):
         if now.bounds != before.bounds:
             return None
