@@ -4,17 +4,27 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+# Corral without the developers' tools; a developers' environment has it too.
+USABLE := $(or $(wildcard $(READY)),$(VENV)/.usable)
+LATEST := .venv-latest
 
-.PHONY: help install gen baseline fmt check unit test e2e bench bench-full demo prove walk wheel clean
+.PHONY: help install lock gen baseline fmt check check-latest unit test e2e bench bench-full demo prove walk wheel clean
 
 help: ## List the targets
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: $(READY) ## Make the virtual environment with everything for users and developers
 
-$(READY): pyproject.toml scripts/bootstrap.sh
-	@scripts/bootstrap.sh $(VENV)
+$(READY): pyproject.toml requirements/developers.lock scripts/bootstrap.sh
+	@scripts/bootstrap.sh $(VENV) developers
 	@touch $@
+
+$(VENV)/.usable: pyproject.toml requirements/users.lock scripts/bootstrap.sh
+	@scripts/bootstrap.sh $(VENV) users
+	@touch $@
+
+lock: $(READY) ## Renew the lock files with the newest versions that pyproject.toml allows
+	scripts/lock.sh $(VENV)
 
 gen: $(READY) ## Regenerate what is generated: the stubs from protos/, the tables of the README
 	$(BIN)/python scripts/gen_protos.py
@@ -43,6 +53,9 @@ check: $(READY) ## Everything that holds without running the program: format, li
 unit: $(READY) ## The tests that start no service, in under a minute
 	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4
 
+check-latest: $(READY) ## Unit tests with the newest versions that pyproject.toml allows, in an environment of their own
+	scripts/check_latest.sh $(VENV) $(LATEST)
+
 test: $(READY) ## All tests, side by side: most of their time is waiting for processes to start
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
@@ -61,11 +74,11 @@ prove: $(READY) ## Break each invariant in a copy, and see that a test notices (
 walk: $(READY) ## Record the walks of a call through the modules (ONLY=cold: list one; CHECK=1: check the goals)
 	$(BIN)/python -m scripts.walk $(if $(ONLY),--list $(ONLY)) $(if $(CHECK),--check)
 
-demo: $(READY) ## Install a real language model, load it, and see it answer
+demo: $(USABLE) ## Install a real language model, load it, and see it answer
 	@$(BIN)/python scripts/demo.py
 
 wheel: $(READY) ## Build the wheel and try it in an empty environment
 	scripts/check_wheel.sh $(VENV)
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LATEST) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

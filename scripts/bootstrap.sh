@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Makes the virtual environment at $1 with Corral, its bundled backend and the developers' tools.
+# Makes the virtual environment at $1 with Corral and its bundled backend, for $2: `users`, or `developers` with
+# their tools. The versions are those of requirements/$2.lock, and pip checks each file's hash.
 # Needs Python 3.11 or newer; on Debian it installs what is missing if it may.
 set -euo pipefail
-venv=$1
+venv=$1 for_whom=${2:-developers}
+lock=requirements/$for_whom.lock
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -45,10 +47,36 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/nu
     fi
 fi
 
-say "installing Corral and its tools (about 400 MB, a few minutes the first time)"
-# Groups of dependencies need pip 25.1.
-"$venv/bin/python" -m pip install --quiet --upgrade "pip>=25.1"
-"$venv/bin/python" -m pip install --quiet --editable ".[llama-cpp]" --group dev
+# Prints what pip does: each package with its number, on one line of a terminal or every tenth on a line.
+show_progress() {
+    local total
+    total=$(grep -cE '^[A-Za-z0-9]' "$lock")
+    awk -v total="$total" -v terminal="$([ -t 2 ] && echo 1)" '
+        function show(text) {
+            if (terminal) printf "\r\033[K  %s", text
+            else print "  " text
+            fflush()
+        }
+        /^(Collecting|Requirement already satisfied:) / {
+            count++
+            name = $1 == "Collecting" ? $2 : $4
+            if (terminal || count % 10 == 0) show(count " of about " total " packages: " name)
+        }
+        /^ *Downloading .*\([0-9.]+ [MG]B\)/ { show(count " of about " total " packages: downloading " $2 " " $3 " " $4) }
+        /^Installing collected packages/ { show("unpacking; this takes a while") }
+        END { if (terminal) printf "\r\033[K" }
+    ' >&2
+}
+
+case $for_whom in
+users) size="60 MB to download, 240 MB on disk" ;;
+*) size="140 MB to download, 510 MB on disk" ;;
+esac
+say "installing Corral for $for_whom into $venv ($size)"
+pip() { PYTHONUNBUFFERED=1 "$venv/bin/python" -m pip --disable-pip-version-check install "$@"; }
+pip --require-hashes --progress-bar off --requirement "$lock" | show_progress
+pip --quiet --no-deps --no-build-isolation --editable .
+say "installed"
 
 # The llama.cpp engine is built with OpenMP, whose library minimal systems lack.
 if ! "$venv/bin/python" -c 'import xllamacpp' 2>/dev/null; then
