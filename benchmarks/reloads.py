@@ -173,7 +173,7 @@ def _report(name: str, told: Told, cycles: Cycles) -> None:
     met = overlapped(cycles.gaps)
     of_these = [ended - began for began, ended in told.calls if met(began, ended)]
     others = [ended - began for began, ended in told.calls if not met(began, ended)]
-    show(f"{name}: calls, of which met an unload", f"{len(told.calls)}, {len(of_these)}")
+    show(f"{name}: calls, and those during an unload", f"{len(told.calls)}, {len(of_these)}")
     if of_these and others:
         slowest = f"{ms(statistics.median(of_these))}, {ms(max(of_these))}"
         show("  median and slowest of these; of the others", f"{slowest}; {ms(max(others))}")

@@ -204,7 +204,7 @@ def _report(soak: Soak) -> None:
     _verdict("calls at the end", soak.after.calls, 0)
     _verdict("leases at the end", soak.after.leases, 0)
     if soak.let_go >= 0:
-        show("  seconds until the last was let go", f"{soak.let_go:.1f}")
+        show("  seconds until the last was released", f"{soak.let_go:.1f}")
     _verdict("backends left after everything was unloaded", soak.left, 0)
     _verdict("descriptors at the end", soak.after.descriptors, soak.before.descriptors)
     _verdict("threads at the end", soak.after.threads, soak.before.threads + THREADS)
@@ -229,7 +229,7 @@ def _memory(soak: Soak) -> None:
     seconds = points[-1][0] - points[0][0]
     grown, surely = (round(each * seconds / 1024) for each in slope(points))
     show("  growth in the second half, estimate, KiB", f"{grown:+}")
-    _verdict("    at the least, as far as that can be told, KiB", surely, GROWTH // 1024)
+    _verdict("    at the least, with 95 % confidence, KiB", surely, GROWTH // 1024)
 
 
 def _verdict(label: str, found: int, most: int) -> None:
