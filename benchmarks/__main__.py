@@ -19,7 +19,7 @@ from . import report
 from .figures import machine
 from .record import RECORD, RESULTS, facts, read
 
-SHORT = ("unary", "streams", "memory", "idle", "loading", "cold")
+SHORT = ("unary", "streams", "memory", "idle", "loading", "cold", "conversation")
 """What a short run has, if nothing is named."""
 FULL = (*SHORT, "sdk", "loops", "coalescing", "startup", "models", "neighbours", "reloads")
 LONG = ("death", "cycles", "eviction", "soak")

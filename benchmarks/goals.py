@@ -98,6 +98,7 @@ SINGLES = (
     Single("memory of an idle stream through the gateway against the bare proxy (1,000)",
            "idle_stream_ratio", 1.15),
     Single("four idle services together, PSS", "idle_services_pss_mb", 120, "MB"),
+    Single("conversation, first token of turn 4 against turn 1", "last_turn_ratio", 1.2),
     Single("calls that failed while their model was reloaded", "reload_failures", 0),
     Single("soak: rules that were broken", "soak_failures", 0),
 )  # fmt: skip
