@@ -1,4 +1,4 @@
-"""One exception for each meaning. No transport in here: `status.py` maps them to gRPC and back."""
+"""One exception for each kind of error, without transport: `rpc/status.py` maps them to gRPC."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field of a request that is wrong, and how."""
+    """A wrong field of a request, and what is wrong with it."""
 
     field: str
     description: str
 
 
 class CorralError(Exception):
-    """Base of every error that a client is meant to see.
+    """Base of every error that clients see.
 
-    The message is public: it says what is wrong and what to do about it.
-    `reason` is stable: clients may match on it, so a value is never reused or renamed.
+    The message is public: the problem and its remedy. `reason` is stable: clients may match on it, so
+    a value is never reused or renamed.
     """
 
     reason: ClassVar[str] = "CORRAL_ERROR"
@@ -42,7 +42,7 @@ class CorralError(Exception):
         resource: Resource | None = None,
         violations: Sequence[FieldViolation] = (),
     ) -> None:
-        """Take the public message, and what a program needs to act on it.
+        """`message` is for people; the rest is for programs.
 
         `metadata` goes into ErrorInfo, `retry_after` (seconds) into RetryInfo, `resource` into
         ResourceInfo and `violations` into BadRequest.
@@ -69,36 +69,36 @@ class InvalidRequestError(CorralError):
 
     @classmethod
     def of(cls, field: str, description: str) -> Self:
-        """Blame one field: the message becomes `<field>: <description>`."""
+        """Return the error for one field; its message is `<field>: <description>`."""
         return cls(f"{field}: {description}", violations=[FieldViolation(field, description)])
 
 
 class ModelNotNamedError(CorralError):
-    """The call does not say which model it is for, and there is more than one."""
+    """The call names no model, and there is more than one."""
 
     reason = "MODEL_NOT_NAMED"
 
 
 class PathEscapeError(CorralError):
-    """A file name leads out of the folder it must stay in."""
+    """A path leads outside the folder that it must stay in."""
 
     reason = "PATH_ESCAPES_FOLDER"
 
 
 class UnsupportedSourceError(CorralError):
-    """The scheme of a download URI is not one we know."""
+    """The scheme of a download URI is not supported."""
 
     reason = "UNSUPPORTED_SOURCE"
 
 
 class MessageTooLargeError(CorralError):
-    """A message of a call is larger than the server passes on."""
+    """A message of a call exceeds the server's limit."""
 
     reason = "MESSAGE_TOO_LARGE"
 
     @classmethod
     def of(cls, side: str, size: int, limit: int) -> Self:
-        """Name whose message it is (`request` or `response`), its size and the limit, in bytes."""
+        """`side` is `request` or `response`; `size` and `limit` are in bytes."""
         return cls(
             f"the {side} message is {size:,} bytes, and {limit:,} are the most that is passed on: send"
             " less at once, or raise --max-message-size",
@@ -112,19 +112,19 @@ class MessageTooLargeError(CorralError):
 
 
 class ControlPlaneOnlyError(CorralError):
-    """The data plane was asked for something that only the control plane may do."""
+    """The data plane received a request that only the control plane may serve."""
 
     reason = "CONTROL_PLANE_ONLY"
 
 
 class NotImplementedYetError(CorralError):
-    """The RPC is in the contract, and nothing stands behind it yet."""
+    """The RPC is in the contract, but not implemented yet."""
 
     reason = "NOT_IMPLEMENTED"
 
     @classmethod
     def of(cls, method: str) -> Self:
-        """Name the RPC that is not there yet."""
+        """Return the error for an RPC."""
         return cls(f"{method} is not implemented yet", metadata={"method": method})
 
 
@@ -132,41 +132,41 @@ class NotImplementedYetError(CorralError):
 
 
 class ModelConfigError(CorralError):
-    """The YAML of a model cannot be used."""
+    """The model's configuration file is not valid."""
 
     reason = "MODEL_CONFIG_INVALID"
 
 
 class ModelNotFoundError(CorralError):
-    """No model of that name is configured, and no file of that name is there."""
+    """No model of that name is configured, and no file of that name exists."""
 
     reason = "MODEL_NOT_FOUND"
 
     @classmethod
     def of(cls, model: str) -> Self:
-        """Name the model that is not there."""
+        """Return the error for a model."""
         return cls(f"model {model!r} not found", resource=Resource("model", model))
 
 
 class ModelNotLoadedError(CorralError):
-    """The call needs a running model and must not be the one that loads it."""
+    """The call needs a loaded model, and must not load it."""
 
     reason = "MODEL_NOT_LOADED"
 
     @classmethod
     def of(cls, model: str) -> Self:
-        """Name the model that is not loaded."""
+        """Return the error for a model."""
         return cls(f"model {model!r} is not loaded", resource=Resource("model", model))
 
 
 class ModelDisabledError(CorralError):
-    """The model is configured and switched off."""
+    """The model is configured, but disabled."""
 
     reason = "MODEL_DISABLED"
 
 
 class ModelBusyError(CorralError):
-    """The model still serves calls, so it can not be unloaded without force."""
+    """The model has running calls, so it cannot be unloaded without force."""
 
     reason = "MODEL_BUSY"
 
@@ -178,79 +178,79 @@ class BackendNotFoundError(CorralError):
 
 
 class BackendStartError(CorralError):
-    """The backend's process could not be started, or ended before it was ready."""
+    """The backend's process failed to start, or exited before it was ready."""
 
     reason = "BACKEND_START_FAILED"
 
 
 class BackendNotReadyError(CorralError):
-    """The backend's process runs and did not become ready in time."""
+    """The backend's process runs, but did not become ready in time."""
 
     reason = "BACKEND_NOT_READY"
 
 
 class ModelLoadError(CorralError):
-    """The backend is ready and refused to load the model."""
+    """The backend failed to load the model."""
 
     reason = "MODEL_LOAD_FAILED"
 
 
 class BackendCrashedError(CorralError):
-    """The backend's process ended under a running call."""
+    """The backend's process exited during a call."""
 
     reason = "BACKEND_CRASHED"
 
 
 class ModelUnloadedError(CorralError):
-    """The model was unloaded, by force, under a running or waiting call."""
+    """The model was unloaded by force during a running or waiting call."""
 
     reason = "MODEL_UNLOADED"
 
 
 class LoadBackoffError(CorralError):
-    """The last load failed a moment ago; `retry_after` says when the next may start."""
+    """The last load failed recently; the next one may start after `retry_after`."""
 
     reason = "LOAD_BACKOFF"
 
 
 class CrashLoopError(CorralError):
-    """The model's backend crashed again and again; it is in quarantine."""
+    """The model's backend crashed repeatedly; it is in quarantine."""
 
     reason = "CRASH_LOOP"
 
 
 class NoRoomError(CorralError):
-    """The model does not fit beside those in use, and none of them could go in time."""
+    """The model does not fit alongside those in use, and none could be evicted in time."""
 
     reason = "NO_ROOM"
 
 
 class QueueFullError(CorralError):
-    """A limit is reached and as many callers as allowed wait already."""
+    """The concurrency limit is reached, and the queue is full."""
 
     reason = "QUEUE_FULL"
 
 
 class DeadlineTooShortError(CorralError):
-    """The call would still wait at its deadline; `retry_after` says how long it would have waited."""
+    """The call would still be queued at its deadline; `retry_after` is the estimated wait."""
 
     reason = "DEADLINE_TOO_SHORT"
 
 
 class LeaseNotFoundError(CorralError):
-    """The lease on a model's instance has ended, or never was."""
+    """The lease on a model's instance has ended, or never existed."""
 
     reason = "LEASE_NOT_FOUND"
 
 
 class TooManyLeasesError(CorralError):
-    """As many clients as may hold leases already; calls through the loader need none."""
+    """The maximum number of leases is reached; calls through the loader need no lease."""
 
     reason = "TOO_MANY_LEASES"
 
 
 class ShuttingDownError(CorralError):
-    """The service is on its way down and takes no new work."""
+    """The service is stopping, and accepts no new calls."""
 
     reason = "SHUTTING_DOWN"
 
@@ -277,13 +277,13 @@ class GalleryUnavailableError(CorralError):
 
 
 class NothingToInstallError(CorralError):
-    """The gallery entry names nothing that could be installed on this machine."""
+    """The gallery entry has no files that can be installed on this machine."""
 
     reason = "NOTHING_TO_INSTALL"
 
 
 class OperationNotFoundError(CorralError):
-    """No long-running operation of that name is known."""
+    """No operation of that name exists."""
 
     reason = "OPERATION_NOT_FOUND"
 
@@ -295,37 +295,37 @@ class OperationCancelledError(CorralError):
 
 
 class DigestMismatchError(CorralError):
-    """What was downloaded is not what the digest promised."""
+    """The digest of the downloaded file is wrong."""
 
     reason = "DIGEST_MISMATCH"
 
 
 class DownloadError(CorralError):
-    """A download failed in a way that may pass: try again."""
+    """A download failed for a reason that may be temporary: try again."""
 
     reason = "DOWNLOAD_FAILED"
 
 
 class SourceNotFoundError(CorralError):
-    """The download's source says that there is no such thing."""
+    """The download's source has no such file."""
 
     reason = "SOURCE_NOT_FOUND"
 
 
 class AccessDeniedError(CorralError):
-    """The download's source refuses us: a token is missing, or a licence is not accepted."""
+    """The download's source denies access: a token is missing, or a licence is not accepted."""
 
     reason = "SOURCE_ACCESS_DENIED"
 
 
 class DiskFullError(CorralError):
-    """There is not enough room on the disk."""
+    """There is not enough free space on the disk."""
 
     reason = "DISK_FULL"
 
 
 class ConflictError(CorralError):
-    """The thing to create exists already, or was changed by someone else meanwhile."""
+    """The resource to create exists already, or another client changed it meanwhile."""
 
     reason = "CONFLICT"
 
@@ -334,13 +334,13 @@ class ConflictError(CorralError):
 
 
 class ServiceUnreachableError(CorralError):
-    """Nobody answers at the other service's address."""
+    """Nothing answers at the other service's address."""
 
     reason = "SERVICE_UNREACHABLE"
 
 
 class DeadlineError(CorralError):
-    """The time for the call was over before there was an answer."""
+    """The call's deadline passed before there was an answer."""
 
     reason = "DEADLINE_EXCEEDED"
 
@@ -360,7 +360,7 @@ class UnknownRemoteError(CorralError):
         resource: Resource | None = None,
         violations: Sequence[FieldViolation] = (),
     ) -> None:
-        """Take the remote code's name beside what every error has."""
+        """`code` is the name of the remote gRPC code; for the rest, see CorralError."""
         super().__init__(
             message,
             metadata=metadata,
@@ -372,6 +372,6 @@ class UnknownRemoteError(CorralError):
 
 
 class InternalError(CorralError):
-    """A bug on our side; the details are in the service's log under the request id."""
+    """A bug; the details are in the service's log under the request id."""
 
     reason = "INTERNAL"

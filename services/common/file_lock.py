@@ -17,7 +17,7 @@ class FileLock:
         self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
 
     def acquire(self) -> bool:
-        """Take the lock; return False if another process has it. Raises OSError if locks do not work."""
+        """Lock the file; return False if another process has it. Raises OSError if locks do not work."""
         assert self._file is not None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,9 @@
 """YAML as Go's yaml.v3 reads it, which is what LocalAI's files are written for.
 
-PyYAML follows YAML 1.1 where Go follows 1.2 or its own ways, and then either refuses what LocalAI takes
-or reads something else: `on` is a text unless a boolean is wanted, `1e6` is a number, `2024-01-01` and `=`
+PyYAML follows YAML 1.1 where Go follows 1.2 or its own rules, and then either refuses what LocalAI
+accepts or reads something else: `on` is a text unless a boolean is expected, `1e6` is a number, `2024-01-01` and `=`
 are texts, an unknown tag is ignored, `\\'` is a quote, and of several documents the first one counts. A
-number remembers how it was written, for those who want the text: `0.50` stays `0.50`.
+number keeps the text that it was written as: `0.50` stays `0.50`.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _RESOLVERS = (
 
 
 class WrittenInt(int):
-    """An integer that knows how it was written."""
+    """An integer with the text that it was written as."""
 
     written: str
 
 
 class WrittenFloat(float):
-    """A floating-point number that knows how it was written."""
+    """A floating-point number with the text that it was written as."""
 
     written: str
 
 
 class _GoRules:
-    """What both loaders below have: the resolvers, and constructors for what they resolve to."""
+    """The resolvers and constructors that both loaders below share."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - PyYAML looks it up on the class
 
@@ -100,17 +100,17 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 
 class _Tolerant(_GoRules, yaml.SafeLoader):
-    """For the few files with an escape that only Go knows: some 8 times slower."""
+    """For the few files with an escape that only Go knows; about 8 times slower."""
 
     ESCAPE_REPLACEMENTS = {**yaml.SafeLoader.ESCAPE_REPLACEMENTS, "'": "'"}  # type: ignore[misc]  # noqa: RUF012
 
 
-# libyaml is some 8 times faster than the Python parser; a wheel without it still works.
+# libyaml is about 8 times faster than the Python parser; it is optional.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Quick(_GoRules, _Base):  # type: ignore[misc]
-    """For all files that it can read."""
+    """For all other files."""
 
 
 for _loader in (_Quick, _Tolerant):
@@ -133,7 +133,7 @@ def first_document(content: str | bytes) -> Any:
 
 
 def first_node(content: str | bytes) -> yaml.Node | None:
-    """Return the same document as nodes that know their lines; some three times slower. Raises as above."""
+    """Return the same document as nodes with line numbers; about 3 times slower. Raises as above."""
     with yaml_errors(content):
         try:
             return _compose(_Quick, content)
@@ -148,13 +148,13 @@ def _has_unknown_escape(error: yaml.YAMLError) -> bool:
 
 
 def reads_as_text(text: str) -> bool:
-    """Whether a text that stands in a file without quotes is read as a text, and not as a number or null."""
+    """Whether an unquoted text in a file is read as a text, and not as a number, a boolean or null."""
     candidates = _GoRules.yaml_implicit_resolvers.get(text[:1], ())
     return not any(pattern.match(text) for _, pattern in candidates)
 
 
 def as_written(value: object) -> str | None:
-    """Return the text that a number or a boolean had in the file; None for anything else."""
+    """Return the text of a number or a boolean as it was written; None for other values."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -173,18 +173,18 @@ def _load(kind: Any, content: str | bytes) -> Any:
 def _compose(kind: Any, content: str | bytes) -> yaml.Node | None:
     loader = kind(content)
     try:
-        # The C parser's get_node ends badly on a text without a document.
+        # The C parser's get_node fails on a text without a document.
         return loader.get_node() if loader.check_node() else None
     finally:
         loader.dispose()
 
 
-# PyYAML builds nodes first and values from them, in Python both. Most files need neither tags nor merges,
-# and for them it is half the time to build the values from the parser's events at once.
+# PyYAML builds nodes and then values from them, both in Python. Most files use neither tags nor merges:
+# for them, building the values directly from the parser's events takes half the time.
 
 
 class _UnusualError(Exception):
-    """The text has something that only PyYAML's own constructors know."""
+    """The text needs PyYAML's own constructors."""
 
 
 def _build(content: str | bytes) -> Any:
@@ -195,7 +195,7 @@ def _build(content: str | bytes) -> Any:
             event = next_event()
             if isinstance(event, yaml.DocumentStartEvent):
                 value = _value(next_event(), next_event, {})
-                next_event()  # the document's end: what stands there may be no YAML
+                next_event()  # the document's end; the text after it may not be YAML
                 return value
             if isinstance(event, yaml.StreamEndEvent):
                 return None
@@ -207,7 +207,7 @@ def _value(event: Any, next_event: Callable[[], Any], anchors: dict[str, Any]) -
     kind = type(event)
     if kind is yaml.AliasEvent:
         if event.anchor not in anchors:
-            raise _UnusualError  # it has the better message
+            raise _UnusualError  # PyYAML's own error is better
         return anchors[event.anchor]
     if event.tag is not None and event.tag != "!":
         raise _UnusualError

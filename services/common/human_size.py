@@ -1,4 +1,4 @@
-"""Figures as people read them. Light to import: the command line's help needs it."""
+"""Sizes for people. Light to import: the command line's help needs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def size_in_words(size: float) -> str:
-    """Return a number of bytes with three digits at most: 512 B, 9.5 MiB, 104 MiB."""
+    """Return a number of bytes with at most three digits: 512 B, 9.5 MiB, 104 MiB."""
     value = float(size)
     for unit in _UNITS:
         if value < 999.5 or unit == _UNITS[-1]:

@@ -1,8 +1,8 @@
-"""Which files of a models folder are models by themselves, without a configuration.
+"""Which files in a models folder are models without a configuration.
 
-The loader loads them and the gallery lists them, so both must mean the same. The lists are LocalAI's
-(v2 and HEAD), but for weights in one file (`.gguf`, `.ggml`, `.bin`): HEAD hides them, and with them
-what people put into the folder to try it out.
+The loader loads them and the gallery lists them, so both must agree. The lists are LocalAI's (v2 and
+HEAD), except for weights in one file (`.gguf`, `.ggml`, `.bin`): HEAD hides them, and so the files that
+people put into the folder to try a model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ANYWHERE: Final = ".bak"
 
 
 def is_loose_model(name: str) -> bool:
-    """Whether a file of this name is a model; dot files and configurations are not."""
+    """Whether a file with this name is a model; hidden files and configurations are not."""
     lowered = name.lower()
     return not (
         lowered in _NAMES

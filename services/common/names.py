@@ -1,4 +1,4 @@
-"""Resource names: `collection/id`, as in AIP-122; the bare id is accepted where people type it."""
+"""Resource names: `collection/id`, as in AIP-122; the bare id is accepted too."""
 
 from __future__ import annotations
 

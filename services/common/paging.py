@@ -1,8 +1,8 @@
-"""Pages of a sorted list, with opaque tokens that outlive changes of the list.
+"""Pages of a sorted list, with opaque tokens that stay valid when the list changes.
 
-A token names the last item sent, not a position, so items that come or go between two pages neither
-repeat nor hide others (AIP-158). It also carries a digest of the request's other fields: a token of
-one filter is refused under another instead of giving a mixed answer.
+A token names the last item sent, not a position, so items added or removed between two pages neither
+repeat nor hide others (AIP-158). It includes a digest of the request's other fields: a token from one
+filter is refused with another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """One page: its items, the token of the next one (empty on the last) and the size of the list."""
+    """A page: its items, the token of the next page (empty on the last), and the size of the list."""
 
     items: Sequence[T]
     next_token: str
@@ -36,8 +36,8 @@ def paginate(
 ) -> Page[T]:
     """Return the page of `items` that follows `token`; `items` MUST be sorted by `key`.
 
-    `scope` stands for the request's other fields, compared through its repr. Raises
-    InvalidRequestError for a negative size or a token that is malformed or of another scope.
+    `scope` holds the request's other fields, compared by its repr. Raises InvalidRequestError for a
+    negative size, or a token that is malformed or has another scope.
     """
     if size < 0:
         raise InvalidRequestError.of("page_size", "is negative; give 0 for the default")

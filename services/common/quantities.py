@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them."""
+"""Parsing and formatting of durations and sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A marker on an annotated type: the name that `--help` and the README give it."""
+    """A marker on an annotated type: its name in `--help` and in the README."""
 
     name: str
 
@@ -55,14 +55,14 @@ def parse_duration(value: Any) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return the shortest text that `parse_duration` turns back into the same seconds."""
+    """Return the shortest text that `parse_duration` converts back to the same value."""
     if seconds == 0:
         return "0s"
     if seconds != int(seconds):
         millis = seconds * 1000
         if seconds < 1 and millis == int(millis):
             return f"{int(millis)}ms"
-        # Never in the notation with an exponent, which nobody writes a duration in.
+        # Never with an exponent: `parse_duration` does not accept one.
         return f"{seconds!r}s" if "e" not in repr(seconds) else f"{seconds:.9f}s"
     rest, text = int(seconds), ""
     for unit, size in (("h", 3600), ("m", 60), ("s", 1)):
@@ -72,7 +72,7 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(value: Any) -> int:
-    """Return bytes for 1048576, "1MiB", "50 MB" or "2g"; a bare letter counts in powers of 1024."""
+    """Return bytes for 1048576, "1MiB", "50 MB" or "2g"; a single letter means a power of 1024."""
     if isinstance(value, bool):
         raise ValueError("not a size; write for example 50MiB or 2GB")  # noqa: TRY004 - as above
     if isinstance(value, int):
@@ -83,7 +83,7 @@ def parse_size(value: Any) -> int:
         if match is None:
             raise ValueError(f"{text!r} is not a size; write for example 50MiB or 2GB")
         number, prefix, binary, byte = match.groups()
-        # "MB" is a million, as on the label of a disk; "MiB" and "M" are what memory is counted in.
+        # "MB" is a million, as for disks; "MiB" and "M" are powers of 1024, as for memory.
         base = 1000 if prefix and byte and not binary else 1024
         size = round(float(number) * base ** _POWERS[prefix.lower()])
     if size < 0:

@@ -1,4 +1,4 @@
-"""Streams of messages with something added on their way."""
+"""Wrappers around streams of messages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _T = TypeVar("_T")
 
 
 class Counted:
-    """Counts the requests as the handler takes them."""
+    """Counts the requests that a handler reads."""
 
     __slots__ = ("_requests", "count")
 
     def __init__(self, requests: Any) -> None:
-        """Read from `requests`."""
-        # Not asked for its iterator yet: grpc.aio makes a generator then, and one that a handler
-        # never reads is a "never awaited" warning.
+        """`requests`: the stream to read."""
+        # Not iterated yet: grpc.aio creates a generator then, and if the handler never reads it, Python
+        # warns that it was never awaited.
         self._requests = requests
         self.count = 0
 
@@ -33,12 +33,12 @@ class Counted:
 
 
 class Until:
-    """Ends when an event is set, as if the client had closed its side."""
+    """A stream that ends when an event is set, as if the client had closed its side."""
 
     __slots__ = ("_end", "_requests")
 
     def __init__(self, requests: Any, end: asyncio.Event) -> None:
-        """Read from `requests` until `end`."""
+        """`requests`: the stream to read; `end`: ends it."""
         self._requests = requests
         self._end = end
 
@@ -58,12 +58,12 @@ class Until:
         finally:
             end.cancel()
             if request.cancel():
-                # Whoever closes the requests next must find nobody in them any more.
+                # The caller may close the requests next; no read may still be running then.
                 await asyncio.wait({request})
 
 
 async def until(end: asyncio.Event, items: AsyncGenerator[_T, None]) -> AsyncIterator[_T]:
-    """Yield the items until `end` is set: for responses that nothing but the stop of a server ends."""
+    """Yield the items until `end` is set: for endless responses that a stop must end."""
     try:
         async for item in Until(items, end):
             yield item

@@ -1,4 +1,4 @@
-"""Background tasks that are neither lost nor left behind, and waiting without bare sleeps."""
+"""Background tasks, and waiting for a condition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 class Background:
-    """A set of named tasks: a failure is logged at once, closing cancels and awaits them all."""
+    """A set of named tasks: failures are logged at once, and `close` cancels and awaits all."""
 
     def __init__(self) -> None:
         """Start with no task."""
@@ -25,29 +25,29 @@ class Background:
         self._closed = False
 
     def spawn(self, work: Coroutine[Any, Any, _T], *, name: str) -> asyncio.Task[_T]:
-        """Start a task under a name; its failure is logged, and nobody has to await it."""
+        """Start a named task. It need not be awaited: a failure is logged."""
         if self._closed:
             work.close()
             raise RuntimeError(f"cannot start {name!r}: these tasks are closed")
         task = asyncio.get_running_loop().create_task(work, name=name)
-        # The loop itself holds tasks weakly; without this one could vanish while it waits.
+        # The loop holds only weak references: without this, a waiting task could be garbage-collected.
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def __len__(self) -> int:
-        """Return how many tasks still run."""
+        """Return the number of running tasks."""
         return len(self._tasks)
 
     async def close(self) -> None:
-        """Cancel what still runs and wait until it has ended. Idempotent."""
+        """Cancel all tasks and wait until they have ended. Idempotent."""
         self._closed = True
         while self._tasks:
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            # The callbacks that empty the set run one turn of the loop after the tasks end.
+            # The callbacks that empty the set run one iteration of the loop after the tasks end.
             self._tasks.difference_update(tasks)
 
     async def __aenter__(self) -> Self:
@@ -76,10 +76,9 @@ async def wait_until(
     what: str,
     interval: float = 0.01,
 ) -> None:
-    """Wait until the condition holds; raise DeadlineError that names `what` after `timeout` seconds.
+    """Poll until the condition holds; raise DeadlineError that names `what` after `timeout` seconds.
 
-    For what gives no event to wait for (a file, a foreign process). Where there is an event, wait for
-    that instead.
+    For conditions without an event to wait for (a file, another process).
     """
     deadline = time.monotonic() + timeout
     while True:

@@ -1,4 +1,4 @@
-"""What a settings class declares, field by field: its flag, its variables, its type in words."""
+"""Describing the fields of a settings class: flag, environment variables, type, default, help."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LISTS: Final = (list, tuple, set, frozenset)
 
 
 class LocalAI(dict[str, Any]):
-    """A marker for `Annotated` (or `json_schema_extra`): how LocalAI calls the same setting."""
+    """A marker for `Annotated` (or `json_schema_extra`): LocalAI's names for the same setting."""
 
 
 def localai(*variables: str, flags: tuple[str, ...] = ()) -> LocalAI:
@@ -30,7 +30,7 @@ def localai(*variables: str, flags: tuple[str, ...] = ()) -> LocalAI:
 
 
 def corral_home() -> Path:
-    """Return the folder under which all our folders stand: `CORRAL_HOME`, or the user's data folder."""
+    """Return the folder that holds all others: `CORRAL_HOME`, or Corral's in the user's data folder."""
     home = os.environ.get("CORRAL_HOME", "").strip()
     path = Path(home).expanduser() if home else Path(platformdirs.user_data_dir("corral"))
     return path.absolute()
@@ -38,7 +38,7 @@ def corral_home() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class UnderHome:
-    """A default_factory for a folder under `corral_home()`, looked up when the settings are made."""
+    """A default_factory for a folder under `corral_home()`, evaluated when the settings are created."""
 
     name: str
 
@@ -52,7 +52,7 @@ class UnderHome:
 
 
 def parse_name_uri(text: str) -> tuple[str, str]:
-    """Split `NAME=URI` or LocalAI's `name:uri` at the first of the two signs."""
+    """Split `NAME=URI` or LocalAI's `name:uri` at the first `=` or `:`."""
     cuts = [at for at in (text.find("="), text.find(":")) if at >= 0]
     if not cuts:
         raise ValueError(f"{text!r} is not NAME=URI, for example whisper=127.0.0.1:50060")
@@ -64,11 +64,11 @@ def parse_name_uri(text: str) -> tuple[str, str]:
 
 
 def parse_name_uris(value: Any) -> dict[str, str]:
-    """Turn a mapping, or comma-separated texts of NAME=URI, into a mapping."""
+    """Return a mapping for a mapping or for comma-separated NAME=URI texts."""
     if isinstance(value, Mapping):
         return {str(name): str(uri) for name, uri in value.items()}
     texts = [value] if isinstance(value, str) else [str(item) for item in value or ()]
-    # LocalAI's flag takes several in one text, as its variable does.
+    # LocalAI's flag accepts several in one text, as its variable does.
     items = [item for text in texts for item in split_list(text)]
     pairs: dict[str, str] = {}
     for item in items:
@@ -88,7 +88,7 @@ def split_list(text: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class FieldDoc:
-    """One setting as `--help` and the README show it."""
+    """The documentation of one setting, for `--help` and the README."""
 
     name: str
     flag: str
@@ -104,12 +104,12 @@ class FieldDoc:
 
     @property
     def repeatable(self) -> bool:
-        """Whether the flag may be given several times."""
+        """Whether the flag can be given several times."""
         return self.shape in ("list", "mapping")
 
 
 def fields_of(cls: Any) -> Iterator[FieldDoc]:
-    """Describe each setting of a ServiceSettings class, in the order of their declaration."""
+    """Yield the documentation of each setting of a ServiceSettings class, in declaration order."""
     for name, field in cls.model_fields.items():
         parts = list(_walk(field))
         types = [part for part in parts if isinstance(part, type)]
@@ -140,7 +140,7 @@ def fields_of(cls: Any) -> Iterator[FieldDoc]:
 
 
 def _walk(field: FieldInfo) -> Iterator[Any]:
-    """Yield each type and marker in a field's annotation, from the outside in."""
+    """Yield the types and markers in a field's annotation, outermost first."""
     yield from field.metadata
     todo = [field.annotation]
     while todo:
@@ -201,7 +201,7 @@ def _value(value: Any, shown: str | None) -> str:
 
 
 def _help(cls: Any, name: str) -> str:
-    """Return the field's docstring; a subclass that only changes a default inherits it."""
+    """Return the field's docstring, inherited if a subclass only changes the default."""
     for base in cls.__mro__:
         field = getattr(base, "model_fields", {}).get(name)
         if field is not None and field.description:

@@ -45,65 +45,65 @@ _WIDTH = 96
 
 
 class ConfigError(Exception):
-    """The settings cannot be used; the text lists each one with the way to mend it."""
+    """The settings are not valid; the text lists each problem and how to fix it."""
 
     exit_code: ClassVar[int] = 2
 
     def __init__(self, program: str, problems: Sequence[str]) -> None:
-        """Take the problems, one line each."""
+        """`problems`: one line each."""
         self.problems = tuple(problems)
         lines = [f"{program}: {problem}" for problem in self.problems]
         super().__init__("\n".join([*lines, f"See {program} --help."]))
 
 
 class ServiceSettings(BaseModel):
-    """What every service can be told. A service's own class adds its fields and sets `service`."""
+    """The settings that every service has. Subclasses add fields and set `service`."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
     )
 
     service: ClassVar[str] = "service"
-    """The service's short name: it makes the prefix of the variables and the section of the file."""
+    """The short name: part of the environment variables' prefix, and the section in the file."""
 
     listen: str = "127.0.0.1:0"
     """The address to serve on: host:port (port 0 takes a free one), [::1]:port, or unix:/path."""
 
     state_path: Path = Field(default_factory=UnderHome("state"))
-    """The folder for what must outlive the process."""
+    """The folder for data that must survive a restart."""
 
     log_level: Annotated[
         Literal["trace", "debug", "info", "warn", "error"],
         localai("LOCALAI_LOG_LEVEL"),
     ] = "info"
-    """The least serious lines to log; trace also lets the libraries speak."""
+    """The lowest level to log; trace includes the messages of libraries."""
 
     log_format: Annotated[Literal["console", "json"], localai("LOCALAI_LOG_FORMAT")] = "console"
-    """Lines for people, or JSON for machines; LocalAI's "default" and "text" mean console."""
+    """Text or JSON lines; LocalAI's "default" and "text" mean console."""
 
     grace: Duration = 30.0
-    """How long running calls may go on after SIGTERM before they are cancelled."""
+    """How long running calls may take after SIGTERM before they are cancelled."""
 
     stop_timeout: Duration = 10.0
-    """How long the rest of a stop may take before the process logs where it hangs and exits."""
+    """How long the rest of a stop may take before the process logs where it hangs, and exits."""
 
     call_timeout: Duration = 10.0
     """The deadline of a call to another service."""
 
     max_message_size: ByteSize = 50 * 1024 * 1024
-    """The largest message to take or to send."""
+    """The largest message to receive or send."""
 
     metrics: str | None = None
     """The address of the metrics service to report calls to; empty for none."""
 
     @classmethod
     def load(cls, argv: Sequence[str] | None = None) -> Self:
-        """Read the settings, or raise ConfigError; `--help` and `--version` print and exit."""
+        """Return the settings; `--help` and `--version` print and exit. Raises ConfigError."""
         return cls._read(sys.argv[1:] if argv is None else argv, os.environ)
 
     @staticmethod
     def watch_fd() -> int | None:
-        """Return the descriptor whose end means that the starter is gone (`CORRAL_WATCH_FD`), if any."""
+        """Return the pipe that closes when the parent process ends (`CORRAL_WATCH_FD`), if any."""
         text = os.environ.get("CORRAL_WATCH_FD", "")
         return int(text) if text.isdecimal() else None
 
@@ -189,7 +189,7 @@ class ServiceSettings(BaseModel):
 
 
 def describe(cls: type[ServiceSettings]) -> list[FieldDoc]:
-    """Return each setting's flag, variables, type, default and help; the README's table is made of it."""
+    """Return each setting's flag, variables, type, default and help, for the README's tables."""
     return list(_docs(cls))
 
 

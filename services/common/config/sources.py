@@ -1,4 +1,4 @@
-"""Where settings come from: flags, environment variables, and a file. Text only; no types here."""
+"""Reading settings from flags, environment variables and a file, without converting types."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from .fields import FieldDoc, split_list
 
 @dataclass(slots=True)
 class Layer:
-    """What one source says: values by field name, where each stood, and what was wrong."""
+    """The values of one source by field name, where each was set, and the problems."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def put(self, name: str, value: Any, origin: str) -> None:
-        """Take one value."""
+        """Add a value."""
         self.values[name] = value
         self.origins[name] = origin
 
 
 @dataclass(slots=True)
 class Flags(Layer):
-    """The flags, and those that are no settings."""
+    """The command line, including the flags that are not settings."""
 
     config: str | None = None
     help: bool = False
@@ -43,7 +43,7 @@ class Flags(Layer):
 
 
 def from_flags(docs: Sequence[FieldDoc], argv: Sequence[str]) -> Flags:
-    """Read `--flag value`, `--flag=value`, `--switch` and `--no-switch`; collect every mistake."""
+    """Read `--flag value`, `--flag=value`, `--switch` and `--no-switch`; collect all problems."""
     found = Flags()
     known = {name: doc for doc in docs for name in (doc.flag, *doc.localai_flags)}
     off = {f"--no-{flag[2:]}": doc for flag, doc in known.items() if doc.shape == "bool"}
@@ -90,7 +90,7 @@ def from_environment(docs: Sequence[FieldDoc], environ: Mapping[str, str]) -> La
 
 
 def from_localai(docs: Sequence[FieldDoc], environ: Mapping[str, str]) -> Layer:
-    """Read LocalAI's variables; as there, an empty one counts as unset."""
+    """Read LocalAI's variables; an empty one counts as unset, as in LocalAI."""
     found = Layer()
     for doc in docs:
         for variable in doc.localai_env:
@@ -127,7 +127,7 @@ def from_file(docs: Sequence[FieldDoc], service: str, path: Path) -> Layer:
         return found
     names = {doc.name for doc in docs}
     top = {_field_name(key): value for key, value in data.items()}
-    # "metrics" is a service and a setting of all of them: with keys below it, it is the section.
+    # "metrics" is both a service and a setting of all services: with keys below it, it is the section.
     is_section = service not in names or not isinstance(top.get(service, {}), str)
     section = (top.pop(service, None) if is_section else None) or {}
     if not isinstance(section, dict):
@@ -138,7 +138,7 @@ def from_file(docs: Sequence[FieldDoc], service: str, path: Path) -> Layer:
         if key in names and not (isinstance(value, dict) and key in sibling_names()):
             found.put(key, value, f"{path}: {key}")
             continue
-        # Looked up only now: a file for one service alone costs no import of the others.
+        # Loaded only when needed: a file for one service does not import the others.
         others = sibling_fields() if others is None else others
         if key not in others and not any(key in fields for fields in others.values()):
             known = [*names, *others, service]
@@ -153,7 +153,7 @@ def from_file(docs: Sequence[FieldDoc], service: str, path: Path) -> Layer:
 
 
 def sibling_fields() -> dict[str, Collection[str]]:
-    """Return the settings' names of each service in this distribution, found and not listed here."""
+    """Return the names of the settings of each other service in this distribution."""
     found: dict[str, Collection[str]] = {}
     for name in sibling_names().values():
         try:
@@ -161,14 +161,14 @@ def sibling_fields() -> dict[str, Collection[str]]:
         except ImportError:
             continue
         for item in contents:
-            # Not what the module only imports, above all the common base.
+            # Only classes defined in the module; it also imports the common base.
             if getattr(item, "__module__", "") == name and getattr(item, "service", None):
                 found[str(item.service)] = tuple(getattr(item, "model_fields", ()))
     return found
 
 
 def sibling_names() -> dict[str, str]:
-    """Return the services in this distribution and the modules with their settings."""
+    """Return the other services in this distribution, and the modules of their settings."""
     here = __package__.rpartition(".")[0]
     package = importlib.import_module(here.rpartition(".")[0])
     modules = {
@@ -180,7 +180,7 @@ def sibling_names() -> dict[str, str]:
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """Return `; did you mean ...?` if something similar is known."""
+    """Return `; did you mean ...?` for the most similar known word, if there is one."""
     match = difflib.get_close_matches(word, sorted(known), n=1)
     return f"; did you mean {match[0]}?" if match else ""
 

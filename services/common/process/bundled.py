@@ -1,4 +1,4 @@
-"""Where the backends are that come with Corral."""
+"""The folder of the backends bundled with Corral."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3] / "backends"
 
 
 def bundled_backends() -> Path:
-    """Return the folder of the backends that come with Corral: in a checkout, or in the environment."""
+    """Return the folder of the bundled backends: in a checkout, or in the environment."""
     if (_CHECKOUT / "README.md").is_file():
         return _CHECKOUT
     return Path(sysconfig.get_path("data")) / "share" / "corral" / "backends"

@@ -1,4 +1,4 @@
-"""What a service's process runs on: its event loop."""
+"""The choice of a service's event loop."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _log = get_logger(__name__)
 
 
 def loop_factory(wanted: EventLoop) -> LoopFactory | None:
-    """Return what makes the loop; None for Python's own.
+    """Return the factory of the loop; None for asyncio's own.
 
-    `auto` takes uvloop where it is installed. Raises StartError if it is asked for and is not.
+    `auto` takes uvloop if it is installed. Raises StartError for `uvloop` if it is not.
     """
     if wanted == "asyncio":
         return None

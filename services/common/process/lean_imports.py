@@ -1,4 +1,4 @@
-"""Importing a library without what it takes along for people at a terminal."""
+"""Importing a library without its optional dependencies."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def without(*names: str) -> Iterator[None]:
-    """Let imports of these fail, as if they were not installed, unless they are imported already.
+    """Let imports of these fail as if they were not installed, unless they are imported already.
 
-    structlog (for tracebacks in colour) and httpx (for a command line of its own) import rich, pygments
-    and click when they are there, which they are for `corral`: 4 MiB each, in services that never use it.
+    structlog (for coloured tracebacks) and httpx (for its command line) import rich, pygments and click
+    if they are installed, as they are for `corral`: 4 MiB in each service, which never uses them.
     """
     absent = [name for name in names if name not in sys.modules]
     for name in absent:
-        sys.modules[name] = None  # type: ignore[assignment]  # what makes an import fail
+        sys.modules[name] = None  # type: ignore[assignment]  # makes the import fail
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Taking an address to listen on, with an error that says what to do when it is taken."""
+"""Checks of an address to listen on, with errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Final
 
 from services.common.addresses import Address
 
-# A live server's kernel answers a connect to its Unix socket at once; this only bounds a stuck one.
+# Seconds. A connect to a Unix socket is answered at once; this limits a stuck one.
 _CONNECT_TIMEOUT: Final = 1.0
 
 
 class StartError(Exception):
-    """The service cannot start; the text is one line that says why and what to do."""
+    """The service cannot start; the text is one line with the problem and its remedy."""
 
 
 class AddressInUseError(StartError):
-    """Somebody else listens on the address."""
+    """Another process listens on the address."""
 
 
 def prepare(address: Address, *, flag: str = "--listen") -> None:
-    """Check that the address can be bound, and clear away the socket of a dead process.
+    """Check that the address can be bound, and remove the socket that a dead process left.
 
-    gRPC itself only says that it failed, and silently takes a living server's Unix socket away.
+    gRPC itself gives no reason for a failure, and silently replaces a running server's Unix socket.
     """
     if address.is_unix:
         _prepare_socket(Path(address.path), flag)
@@ -36,7 +36,7 @@ def prepare(address: Address, *, flag: str = "--listen") -> None:
 
 
 def identity(address: Address) -> tuple[int, int] | None:
-    """Return what tells our Unix socket from one that another process put in its place."""
+    """Return the device and inode of our Unix socket, to recognise it later."""
     if not address.is_unix:
         return None
     with suppress(OSError):
@@ -46,7 +46,7 @@ def identity(address: Address) -> tuple[int, int] | None:
 
 
 def release(address: Address, mine: tuple[int, int] | None) -> None:
-    """Remove our Unix socket, if it is still ours."""
+    """Remove our Unix socket, unless another process replaced it."""
     if mine is not None and identity(address) == mine:
         with suppress(OSError):
             os.unlink(address.path)
@@ -62,14 +62,14 @@ def _prepare_socket(path: Path, flag: str) -> None:
         raise StartError(f"cannot listen on unix:{path}: {error.strerror}") from error
     if not stat.S_ISSOCK(mode):
         raise StartError(
-            f"cannot listen on unix:{path}: it exists and is no socket; choose another"
+            f"cannot listen on unix:{path}: it exists and is not a socket; choose another"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_CONNECT_TIMEOUT)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            # Nobody accepts on it: its process is gone without having removed it.
+            # Its process ended without removing it.
             with suppress(FileNotFoundError):
                 path.unlink()
             return
@@ -78,7 +78,7 @@ def _prepare_socket(path: Path, flag: str) -> None:
         except OSError as error:
             if error.errno == errno.EACCES:
                 raise StartError(
-                    f"cannot listen on unix:{path}: it belongs to somebody else; choose another"
+                    f"cannot listen on unix:{path}: it belongs to another user; choose another"
                 ) from error
     raise AddressInUseError(
         f"unix:{path} is in use by a running process; stop it, or choose another with {flag}"
@@ -98,10 +98,10 @@ def _prepare_port(address: Address, flag: str) -> None:
         try:
             probe = socket.socket(family, kind, protocol)
         except OSError:
-            # A machine without IPv6 still resolves names to it.
+            # A machine without IPv6 may still resolve names to IPv6 addresses.
             continue
         with probe:
-            # As gRPC does: a port whose old connections linger is free.
+            # As gRPC does: a port with connections in TIME_WAIT is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(target)
@@ -112,7 +112,7 @@ def _prepare_port(address: Address, flag: str) -> None:
 def _bind_error(address: Address, flag: str, error: OSError) -> StartError:
     if error.errno == errno.EADDRINUSE:
         return AddressInUseError(
-            f"{address} is in use; stop what listens there, or choose another with {flag}"
+            f"{address} is in use; stop the process that listens there, or choose another with {flag}"
             " (port 0 takes a free one)"
         )
     if error.errno == errno.EACCES:

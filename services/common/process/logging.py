@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
 
 from .lean_imports import without
 
-# Imported lean: rich, of which structlog makes tracebacks in colour, is 4 MiB that no service uses.
+# Without rich: structlog uses it for coloured tracebacks, and it is 4 MiB that no service needs.
 with without("rich"):
     import structlog
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Level: TypeAlias = Literal["trace", "debug", "info", "warn", "error"]
 Format: TypeAlias = Literal["console", "json"]
 
-# structlog knows no level below debug; "trace" is debug that also lets the libraries speak.
+# structlog has no level below debug; "trace" is debug including the messages of libraries.
 _LEVELS: Final = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -28,7 +28,7 @@ _LEVELS: Final = {
     "warn": logging.WARNING,
     "error": logging.ERROR,
 }
-# Libraries that write a line for each request, or for each turn of the loop, at info or debug.
+# Libraries that log every request, or every iteration of the loop, at info or debug.
 _CHATTY: Final = ("httpx", "httpcore", "httpx2", "httpcore2", "asyncio", "grpc", "huggingface_hub")
 
 
@@ -39,9 +39,9 @@ def configure(
     *,
     stream: TextIO | None = None,
 ) -> None:
-    """Send structlog and the standard library's logging to one place, in one shape.
+    """Send structlog and the standard library's logging to one stream, in one format.
 
-    Call it once, first thing in a process. `service` is put on each line.
+    Call it once, at the start of a process. `service` is added to each line.
     """
     out = stream or sys.stderr
     number = _LEVELS[level]
@@ -68,9 +68,9 @@ def configure(
     structlog.configure(
         processors=[*shared, *render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        # Not through the standard library: its records double the cost of the access log's lines.
+        # Not through the standard library: its records double the cost of an access log line.
         logger_factory=partial(_Lines, out),
-        # Not cached: modules make their loggers at import, before this function is called.
+        # Not cached: modules create their loggers at import, before this function is called.
         cache_logger_on_first_use=False,
     )
 
@@ -86,12 +86,12 @@ def bound_request_id() -> str | None:
 
 
 def get_logger(name: str) -> Any:
-    """Return a structlog logger; take `__name__`. Safe to call before `configure`."""
+    """Return a structlog logger for a module's `__name__`. Safe to call before `configure`."""
     return structlog.stdlib.get_logger(name)
 
 
 class _Lines:
-    """What structlog hands its finished lines to; has a method for each level, as it wants."""
+    """Writes structlog's finished lines; structlog expects a method for each level."""
 
     __slots__ = ("_out", "name")
 
@@ -100,7 +100,7 @@ class _Lines:
         self.name = name
 
     def msg(self, line: str) -> None:
-        # A log that cannot be written (a full disk, a closed pipe) must not fail what it tells of.
+        # A failure to log (a full disk, a closed pipe) must not fail the caller.
         with suppress(OSError, ValueError):
             self._out.write(line + "\n")
             self._out.flush()
@@ -109,7 +109,7 @@ class _Lines:
 
 
 class _Stamp:
-    """Puts the service's name on each line."""
+    """Adds the service's name to each line."""
 
     def __init__(self, service: str) -> None:
         self._service = service
@@ -135,16 +135,16 @@ def _console(out: TextIO) -> list[Processor]:
         structlog.dev.ConsoleRenderer(
             colors=out.isatty(),
             pad_event_to=40,
-            # The traceback is text already; the pretty ones also show local variables, and so secrets.
+            # Plain, because the pretty tracebacks show local variables, and so secrets.
             exception_formatter=structlog.dev.plain_traceback,
         ),
     ]
 
 
 def _escape(logger: Any, method: str, event: EventDict) -> EventDict:
-    """Keep one event on one line: a value from outside must not be able to forge a second one.
+    """Keep each event on one line: a value from outside must not be able to forge another line.
 
-    A traceback keeps its lines, each behind a bar: an error's message may come from outside too.
+    The lines of a traceback each get a bar in front: an error's message may come from outside too.
     """
     for key, value in event.items():
         if key in _MANY_LINES and isinstance(value, str):

@@ -1,4 +1,4 @@
-"""How a service's process keeps its memory: what it looks through for garbage, and what it gives back."""
+"""Memory settings of a service's process: garbage collection, and returning free memory to the system."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from contextlib import suppress
 from typing import Final, NoReturn
 
 _THRESHOLDS: Final = (10_000, 20, 20)
-"""Python's own (700, 10, 10) look 14 times as often; the cycles that a call leaves are few."""
+"""Python's default (700, 10, 10) collects 14 times as often; a call leaves few cycles."""
 
 _M_ARENA_MAX: Final = -8
-"""As glibc's malloc.h has it."""
+"""The constant in glibc's malloc.h."""
 _ARENAS: Final = 1
 
 _EVERY: Final = 30.0
-"""Seconds between two times of tidying up."""
+"""Seconds between two runs of `tidy_up`."""
 _SELDOM: Final = 1000.0
-"""At least so many times as long as it takes: a thousandth of the process's time at most."""
+"""The pause is at least this many times the length of a run: at most 0.1 % of the process's time."""
 _MUCH: Final = 8 * 1024**2
-"""Bytes that lie free before they are worth giving back: that takes 3 to 14 ms, and they may be needed again."""
+"""Free bytes worth returning to the system: it takes 3 to 14 ms, and they may be needed again."""
 
 
 def settle_allocator() -> None:
-    """Keep the allocator to one arena; before there are threads. Nothing where the C library is not glibc.
+    """Limit glibc's allocator to one arena; call it before threads start. No effect on other C libraries.
 
-    Each of gRPC's threads has one of its own else, and what streams have left in one serves no other.
+    Otherwise each of gRPC's threads has its own arena, whose free memory no other thread can use.
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def settle_memory() -> None:
-    """Take what is there after the start for good, so that no search for garbage goes through it again.
+    """Exclude the objects that exist after the start from garbage collection.
 
-    Calls wait for it meanwhile, the longer the more models there are.
+    Calls wait during a collection, and it takes longer the more models there are.
     """
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
 
 
 async def tidy_up(every: float = _EVERY) -> NoReturn:
-    """Look for garbage and give free memory back to the system, again and again.
+    """Collect garbage and return free memory to the system, periodically.
 
-    Python looks by the count of objects, of which a cancelled call leaves a few: these hold its channel, and
-    a channel to a backend that has ended holds 2 MB. And the allocator gives back only what lies at its
-    heap's end, where something always does.
+    Python collects after a number of new objects; the few that a cancelled call leaves keep its channel,
+    and a channel to an ended backend holds 2 MB. The allocator itself returns only the end of its heap,
+    which is rarely free.
     """
     free, give_back = _allocator()
     pause = every
@@ -74,7 +74,7 @@ class _MallocInfo(ctypes.Structure):
 
 
 def _allocator() -> tuple[Callable[[], int], Callable[[], object]]:
-    """Return what tells how many bytes lie free, and what gives them back; without glibc 2.33 there are none."""
+    """Return functions for the number of free bytes and for returning them; no-ops before glibc 2.33."""
     library = ctypes.CDLL(None)
     try:
         info, trim = library.mallinfo2, library.malloc_trim

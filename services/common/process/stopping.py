@@ -1,4 +1,4 @@
-"""Being asked to stop, and not hanging on the way down."""
+"""Stop signals, and a watchdog for stops that hang."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopWatchdog:
-    """Ends a process whose stop hangs, after logging where. A thread: the loop may be what hangs."""
+    """Exits a process whose stop hangs, after logging where. A thread, because the loop itself may hang."""
 
     def __init__(self, give_up: Callable[[int], Any] = os._exit) -> None:
-        """Take what ends the process."""
+        """`give_up` is called with the exit code, to end the process."""
         self._give_up = give_up
         self._timer: threading.Timer | None = None
 
     def arm(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
-        """Give the stop this long; a second call replaces the first."""
+        """Exit unless disarmed within `seconds`; a second call replaces the first."""
         self.disarm()
         self._timer = threading.Timer(seconds, self._expired, args=(seconds, loop))
         self._timer.daemon = True
         self._timer.start()
 
     def disarm(self) -> None:
-        """Be content: the stop is over."""
+        """Stop watching: the stop is complete."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -47,14 +47,14 @@ class StopWatchdog:
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: the first asks to stop, the second to be quick about it."""
+    """SIGTERM and SIGINT: the first starts a stop, the second ends its grace."""
 
     def __init__(
         self, *, grace: float, limit: float, watchdog: StopWatchdog, watch_fd: int | None = None
     ) -> None:
-        """After the first signal the stop gets `grace` + `limit` seconds, after the second `limit`.
+        """A stop may take `grace` + `limit` seconds after the first signal, `limit` after the second.
 
-        The end of `watch_fd`, one end of a pipe, is a signal too: it says that the starter has died.
+        The pipe `watch_fd` counts as a signal when it closes: the parent process is gone.
         """
         self._watch_fd = watch_fd
         self.first = asyncio.Event()
@@ -64,7 +64,7 @@ class StopSignals:
         self._watchdog = watchdog
 
     async def unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T | None:
-        """Run this to its end, or cancel it and return None when the first signal comes before."""
+        """Return the result of `work`; cancel it and return None at the first signal."""
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self.first.wait())
         try:
@@ -81,18 +81,18 @@ class StopSignals:
             task.cancel()
 
     def begin_stop(self) -> None:
-        """Start the stop's clock, unless a signal has; some stops no signal asked for."""
+        """Arm the watchdog, unless a signal has done so: not every stop comes from a signal."""
         if self.first.is_set():
             return
         self._watchdog.arm(self._grace + self._limit, asyncio.get_running_loop())
 
     def __enter__(self) -> Self:
-        """Take the signals."""
+        """Install the signal handlers."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._caught, number)
         if self._watch_fd is not None:
-            loop.add_reader(self._watch_fd, self._starter_gone)
+            loop.add_reader(self._watch_fd, self._parent_gone)
         return self
 
     def __exit__(
@@ -101,18 +101,18 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the signals back."""
+        """Remove the signal handlers."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
         if self._watch_fd is not None:
             loop.remove_reader(self._watch_fd)
 
-    def _starter_gone(self) -> None:
-        """Stop as after SIGTERM when whoever started this service is gone: its end of a pipe closed."""
+    def _parent_gone(self) -> None:
+        """Stop as after SIGTERM: the parent process closed its end of the pipe."""
         assert self._watch_fd is not None
         asyncio.get_running_loop().remove_reader(self._watch_fd)
-        _log.warning("whoever started this service is gone")
+        _log.warning("the parent process is gone")
         self._caught(signal.SIGTERM)
 
     def _caught(self, number: signal.Signals) -> None:
@@ -127,7 +127,7 @@ class StopSignals:
 
 
 def dump_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Log where each task of the loop and each other thread stands, one line each."""
+    """Log where each task of the loop and each thread is, one line each."""
     for task in asyncio.all_tasks(loop):
         _log.error("task", task=task.get_name(), where=_where(task.get_coro()))
     frames = sys._current_frames()
@@ -141,7 +141,7 @@ def dump_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _where(awaited: Any) -> str:
-    """Follow a task's awaits to the innermost one; its own stack only shows the outermost."""
+    """Return the chain of a task's awaits, outermost first; its own stack shows only the outermost."""
     stack: list[str] = []
     while awaited is not None and len(stack) < 40:
         frame = next(

@@ -1,4 +1,4 @@
-"""What is known of a call after its end, and who wants to know it."""
+"""Records of finished calls, their observers, and the access log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CallRecord(NamedTuple):
     kind: str
     """`unary_unary`, `unary_stream`, `stream_unary` or `stream_stream`."""
     code: str
-    """The name of the gRPC status code that the client was sent, or would have been."""
+    """The name of the gRPC status code sent to the client, or that would have been."""
     duration: float
     """Seconds that the handler took, from the first request to the last response."""
     peer: str
@@ -29,28 +29,28 @@ class CallRecord(NamedTuple):
 
 
 class CallObserver(Protocol):
-    """Is told of every call that ended. It must be quick, and it must not raise."""
+    """Is called with every finished call. It must be quick and must not raise."""
 
     def call_ended(self, record: CallRecord) -> None:
-        """Take note of one finished call."""
+        """Called when a call has ended."""
 
 
 class CallAccounts:
-    """Tells the observers of each call that ended."""
+    """Passes each finished call to the observers."""
 
     def __init__(self, service: str, observers: Sequence[CallObserver] = ()) -> None:
-        """Tell of the calls of `service`, to the observers in their order."""
+        """`service` is named in the log; `observers` are called in this order."""
         self._service = service
         self._observers = tuple(observers)
         self._complained: set[int] = set()
 
     def ended(self, record: CallRecord) -> None:
-        """Tell of one call. Never fails."""
+        """Call the observers with a finished call. Never fails."""
         for observer in self._observers:
             try:
                 observer.call_ended(record)
-            except Exception:  # noqa: BLE001 - an observer's fault is none of the call's
-                # Once for each observer: a broken one would else fill the log at the rate of calls.
+            except Exception:  # noqa: BLE001 - a faulty observer must not fail the call
+                # Once per observer: otherwise a broken one would add a line to the log for every call.
                 if id(observer) not in self._complained:
                     self._complained.add(id(observer))
                     _log.exception(
@@ -60,10 +60,10 @@ class CallAccounts:
 
 PROBES: Final = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.")
 
-# Services report their calls twice a second; a line for each would drown all others.
+# Services report their calls twice a second; a line for each would hide all others.
 _QUIET: Final = (*PROBES, "/corral.metrics.v1.MetricsService/Observe")
 
-# What the caller did, or was told to wait for: nothing that an operator must look at.
+# Caused by the client, or normal: no reason for an operator to look at.
 _EXPECTED: Final = frozenset(
     {"OK", "CANCELLED", "NOT_FOUND", "ALREADY_EXISTS", "INVALID_ARGUMENT", "OUT_OF_RANGE"}
 )
@@ -71,16 +71,16 @@ _BROKEN: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
 
 
 class AccessLog:
-    """One log line for each call: debug for probes, warning or error when it failed."""
+    """Logs a line for each call: at debug for probes, at warning or error for failures."""
 
     def __init__(self) -> None:
-        """Log under the name `access`."""
-        # Bound once: to find the logger anew for each call costs more than a line that is not wanted.
+        """Log as `corral.access`."""
+        # Bound once: looking up the logger for each call costs more than a line that is filtered out.
         self._log: Any = get_logger("corral.access").bind()
         self._wanted: bool = self._log.is_enabled_for(logging.INFO)
 
     def call_ended(self, record: CallRecord) -> None:
-        """Write the line."""
+        """Log a finished call."""
         if not self._wanted and record.code in _EXPECTED:
             return
         write = self._log.info

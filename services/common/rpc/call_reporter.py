@@ -1,4 +1,4 @@
-"""Reports a service's calls to the metrics service, without a call ever noticing."""
+"""Reports a service's calls to the metrics service, without delaying any call."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from .channels import open_channel
 from .status import from_rpc_error
 
 METHOD: Final = "GRPC"
-"""The label `method` of every gRPC call; HTTP calls have their verb there."""
-# A report of a report would be reported too.
+"""The label `method` of every gRPC call; for HTTP calls it is the verb."""
+# Reporting the report of a call would never end.
 _OWN: Final = (f"/{metrics_pb2.DESCRIPTOR.services_by_name['MetricsService'].full_name}/",)
 _UNREPORTED: Final = (*PROBES, *_OWN, "/opentelemetry.proto.collector.")
-# About 60 KB a message: far below any limit, and one message for a second of a busy service.
+# About 60 KB per message: far below any limit.
 _CALLS_A_MESSAGE: Final = 500
 
 _log = get_logger(__name__)
 
 
 class CallReporter:
-    """A CallObserver that sends what it is told to the metrics service; an async context manager.
+    """A CallObserver that sends the calls to the metrics service; an async context manager.
 
-    Calls wait in a bounded queue and go out together, `interval` seconds after the first. While the
-    metrics service is away they stay there, up to the bound; each is sent at most once, since one
-    that is lost is better than one that counts twice. With no address nothing is kept or sent.
+    Calls wait in a bounded queue and are sent together, `interval` seconds after the first. While the
+    metrics service is unreachable they stay there, up to the bound. Each is sent at most once: a lost
+    call is better than one that counts twice. Without an address nothing is kept or sent.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class CallReporter:
     ) -> None:
         """Report the calls of `service` to the metrics service at `address`.
 
-        `interval` is how long a call may wait for others, `capacity` how many may wait (10,000 take
-        about 4 MB), `close_timeout` how long closing may take to send the rest.
+        `interval` is how long a call waits for others, `capacity` the size of the queue (10,000 calls
+        take about 4 MB), `close_timeout` how long closing may take to send the rest.
         """
         self._address = address or ""
         self._service = service
@@ -70,12 +70,12 @@ class CallReporter:
         self._task: asyncio.Task[None] | None = None
         self._away = self._dropping = False
         self.reported = 0
-        """Calls that the metrics service has counted."""
+        """Calls that the metrics service accepted."""
         self.dropped = 0
-        """Calls that were not kept since too many waited, or whose report broke off."""
+        """Calls lost because the queue was full, or because their report failed."""
 
     def call_ended(self, record: CallRecord) -> None:
-        """Keep a call for the next report. Takes a microsecond and never fails."""
+        """Queue a call for the next report. Takes a microsecond and never fails."""
         if len(self._waiting) < self._capacity:
             if record.method.startswith(_UNREPORTED):
                 return
@@ -86,7 +86,7 @@ class CallReporter:
             self._drop(1, "too many wait")
 
     async def __aenter__(self) -> Self:
-        """Begin to report."""
+        """Start reporting."""
         if self._address:
             self._task = asyncio.create_task(self._run(), name="call reporter")
         return self
@@ -119,7 +119,7 @@ class CallReporter:
             )
             while True:
                 await self._some.wait()
-                # Others that end in this time go along.
+                # Wait for more calls, to send them together.
                 await self._pause(self._backoff.delay(failures) if failures else self._interval)
                 while self._waiting:
                     try:
@@ -135,14 +135,14 @@ class CallReporter:
                     if self._closing.is_set():
                         return
                 elif self._closing.is_set():
-                    # Nobody is there to take them; a stop does not wait for somebody to come.
+                    # The metrics service is unreachable; a stop does not wait for it.
                     return
 
     async def _report(
         self, channel: grpc.aio.Channel, stub: metrics_pb2_grpc.MetricsServiceAsyncStub
     ) -> None:
-        """Send the oldest calls, as many as one message holds; CorralError if that failed."""
-        # First, and apart: what was sent on a connection that broke may have been counted.
+        """Send the oldest calls, up to one message. Raises CorralError."""
+        # Connect before taking calls from the queue: only those that were sent are lost with a connection.
         await self._connected(channel)
         calls = [self._waiting.popleft() for _ in range(min(len(self._waiting), _CALLS_A_MESSAGE))]
         stream = stub.ObserveApiCalls(timeout=self._report_timeout)
@@ -169,7 +169,7 @@ class CallReporter:
             async with asyncio.timeout(self._connect_timeout):
                 while state is not grpc.ChannelConnectivity.READY:
                     if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                        raise ServiceUnreachableError("nobody listens there")
+                        raise ServiceUnreachableError("nothing listens there")
                     await channel.wait_for_state_change(state)
                     state = channel.get_state(try_to_connect=True)
         except TimeoutError as error:
@@ -190,7 +190,7 @@ class CallReporter:
                 await self._closing.wait()
 
     def _drop(self, count: int, why: str) -> None:
-        # Said once in a row: a full queue would else fill the log at the rate of calls.
+        # Logged once in a row: otherwise a full queue would add a line to the log for every call.
         if not self._dropping:
             self._dropping = True
             _log.warning("calls are not reported", why=why, metrics=self._address)
@@ -199,7 +199,7 @@ class CallReporter:
     def _failed(self, error: CorralError) -> None:
         if not self._away:
             self._away = True
-            _log.info("metrics service is away", metrics=self._address, error=str(error))
+            _log.info("the metrics service is unreachable", metrics=self._address, error=str(error))
 
     def _worked(self) -> None:
         if self._away or self._dropping:

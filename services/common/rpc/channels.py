@@ -1,4 +1,4 @@
-"""Channels to other servers, and the one way to make a unary call on them."""
+"""Channels to other servers, and unary calls on them."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ def channel_options(
     options: dict[str, Any] = {
         "grpc.max_receive_message_length": max_message_size,
         "grpc.max_send_message_length": max_message_size,
-        # gRPC's default of 1 s before the second try to connect is the trap: a server that is ready
-        # after 20 ms would be reached after a second. 50 ms is below what a person notices, and
-        # 1 s at most keeps a server that comes back from being waited for.
+        # gRPC waits 1 s before its second attempt to connect by default: a server that is ready after
+        # 20 ms would be reached after a second. 50 ms is not noticeable, and the maximum of 1 s
+        # limits the wait for a server that comes back.
         "grpc.initial_reconnect_backoff_ms": 50,
         "grpc.min_reconnect_backoff_ms": 50,
         "grpc.max_reconnect_backoff_ms": 1000,
-        # Finds a peer whose machine has vanished; our servers allow a ping every 10 s. None without
+        # Detects a peer whose machine is gone; our servers allow a ping every 10 s. No pings without
         # calls: idle channels cost nothing.
         "grpc.keepalive_time_ms": int(KEEPALIVE_SECONDS * 1000),
         "grpc.keepalive_timeout_ms": 10_000,
         "grpc.keepalive_permit_without_calls": 0,
         # By default the pings end after two on a silent stream, which is where they matter.
         "grpc.http2.max_pings_without_data": 0,
-        # No proxy of the environment: these channels go to our own processes.
+        # Ignore proxy variables: these channels lead to our own processes.
         "grpc.enable_http_proxy": 0,
     }
     if retry:
@@ -88,10 +88,10 @@ def open_channel(
     """Open a channel to `host:port` or `unix:/path`; it connects with the first call.
 
     `retry` names the idempotent unary methods (`/package.Service/Method`, or `/package.Service/` for
-    all of a service) that are tried again when the server is UNAVAILABLE.
+    all of a service) that are retried when the server is UNAVAILABLE.
     """
     target = parse_address(address)
-    # An absolute form that no resolver plugin can take for something else.
+    # An explicit scheme, so that gRPC cannot misread the address.
     name = f"unix:{target.path}" if target.is_unix else f"dns:///{target}"
     return aio.insecure_channel(
         name, options=channel_options(max_message_size=max_message_size, retry=retry, extra=extra)
@@ -106,7 +106,7 @@ async def call(
     metadata: Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]] = (),
     wait_for_ready: bool = False,
 ) -> _Response:
-    """Make a unary call with a deadline; failures arrive as CorralError.
+    """Make a unary call with a deadline; failures are raised as CorralError.
 
     `timeout` has no default on purpose: it is a setting of the caller's service.
     """
@@ -130,8 +130,8 @@ def _service_config(methods: Sequence[str]) -> str:
     for method in methods:
         service, _, rpc = method.strip("/").partition("/")
         names.append({"service": service, "method": rpc} if rpc else {"service": service})
-    # 4 tries over about a second: enough for a server that restarts or drops an idle connection, and
-    # short enough that a server which is really gone is reported at once.
+    # 4 attempts within about a second: enough for a server that restarts or drops an idle connection,
+    # and short enough to report an unreachable server soon.
     policy = {
         "maxAttempts": 4,
         "initialBackoff": "0.1s",

@@ -1,8 +1,8 @@
-"""The standard health service, per service name, for probes, load balancers and watchers.
+"""The standard health service, by service name, for probes, load balancers and watchers.
 
-The servicer that comes with grpcio-health-checking is not used, for two faults of its asyncio form:
-the first watcher that leaves takes the others' notifications with it, and it writes to clients while
-it holds the lock, so one slow watcher stops every change of state.
+The servicer in grpcio-health-checking is not used because its asyncio version has two faults: when
+one watcher leaves, the others get no more notifications, and it writes to clients while it holds the
+lock, so one slow watcher blocks every change of state.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ _log = get_logger(__name__)
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Says for each service name whether it serves; `set` is plain and never waits for a watcher."""
+    """Reports for each service name whether it serves; `set` never waits for a watcher."""
 
     def __init__(self) -> None:
-        """Know no service yet; "" stands for the whole process."""
+        """Start without services; the name "" means the whole process."""
         self._serving: dict[str, bool] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._stopping = asyncio.Event()
 
     @property
     def stopping(self) -> asyncio.Event:
-        """Set once the process goes down; streams without an end should end with it."""
+        """Set when the process starts to stop; endless streams should end then."""
         return self._stopping
 
     @property
     def statuses(self) -> Mapping[str, bool]:
-        """What is known now: whether each service serves."""
+        """Whether each known service serves."""
         return dict(self._serving)
 
     @property
     def watched(self) -> Mapping[str, int]:
-        """How many watchers each watched service has."""
+        """The number of watchers of each watched service."""
         return {service: len(watchers) for service, watchers in self._watchers.items()}
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Mount it on a server."""
+        """Add the service to a server."""
         health_pb2_grpc.add_HealthServicer_to_server(self, server)
 
     def set(self, service: str, serving: bool, why: str = "") -> None:
-        """State whether a service serves; a change is logged with its reason. Ignored after shut_down."""
+        """Set whether a service serves; a change is logged with its reason. Ignored after shut_down."""
         if self._stopping.is_set() or self._serving.get(service) is serving:
             return
         first = service not in self._serving
         self._serving[service] = serving
-        # What every start brings is no news; what comes later is.
-        tell = _log.debug if first else _log.info
-        tell("health changed", health_of=service or "*", serving=serving, why=why)
+        # The first status is part of every start; only changes are worth a line.
+        log = _log.debug if first else _log.info
+        log("health changed", health_of=service or "*", serving=serving, why=why)
         self._wake(service)
 
     def forget(self, service: str) -> None:
-        """Know a service no longer; its watchers are told SERVICE_UNKNOWN. Ignored after shut_down."""
+        """Remove a service; its watchers get SERVICE_UNKNOWN. Ignored after shut_down."""
         if not self._stopping.is_set() and self._serving.pop(service, None) is not None:
             self._wake(service)
 
     def shut_down(self) -> None:
-        """Say NOT_SERVING for everything and for ever; watchers are told so, and their streams end."""
+        """Report NOT_SERVING for all services from now on; watchers get it, and their streams end."""
         if self._stopping.is_set():
             return
         if self._serving:
@@ -77,7 +77,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             self._wake(service)
 
     async def Check(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        """Answer whether a service serves, or NOT_FOUND."""
+        """Return whether a service serves; NOT_FOUND for an unknown one."""
         if request.service not in self._serving:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
         return _Status(status=self._status(request.service))
@@ -87,8 +87,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     ) -> AsyncIterator[Any]:
         """Stream a service's status: now, and after each change.
 
-        States that pass while the client does not read are skipped; the last one never is. The
-        stream ends when the process goes down, so that it does not hold up the drain.
+        Changes while the client does not read may be skipped, but never the last one. The stream ends
+        when the process stops, so that it does not delay the drain.
         """
         service = request.service
         changed = asyncio.Event()

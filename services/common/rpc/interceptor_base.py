@@ -1,4 +1,4 @@
-"""Where an interceptor takes hold of a call, whichever of the four kinds it is."""
+"""Interceptors for all four kinds of RPC."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grpc import aio
 from grpc_interceptor.server import AsyncServerInterceptor
 
 Behaviour = Callable[[Any, Any], Any]
-"""A handler's function: takes the request (or their iterator) and the context."""
+"""A handler's function, called with the request (or an iterator of requests) and the context."""
 
 _FACTORIES: Final = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -21,12 +21,10 @@ _FACTORIES: Final = {
 
 
 class Interceptor(AsyncServerInterceptor):
-    """Something around each call, for streamed responses and for single ones.
+    """Wraps calls with a single response in `intercept`, and with streamed ones in `stream_handler`.
 
-    The library's own dispatch puts one more generator around each stream and leaves closing it to the
-    garbage collector; a handler's `finally` (where something is given back) must run when the call ends.
-    So a subclass handles single responses in
-    `intercept`, and streamed ones in the function that `stream_handler` returns.
+    The library's own dispatch adds a generator around each stream and leaves closing it to the garbage
+    collector; but a handler's `finally` (which releases resources) must run when the call ends.
     """
 
     async def intercept_service(
@@ -34,12 +32,12 @@ class Interceptor(AsyncServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the handler of one call: for servers that take interceptors themselves."""
+        """Wrap the handler of one call, for a server that was given this interceptor."""
         handler = await continuation(handler_call_details)
         return self.wrap(handler, handler_call_details.method) if handler else None
 
     def wrap(self, handler: Any, name: str) -> Any:
-        """Return the handler of the method `name` with this around it."""
+        """Return the handler of the method `name`, wrapped."""
         wrapped: Behaviour
         if handler.response_streaming:
             many = handler.stream_stream if handler.request_streaming else handler.unary_stream
@@ -68,19 +66,19 @@ class Interceptor(AsyncServerInterceptor):
         return await method(request_or_iterator, context)
 
     def stream_handler(self, method: Behaviour, method_name: str) -> Behaviour:
-        """Return what handles a call with many responses.
+        """Return the wrapped handler of a call with streamed responses.
 
-        It MUST be an async generator function, because grpc.aio asks the function itself whether it
-        is one, and it MUST close what `responses` gave it.
+        It MUST be an async generator function, because grpc.aio inspects the function, and it MUST
+        close the stream that `responses` returns.
         """
         return method
 
 
 class InterceptedServer:
-    """Stands for a server while services are added to it; puts the interceptors around their handlers.
+    """A proxy for a server while services are added, which wraps their handlers in interceptors.
 
-    gRPC's own way asks every interceptor about every call, anew: 20 us a call for two, also for the
-    calls of services that do without. This asks once a method.
+    gRPC itself consults every interceptor at every call: 20 us per call for two, also for services that
+    need none. This does it once per method.
     """
 
     def __init__(self, server: aio.Server, interceptors: Sequence[Interceptor]) -> None:
@@ -94,18 +92,18 @@ class InterceptedServer:
         self._server.add_generic_rpc_handlers(wrapped)
 
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
-        """Do without: generated code adds each method a second time, as a "registered" one.
+        """Do nothing: generated code adds each method a second time, as a "registered" one.
 
-        For each of those grpc.aio keeps a task, and goes through all of them at every call of any:
-        30 us a call for the loader's 25 methods.
+        grpc.aio keeps a task for each of those, and checks all of them at every call: 30 us per call
+        for the loader's 25 methods.
         """
 
 
 class _Intercepted(grpc.GenericRpcHandler):
-    """Handlers with interceptors around them, each wrapped when it is asked for first."""
+    """Handlers wrapped in interceptors, each at its first use."""
 
     _KEPT = 1000
-    """More methods than any service has; names that a client makes up must not fill the memory."""
+    """More methods than any service has; a limit, because clients can send any name."""
 
     def __init__(
         self, handlers: grpc.GenericRpcHandler, interceptors: Sequence[Interceptor]
@@ -136,7 +134,7 @@ def responses(method: Behaviour, request_or_iterator: Any, context: Any) -> Any:
 
 
 async def close(stream: Any) -> None:
-    """Run the rest of a handler that is not read to its end: its `finally` clauses."""
+    """Close a stream, which runs the `finally` clauses of its handler."""
     if hasattr(stream, "aclose"):
         await stream.aclose()
 

@@ -1,6 +1,6 @@
-"""What happens around every call, for all four kinds of RPC.
+"""The interceptors around every call: request ids, accounting, and errors as statuses.
 
-A service that must be quick can do without (AccountingMount): it then does the same by itself, with
+A service that must be fast can do without them (AccountingMount): it then does the same itself, with
 `request_id`, `abort`, `code_name` and CallAccounts.
 """
 
@@ -43,10 +43,10 @@ __all__ = [
 ]
 
 REQUEST_ID_KEY: Final = "x-request-id"
-# As long as any tracing system's id, and too short to fill a log with.
+# Characters: enough for any tracing system's id, and too few to fill a log.
 _REQUEST_ID_LENGTH: Final = 128
-# A client whose deadline ends sends a cancel, which may arrive a moment before the server's own
-# deadline (counted from the call's arrival) is over: within this many seconds it was the deadline.
+# Seconds. A client whose deadline passes sends a cancel, which may arrive just before the server's own
+# deadline (counted from the call's arrival): a cancel this close to it counts as the deadline.
 _DEADLINE_SLACK: Final = 0.05
 
 _REFLECTION: Final = "/grpc.reflection."
@@ -55,10 +55,10 @@ _log = get_logger(__name__)
 
 
 class ErrorInterceptor(Interceptor):
-    """Turns what a handler raises into a status with details; innermost, next to the handler."""
+    """Turns a handler's exceptions into statuses with details; the innermost interceptor."""
 
     def __init__(self, *, max_message_size: int | None = None) -> None:
-        """`max_message_size`: bytes of the largest request, for a server that lets larger ones through."""
+        """`max_message_size`: bytes of a request, for a server whose own limit is higher."""
         self._max_message_size = max_message_size
 
     async def intercept(
@@ -74,7 +74,7 @@ class ErrorInterceptor(Interceptor):
             return await method(request_or_iterator, context)
         except aio.AbortError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
+        except Exception as error:  # noqa: BLE001 - for any exception, the client gets a status
             await abort(context, error, method_name, bound_request_id())
 
     def stream_handler(self, method: Behaviour, method_name: str) -> Behaviour:
@@ -103,10 +103,10 @@ class ErrorInterceptor(Interceptor):
 
 
 class CallInterceptor(Interceptor):
-    """Gives each call its request id, and tells the observers how it ended; the outermost one.
+    """Gives each call its request id, and records its end; the outermost interceptor.
 
-    The id comes back in the trailing metadata: grpc.aio has no way to add to the initial metadata that
-    a handler may send itself, and sending them from here would make the handler's own attempt fail.
+    The id is returned in the trailing metadata: grpc.aio cannot add to the initial metadata that a
+    handler sends, and if they were sent from here, the handler's own attempt would fail.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ class CallInterceptor(Interceptor):
         *,
         stopping: asyncio.Event | None = None,
     ) -> None:
-        """Report each call to the accounts.
+        """`accounts` gets a record of each call.
 
-        Streams of requests to the reflection service end when `stopping` is set: a browser of APIs
-        that somebody left open must not hold up the drain.
+        Streams of requests to the reflection service end when `stopping` is set: an API browser that
+        is left open must not delay the drain.
         """
         self._accounts = accounts
         self._stopping = stopping
@@ -130,7 +130,7 @@ class CallInterceptor(Interceptor):
         context: Any,
         method_name: str,
     ) -> Any:
-        """Account for a call with one response."""
+        """Record a call with one response."""
         call = _Call(method_name, context, request_or_iterator, "unary")
         try:
             response = await method(call.requests, context)
@@ -143,7 +143,7 @@ class CallInterceptor(Interceptor):
         return response
 
     def stream_handler(self, method: Behaviour, method_name: str) -> Behaviour:
-        """Account for a call with many responses."""
+        """Record a call with streamed responses."""
         stopping = self._stopping if method_name.startswith(_REFLECTION) else None
 
         async def handle(request_or_iterator: Any, context: Any) -> AsyncIterator[Any]:
@@ -193,7 +193,7 @@ class _Call:
         self._started = time.perf_counter()
         self._method = method
         self._context = context
-        # Asked now: an abandoned stream is closed after gRPC has freed the call, and then this crashes.
+        # Read now: an abandoned stream is closed after gRPC has freed the call, when this would crash.
         self._peer: str = context.peer()
         self.error: BaseException | None = None
         self.messages_out = 0
@@ -205,9 +205,9 @@ class _Call:
             self.requests = self._counted = Counted(requests)
         self._kind = f"{'unary' if self._counted is None else 'stream'}_{response_kind}"
         self._request_id = request_id(context.invocation_metadata())
-        # Each call is a task of its own, and so has its own copy of these; nothing needs undoing.
+        # Each call is its own task with its own context: nothing to undo.
         bind_request_id(self._request_id)
-        # Set early for a handler that aborts, and again at the end for one that set its own.
+        # Set now for a handler that aborts, and again at the end for one that sets its own metadata.
         self._echo()
 
     def end(self) -> CallRecord:
@@ -230,7 +230,7 @@ class _Call:
 
 
 def code_name(context: Any, error: BaseException | None) -> str:
-    """Return the code that a call has ended with, where its handler ended with `error`."""
+    """Return the name of a call's final code, given its handler's `error`."""
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         left = context.time_remaining()
         return "CANCELLED" if left is None or left > _DEADLINE_SLACK else "DEADLINE_EXCEEDED"
@@ -244,7 +244,7 @@ _NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def request_id(metadata: Any) -> str:
-    """Return the caller's request id, if it is a sane one, or a new one."""
+    """Return the caller's request id if it is valid, or else a new one."""
     for key, value in metadata or ():
         if key == REQUEST_ID_KEY:
             if is_request_id(value):
@@ -254,7 +254,7 @@ def request_id(metadata: Any) -> str:
 
 
 def is_request_id(value: str | bytes) -> bool:
-    """Whether a caller's request id is a sane one."""
+    """Whether a caller's request id is valid."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= _REQUEST_ID_LENGTH
@@ -264,18 +264,18 @@ def is_request_id(value: str | bytes) -> bool:
 
 
 def new_request_id() -> str:
-    """Return a new one."""
-    # As good as a UUID for this, and four times as quick.
+    """Return a new request id."""
+    # As good as a UUID, and four times as fast.
     return os.urandom(16).hex()
 
 
 async def abort(context: Any, error: Exception, method: str, bound: str | None) -> NoReturn:
-    """End a call with the error's status and its details, beside the trailers that are set already.
+    """End a call with the error's status and details; trailers that are already set are kept.
 
-    `bound` is the call's request id, by which the log knows an error that is none of ours.
+    `bound` is the call's request id, by which an unexpected error can be found in the log.
     """
     if isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
-        # What generated code does for a method that the servicer lacks.
+        # Raised by generated code for a method that the servicer does not have.
         error = NotImplementedYetError.of(method)
     if not isinstance(error, CorralError):
         _log.error("unexpected error in a handler", method=method, exc_info=error)
@@ -289,4 +289,4 @@ async def abort(context: Any, error: Exception, method: str, bound: str | None) 
     await context.abort(
         status.status_code(error), wire.message, (*trailing, *status.trailing_metadata(wire))
     )
-    raise error  # never comes here: `abort` raises
+    raise error  # never reached: `abort` raises

@@ -1,4 +1,4 @@
-"""What a service hands to the server builder, and the options that every server has."""
+"""The services that a server serves, and the options that every server has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .call_records import CallAccounts, CallObserver
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One gRPC service: its full name (from the descriptor), and the generated function that adds it."""
+    """A gRPC service: its full name (from the descriptor), and the generated function that adds it."""
 
     service: str
     add: Callable[[aio.Server], None]
@@ -22,7 +22,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class GenericMount:
-    """Services without generated code: their full names, and the handler that answers for them."""
+    """Services without generated code: their full names, and their handler."""
 
     names: tuple[str, ...]
     handler: grpc.GenericRpcHandler
@@ -30,11 +30,11 @@ class GenericMount:
 
 @dataclass(frozen=True, slots=True)
 class AccountingMount:
-    """Like a GenericMount, of a service that must be quick: no interceptor is put around its calls.
+    """Like a GenericMount, for a service that must be fast: its calls have no interceptors.
 
-    `make` is given the accounts, to which the service tells of its calls itself, and returns the
-    handler. It answers with an error's status itself too, and refuses messages that are too large: the
-    server lets through up to OVERSIZE times `max_message_size`, so that it can say which and why.
+    `make` is called with the accounts, and returns the handler. The handler itself records its calls,
+    turns errors into statuses, and refuses messages that are too large: the server accepts up to
+    OVERSIZE times `max_message_size`, so that the handler can explain the refusal.
     """
 
     names: tuple[str, ...]
@@ -42,7 +42,7 @@ class AccountingMount:
 
 
 OVERSIZE: Final = 4
-"""A bound all the same, for the memory's sake; beyond it the refusal is gRPC's, in gRPC's words."""
+"""Limits the memory; beyond it, gRPC itself refuses the message."""
 
 
 _WINDOW: Final = 512 * 1024
@@ -51,7 +51,7 @@ _WINDOW: Final = 512 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Observe:
-    """Not a service: somebody who is told of each call that ended."""
+    """Not a service: an observer of finished calls."""
 
     observer: CallObserver
 
@@ -60,30 +60,30 @@ AnyMount: TypeAlias = Mount | GenericMount | AccountingMount | Observe
 
 
 def server_options(max_message_size: int, *, oversize: int = 1) -> list[tuple[str, Any]]:
-    """Return the options that each of our servers has."""
+    """Return the options of a server."""
     return [
-        # gRPC's sizes are of 31 bits.
+        # gRPC's sizes have 31 bits.
         ("grpc.max_receive_message_length", min(max_message_size * oversize, 2**31 - 1)),
         ("grpc.max_send_message_length", max_message_size),
-        # On by default, and then two servers silently share a port and half the calls go astray.
+        # On by default; then two servers can silently share a port, and each gets half of the calls.
         ("grpc.so_reuseport", 0),
-        # A client whose machine vanished holds its lease until TCP notices, after about 15 minutes;
-        # a ping after 60 s of silence, unanswered for 20 s, ends it well within the idle watchdog's
-        # shortest sensible time, and costs nothing that shows.
+        # A client whose machine is gone holds its lease until TCP detects it, after about 15 minutes;
+        # a ping after 60 s of silence, unanswered for 20 s, ends it much earlier than the idle
+        # watchdog, at no measurable cost.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
-        # gRPC takes a client's pings for an attack if they come more often than each 5 minutes, and
-        # hangs up with "too_many_pings". Our channels ping each 30 s; meshes use 10 s.
+        # By default gRPC closes connections with more than one ping per 5 minutes, as an attack
+        # ("too_many_pings"). Our channels ping every 30 s; service meshes use 10 s.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        # Else our own pings end after two on a stream that is silent, which is where they matter.
+        # Otherwise our own pings stop after two on a silent stream, where they matter.
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 1),
-        # gRPC's own windows grow with what the connection can carry: 16 clients whose messages a handler
-        # does not take were 90 to 220 MiB. Fixed, a stream is at most this ahead of its handler; calls
-        # with a MiB cost the same at 512 KiB, and more below.
+        # By default gRPC's windows grow with the connection's bandwidth: with 16 clients whose handlers
+        # did not read, to 90 to 220 MiB. Fixed, a client can be at most this far ahead of its handler;
+        # calls with 1 MiB are not slower with 512 KiB, but with less.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _WINDOW),
         ("grpc.http2.max_frame_size", _WINDOW),
-        # What the channelz service reports from.
+        # The source of the channelz service.
         ("grpc.enable_channelz", 1),
     ]

@@ -1,7 +1,7 @@
-"""Asks a server's grpc.health.v1 how it is: `python -m services.common.rpc.probe ADDRESS [SERVICE]`.
+"""Checks a server's health: `python -m services.common.rpc.probe ADDRESS [SERVICE]`.
 
-For containers' health checks, where no other client is at hand. Exit code 0 if it serves, else 1, with
-the reason on stderr.
+For the health checks of containers without another client. Exit code 0 if the service serves, 1 with
+the reason on stderr if not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from services.common.errors import CorralError
 from .channels import call, open_channel
 
 TIMEOUT = 3.0
-"""Seconds for the answer; a container's health check should allow a little more."""
+"""Seconds to wait for the answer; a container's health check should allow a little more."""
 
 
 async def probe(address: str, service: str = "") -> str:
@@ -30,7 +30,7 @@ async def probe(address: str, service: str = "") -> str:
 
 
 def main() -> int:
-    """Probe the server that the command line names; return the exit code."""
+    """Probe the server named on the command line; return the exit code."""
     if len(sys.argv) not in (2, 3):
         sys.stderr.write("usage: python -m services.common.rpc.probe ADDRESS [SERVICE]\n")
         return 2

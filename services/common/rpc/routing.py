@@ -1,4 +1,4 @@
-"""How a call says which model it is for: gRPC metadata, the same for clients and for the loader."""
+"""The gRPC metadata that names the model of a call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 MODEL_KEY: Final = "corral-model"
 MODEL_KEY_BINARY: Final = "corral-model-bin"
-"""For names that are not ASCII, which gRPC allows only in binary metadata: the name in UTF-8."""
+"""For names that are not ASCII, which gRPC allows only in binary metadata; in UTF-8."""
 
 
 def model_metadata(name: str) -> dict[str, str | bytes]:

@@ -1,4 +1,4 @@
-"""The one server builder, and the life of a service's process from its flags to its exit code."""
+"""The gRPC server of every service, and the run of its process from flags to exit code."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ Build: TypeAlias = Callable[
 
 
 class Server:
-    """A gRPC server with everything that all of ours have. Start once, stop as often as you like."""
+    """A gRPC server with interceptors, health, channelz and reflection. `stop` can be called repeatedly."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Server:
         health: HealthServicer,
         observers: Sequence[CallObserver] = (),
     ) -> None:
-        """Take what it is made of; nothing is opened before `start`."""
+        """Nothing is opened before `start`."""
         self._name = name
         self._settings = settings
         self._health = health
@@ -90,13 +90,13 @@ class Server:
         return str(self._bound)
 
     async def start(self, mounts: Sequence[AnyMount]) -> None:
-        """Bind, serve, and say so in the health service; StartError if the address is not to be had."""
+        """Bind the address, serve, and report it in the health service. Raises StartError."""
         observers = [m.observer for m in mounts if isinstance(m, Observe)]
         accounts = CallAccounts(self._name, (AccessLog(), *self._observers, *observers))
         large = any(isinstance(mount, AccountingMount) for mount in mounts)
         limit = self._settings.max_message_size
         server = aio.server(options=server_options(limit, oversize=OVERSIZE if large else 1))
-        # In this order, outermost first: what is counted and logged is what the client is sent.
+        # Outermost first: the recorded status is the one sent to the client.
         around = (
             CallInterceptor(accounts, stopping=self._health.stopping),
             ErrorInterceptor(max_message_size=limit if large else None),
@@ -114,7 +114,7 @@ class Server:
                 server.add_generic_rpc_handlers((mount.make(accounts),))
                 names += mount.names
         self._health.add_to(intercepted)
-        # By name: their own functions tell an asyncio server by its class.
+        # Named explicitly: the packages' own functions recognise an asyncio server by its class.
         channelz_pb2_grpc.add_ChannelzServicer_to_server(
             channelz.aio.ChannelzServicer(), intercepted
         )
@@ -131,9 +131,9 @@ class Server:
                 self._health.set(name, True, "started")
 
     async def stop(self, grace: float | None) -> None:
-        """Refuse new calls, let running ones go on for `grace` seconds, then cancel them.
+        """Refuse new calls, let running ones continue for `grace` seconds, then cancel them.
 
-        A second call with less grace shortens the first one's.
+        A second call with a shorter grace shortens the first one's.
         """
         self._health.shut_down()
         if self._server is not None:
@@ -141,7 +141,7 @@ class Server:
             listen_address.release(self._bound, self._socket)
 
     async def ended(self) -> None:
-        """Wait until it serves no longer, for whatever reason."""
+        """Wait until the server no longer serves."""
         if self._server is not None:
             await self._server.wait_for_termination()
 
@@ -224,11 +224,11 @@ def run_service(
     *,
     event_loop: Callable[[_Settings], EventLoop] = lambda settings: "asyncio",
 ) -> int:
-    """Be the whole of a service's `main`: flags in, exit code out.
+    """Run a service from its flags to its end; return the exit code.
 
-    `build` is the service's one wiring function. It enters its components on the stack, which is closed
-    in reverse after the drain, and returns what to mount. `event_loop` says which loop it runs on. Exit
-    codes: 0 after a clean stop, 1 after a failure, 2 for settings that cannot be used.
+    `build` is the service's wiring function. It enters its components on the stack, which is closed in
+    reverse order after the drain, and returns the services to mount. `event_loop` chooses the loop. Exit
+    codes: 0 after a clean stop, 1 after a failure, 2 for settings that are not valid.
     """
     try:
         settings = settings_class.load(argv)
@@ -244,7 +244,7 @@ def run_service(
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code
-        # A failure that explains itself is one line; for a bug the traceback waits at debug.
+        # A known failure is one line; the traceback is logged at debug.
         known = isinstance(error, StartError | CorralError)
         text = str(error) if known else f"{type(error).__name__}: {error}"
         sys.stderr.write(f"{settings_class.program()}: {' '.join(text.split())}\n")
@@ -259,13 +259,13 @@ async def _main(settings: _Settings, build: Build[_Settings], watchdog: StopWatc
     health = HealthServicer()
     with _signals(settings, watchdog) as signals:
         async with AsyncExitStack() as components:
-            # Entered first, so that it ends last: the last call of a drain is reported too.
+            # Entered first, so that it closes last: the last call of a drain is reported too.
             reporter = CallReporter(settings.metrics, settings.service)
             await components.enter_async_context(reporter)
             try:
                 mounts = await signals.unless_stopped(_awaited(build(settings, components, health)))
             except BaseException:
-                # What was started already has to close, within its time.
+                # The components that were started must close, within the time limit.
                 signals.begin_stop()
                 raise
             if mounts is not None:
@@ -305,7 +305,7 @@ async def _drain(server: Server, grace: float, signals: StopSignals) -> None:
 
 
 def _announce(name: str, address: str) -> None:
-    # Whoever started us may have closed its end; that is no reason not to serve.
+    # The parent may have closed its end of the pipe; that must not stop the service.
     with suppress(OSError, ValueError):
         sys.stdout.write(f"ready {name} {address}\n")
         sys.stdout.flush()

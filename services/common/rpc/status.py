@@ -1,6 +1,6 @@
-"""The one table from our errors to gRPC status codes, and the way over the wire in both directions.
+"""The table of errors and gRPC status codes, and the conversion in both directions.
 
-A status travels as `google.rpc.Status` in the trailing metadata `grpc-status-details-bin`, as every
+A status is sent as `google.rpc.Status` in the trailing metadata `grpc-status-details-bin`, as every
 gRPC library understands it: ErrorInfo (domain `corral`), RetryInfo, ResourceInfo, BadRequest.
 """
 
@@ -70,22 +70,22 @@ CODES: Final[Mapping[type[CorralError], grpc.StatusCode]] = {
     errors.ConflictError: _C.FAILED_PRECONDITION,
     errors.ServiceUnreachableError: _C.UNAVAILABLE,
     errors.DeadlineError: _C.DEADLINE_EXCEEDED,
-    # Keeps the code of the server it came from; this is for one that has none.
+    # Normally keeps the code of the other server.
     errors.UnknownRemoteError: _C.UNKNOWN,
     errors.InternalError: _C.INTERNAL,
 }
 _BY_REASON: Final = {cls.reason: cls for cls in CODES}
 
 # A client drops a response whose headers and trailers exceed 8 KiB (gRPC's soft limit on metadata),
-# and would see RESOURCE_EXHAUSTED in the error's place. So all of it together is kept below that:
-# the message travels twice (percent-encoded, and as base64 in the details), the details once.
+# and reports RESOURCE_EXHAUSTED instead of the error. So the total is kept below that: the message is
+# sent twice (percent-encoded, and as base64 in the details), the details once.
 _MESSAGE_BYTES: Final = 1536
 _MESSAGE_ENCODED: Final = 3072
 _DETAILS_BYTES: Final = 1536
 
 
 def status_code(error: BaseException) -> grpc.StatusCode:
-    """Return the code that a client sees for this error: the table's, or INTERNAL."""
+    """Return the status code of an error: from the table, or INTERNAL."""
     if isinstance(error, errors.UnknownRemoteError):
         return _code_named(error.code)
     for cls in type(error).__mro__:
@@ -95,7 +95,7 @@ def status_code(error: BaseException) -> grpc.StatusCode:
 
 
 def to_status(error: BaseException) -> status_pb2.Status:
-    """Return what goes over the wire; nothing of an error that is not ours, except that it happened."""
+    """Return the status of an error; INTERNAL without details for an error that is not a CorralError."""
     known = error if isinstance(error, CorralError) else errors.InternalError(INTERNAL_TEXT)
     status = status_pb2.Status(
         code=status_code(known).value[0],
@@ -103,7 +103,7 @@ def to_status(error: BaseException) -> status_pb2.Status:
     )
     room = _DETAILS_BYTES
     for detail in _details(known):
-        # One that is too large is left out rather than cut: half a detail misleads a program.
+        # A detail that is too large is left out: half of one would mislead a program.
         if (size := detail.ByteSize()) <= room:
             room -= size
             status.details.add().Pack(detail)
@@ -116,7 +116,7 @@ def trailing_metadata(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...
 
 
 def from_rpc_error(error: grpc.RpcError | grpc.aio.AioRpcError) -> CorralError:
-    """Return the error that the other side raised, or the nearest we know."""
+    """Return the error that the other side raised, or the closest known one."""
     code = error.code() if hasattr(error, "code") else _C.UNKNOWN
     text = (error.details() if hasattr(error, "details") else None) or ""
     for key, value in _trailers(error):
@@ -133,7 +133,7 @@ def from_rpc_error(error: grpc.RpcError | grpc.aio.AioRpcError) -> CorralError:
 
 
 def from_status(status: status_pb2.Status) -> CorralError:
-    """Return the error that `to_status` was given, as far as the wire carries it."""
+    """Return the error that `to_status` converted, as far as the status contains it."""
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()
     about = error_details_pb2.ResourceInfo()
@@ -169,13 +169,13 @@ def from_status(status: status_pb2.Status) -> CorralError:
 
 def shorten(text: str, limit: int, encoded_limit: int | None = None) -> str:
     """Cut a text to `limit` bytes of UTF-8 (and of percent-encoding, as gRPC sends messages)."""
-    # A lone surrogate (from an undecodable file name) has no UTF-8, and protobuf refuses it.
+    # A lone surrogate (from an undecodable file name) has no UTF-8 form, and protobuf refuses it.
     data = text.encode("utf-8", "replace")
     text = data.decode()
     room = 3 * limit if encoded_limit is None else encoded_limit
     if len(data) <= limit and sum(map(_encoded, data)) <= room:
         return text
-    # Less what the ellipsis takes: 3 bytes, each percent-encoded.
+    # Minus the ellipsis: 3 bytes, each percent-encoded.
     limit, room = limit - 3, room - 9
     for index, char in enumerate(text):
         raw = char.encode()
@@ -187,7 +187,7 @@ def shorten(text: str, limit: int, encoded_limit: int | None = None) -> str:
 
 
 def _encoded(byte: int) -> int:
-    """Return how many bytes gRPC sends for one of a message: printable ASCII but "%" stays itself."""
+    """Return how many bytes gRPC sends for a byte of a message: 1 for printable ASCII except "%"."""
     return 1 if 0x20 <= byte < 0x7F and byte != 0x25 else 3
 
 

@@ -286,7 +286,7 @@ async def serve(listen: str, mounts: Sequence[Any] = ()) -> str:
 
 async def test_addresses_that_cannot_be_had(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(StartError, match="is no socket"):
+    with pytest.raises(StartError, match="is not a socket"):
         await serve(f"unix:{tmp_path}/file")
     assert (tmp_path / "file").read_text() == "precious"
     with pytest.raises(StartError, match="cannot be resolved"):
