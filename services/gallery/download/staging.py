@@ -18,8 +18,8 @@ from typing import Final
 
 from services.common.process.logging import get_logger
 from services.gallery.index.entry import FileSpec
+from services.gallery.library.models_folder import FOLDER
 
-FOLDER: Final = ".corral"
 _SUFFIXES: Final = (".part", ".whole", ".zip", ".origin", ".spare", ".tree", ".new")
 _log = get_logger(__name__)
 

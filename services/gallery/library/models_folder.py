@@ -13,10 +13,11 @@ from services.common.errors import InvalidRequestError, PathEscapeError
 from services.common.files import stamp_of
 from services.common.loose_files import is_loose_model
 from services.common.process.logging import get_logger
-from services.gallery.download.staging import FOLDER
 from services.gallery.index.document import DocumentError, parse_mapping
 from services.gallery.index.entry import usecases
 
+FOLDER: Final = ".corral"
+"""The gallery's own folder in the models folder."""
 RECORD_PREFIX: Final = "._gallery_"
 _YAML: Final = (".yaml", ".yml")
 # Where a configuration names files, as paths below the models folder.
