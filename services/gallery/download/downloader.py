@@ -21,9 +21,10 @@ from services.common.errors import (
     UnsupportedSourceError,
 )
 from services.common.process.logging import get_logger
+from services.gallery.errors import RefusedError
 from services.gallery.index.entry import FileSpec
 from services.gallery.operations.progress import FileProgress, Phase
-from services.gallery.sources.http import RefusedError, Web, public
+from services.gallery.sources.http import Web, public
 from services.gallery.sources.registry import LocalFile, Located, Remote, Sources
 from services.gallery.threads import stoppable, to_end
 

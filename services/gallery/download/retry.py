@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from services.common.backoff import Backoff
 from services.common.errors import DownloadError
-from services.gallery.sources.http import RefusedError, UnreachableError
+from services.gallery.errors import RefusedError, UnreachableError
 
 # Bytes that make an attempt count as one that got somewhere: it is not held against the source.
 _HEADWAY: Final = 1024 * 1024

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from services.common.errors import DiskFullError, PathEscapeError
-from services.gallery.sources.http import RefusedError
+from services.gallery.errors import RefusedError
 
 from .transfer import guarded, open_disk
 

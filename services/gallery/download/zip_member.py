@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from services.common.errors import DiskFullError, SourceNotFoundError
-from services.gallery.sources.http import RefusedError
+from services.gallery.errors import RefusedError
 
 from .transfer import guarded, open_disk
 

@@ -25,12 +25,12 @@ from services.gallery.download.downloader import Candidates, Downloader
 from services.gallery.download.staging import Stage, Staging
 from services.gallery.download.transfer import guarded
 from services.gallery.download.unpack import is_archive, unpack, unpacked
+from services.gallery.errors import RefusedError
 from services.gallery.index.entry import FileSpec
 from services.gallery.library.installed import InstalledModel, Listing
 from services.gallery.library.models_folder import Contents, ModelsFolder
 from services.gallery.operations.progress import FileProgress, Phase, Progress
 from services.gallery.resolve.planner import InstallRequest, Plan, Planner
-from services.gallery.sources.http import RefusedError
 from services.gallery.sources.registry import LocalFile, Remote
 from services.gallery.threads import stoppable, to_end
 

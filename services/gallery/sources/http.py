@@ -16,20 +16,13 @@ from services.common.errors import (
     SourceNotFoundError,
 )
 from services.common.process.lean_imports import without
+from services.gallery.errors import RefusedError, UnreachableError
 
 with without("rich", "click"):
     import httpx
 
 # Downloads run one after another within an operation; this many sockets wait for nothing else.
 _LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=15.0)
-
-
-class UnreachableError(DownloadError):
-    """Nobody answers there: no such host, nothing listens, no route."""
-
-
-class RefusedError(DownloadError):
-    """The source answers, and will answer the same again: trying once more is no use."""
 
 
 def public(uri: str) -> str:

@@ -16,9 +16,9 @@ from services.common.errors import (
     SourceNotFoundError,
     UnsupportedSourceError,
 )
+from services.gallery.errors import UnreachableError
 from services.gallery.threads import aside
 
-from .http import UnreachableError
 from .registry import Remote, scheme
 
 _HOSTS: Final = ("huggingface.co", "www.huggingface.co", "hf.co")

@@ -19,8 +19,9 @@ from packaging.utils import (
 from packaging.version import InvalidVersion, Version
 
 from services.common.errors import SourceNotFoundError, UnsupportedSourceError
+from services.gallery.errors import RefusedError
 
-from .http import RefusedError, Web, public
+from .http import Web, public
 from .registry import Remote, scheme
 
 # PEP 691, with PEP 503 for indexes that know nothing newer.
