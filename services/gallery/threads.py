@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def to_end(work: Callable[..., T], *args: object) -> T:
+async def run_to_completion(work: Callable[..., T], *args: object) -> T:
     """Run `work` in a thread; when cancelled, wait until it has ended before giving way.
 
     `asyncio.to_thread` gives way at once, and its thread goes on writing to a file that its owner has
@@ -30,13 +30,13 @@ async def to_end(work: Callable[..., T], *args: object) -> T:
     return future.result()
 
 
-async def stoppable(work: Callable[[threading.Event], T]) -> T:
+async def run_cancellable(work: Callable[[threading.Event], T]) -> T:
     """Run `work` in a thread; when cancelled, set the event it was given and wait for its end.
 
     For what may take minutes, such as the digest of a large file: `work` MUST look at the event often.
     """
     stop = threading.Event()
-    running = asyncio.ensure_future(to_end(work, stop))
+    running = asyncio.ensure_future(run_to_completion(work, stop))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -45,7 +45,7 @@ async def stoppable(work: Callable[[threading.Event], T]) -> T:
         raise
 
 
-async def aside(work: Callable[[], T], *, name: str) -> T:
+async def run_detached(work: Callable[[], T], *, name: str) -> T:
     """Run `work` in a thread of its own; when cancelled, give way at once and forget it.
 
     For questions to servers through a library that cannot be interrupted: nobody should have to wait

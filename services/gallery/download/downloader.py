@@ -26,7 +26,7 @@ from services.gallery.index.entry import FileSpec
 from services.gallery.operations.progress import FileProgress, Phase
 from services.gallery.sources.http import Web, public
 from services.gallery.sources.registry import LocalFile, Located, Remote, Sources
-from services.gallery.threads import stoppable, to_end
+from services.gallery.threads import run_cancellable, run_to_completion
 
 from .retry import Patience, persist
 from .staging import Stage, forget
@@ -150,9 +150,9 @@ class Downloader:
             found = await self._persist(transfer.run, candidates, progress)
         progress.enter(Phase.VERIFYING)
         if sha256 and found != sha256:
-            await to_end(forget, stage.part)
+            await run_to_completion(forget, stage.part)
             raise mismatch(public(candidates.uri), sha256, found)
-        await to_end(_complete, stage)
+        await run_to_completion(_complete, stage)
 
     async def _take_out(
         self, located: Remote, candidates: Candidates, stage: Stage, progress: FileProgress
@@ -173,11 +173,11 @@ class Downloader:
             )
 
         try:
-            found = await stoppable(work)
+            found = await run_cancellable(work)
         except _SOURCE_ERRORS:
-            await to_end(forget, stage.archive)
+            await run_to_completion(forget, stage.archive)
             raise
-        await to_end(forget, stage.archive)
+        await run_to_completion(forget, stage.archive)
         return found
 
     async def _copy(self, located: LocalFile, stage: Stage, progress: FileProgress) -> str:
@@ -188,7 +188,7 @@ class Downloader:
         def arrived(count: int) -> None:
             loop.call_soon_threadsafe(progress.arrived, count)
 
-        return await stoppable(lambda stop: _copied(located.path, stage.part, stop, arrived))
+        return await run_cancellable(lambda stop: _copied(located.path, stage.part, stop, arrived))
 
     def _told(self, error: CorralError) -> CorralError:
         """Say when to come back, of what may pass."""

@@ -18,7 +18,7 @@ from services.common.process.lean_imports import without
 from services.gallery.operations.progress import FileProgress
 from services.gallery.sources.http import Web, public, status_error, transport_error
 from services.gallery.sources.registry import Remote
-from services.gallery.threads import stoppable, to_end
+from services.gallery.threads import run_cancellable, run_to_completion
 
 from .staging import Origin, Stage, forget
 
@@ -86,22 +86,22 @@ class Transfer:
         """
         digest = await self._fetch()
         if self._sha256 and digest != self._sha256 and self._spliced:
-            await to_end(forget, self._path)
+            await run_to_completion(forget, self._path)
             digest = await self._fetch()
         if self._sha256 and digest != self._sha256:
-            await to_end(forget, self._path)
+            await run_to_completion(forget, self._path)
             raise mismatch(public(self._remote.url), self._sha256, digest)
         return digest
 
     async def _fetch(self) -> str:
         with open_disk(self._path) as file:
-            sink = await stoppable(lambda stop: self._begin(file, stop))
+            sink = await run_cancellable(lambda stop: self._begin(file, stop))
             self._spliced = sink.position > 0
             self._progress.resize(self._remote.size)
             self._progress.at(sink.position)
             if not self._remote.size or sink.position != self._remote.size:
                 await self._request(sink)
-            await to_end(guarded(sink.finish))
+            await run_to_completion(guarded(sink.finish))
             return str(sink.digest.hexdigest())
 
     def _begin(self, file: IO[bytes], stop: threading.Event) -> _Sink:
@@ -141,7 +141,7 @@ class Transfer:
         if response.status_code == 416:
             if response.headers.get("Content-Range", "") == f"bytes */{sink.position}":
                 return
-            await to_end(forget, self._path)
+            await run_to_completion(forget, self._path)
             raise DownloadError(
                 f"{where}: the server's file is shorter than what was fetched of it"
             )
@@ -151,13 +151,13 @@ class Transfer:
         if response.status_code != 206:
             # It cannot send a part, or the file has changed: this is the whole from its start.
             if sink.position:
-                await to_end(sink.restart)
+                await run_to_completion(sink.restart)
                 self._spliced = False
                 self._progress.at(0)
         elif not _continues(response, sink.position):
             raise DownloadError(f"{where}: the server sends another part than was asked for")
         validator = _validator(response)
-        await to_end(self._stage.record, self._path, Origin(self._remote.url, validator))
+        await run_to_completion(self._stage.record, self._path, Origin(self._remote.url, validator))
         self._progress.resize(total)
         await self._drain(response, sink)
         expected = total or self._remote.size
@@ -172,7 +172,7 @@ class Transfer:
         async def flush() -> None:
             block = bytes(waiting)
             waiting.clear()
-            await to_end(guarded(sink.write), block)
+            await run_to_completion(guarded(sink.write), block)
             self._progress.arrived(len(block))
 
         try:

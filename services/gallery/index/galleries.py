@@ -17,7 +17,7 @@ from services.common.process.logging import get_logger
 from services.gallery.sources.file import local_path
 from services.gallery.sources.http import public
 from services.gallery.sources.registry import Sources, scheme
-from services.gallery.threads import to_end
+from services.gallery.threads import run_to_completion
 
 from .document import DocumentError
 from .entry import Entry, parse_index
@@ -128,7 +128,7 @@ class Index:
     async def _read(self, state: GalleryState) -> None:
         gallery = state.config
         if not gallery.addresses:
-            await self._take(state, await to_end(_built_in), time.time())
+            await self._take(state, await run_to_completion(_built_in), time.time())
             return
         problems = []
         for address in gallery.addresses:
@@ -141,7 +141,7 @@ class Index:
                 problems.append(f"{public(address)}: {why}")
                 continue
             # Under the first address, whichever served: the copy stands for the gallery.
-            await to_end(write_atomically, self._copy(gallery), text)
+            await run_to_completion(write_atomically, self._copy(gallery), text)
             return
         raise GalleryUnavailableError("; ".join(problems))
 
@@ -154,7 +154,7 @@ class Index:
         return text
 
     async def _take(self, state: GalleryState, text: str, read_at: float) -> None:
-        entries, problems = await to_end(parse_index, text, state.config.name)
+        entries, problems = await run_to_completion(parse_index, text, state.config.name)
         if problems:
             _log.warning(
                 "entries left out",
@@ -170,7 +170,7 @@ class Index:
         """Serve the last good copy; what is wrong with the gallery stays stated."""
         error = state.error
         try:
-            text, read_at = await to_end(_kept, self._copy(state.config))
+            text, read_at = await run_to_completion(_kept, self._copy(state.config))
             await self._take(state, text, read_at)
         except (OSError, DocumentError):
             return

@@ -32,7 +32,7 @@ from services.gallery.library.models_folder import Contents, ModelsFolder
 from services.gallery.operations.progress import FileProgress, Phase, Progress
 from services.gallery.resolve.planner import InstallRequest, Plan, Planner
 from services.gallery.sources.registry import LocalFile, Remote
-from services.gallery.threads import stoppable, to_end
+from services.gallery.threads import run_cancellable, run_to_completion
 
 from .placement import Placement
 
@@ -96,7 +96,7 @@ class Installer:
         """
         progress.enter(Phase.RESOLVING, f"finding out what {request.entry} needs")
         plan = await self._planner.plan(request)
-        items = await to_end(guarded(self._items), plan, progress)
+        items = await run_to_completion(guarded(self._items), plan, progress)
         async with self._staging.claim(item.stage for item in items):
             try:
                 await self._fetch(plan, items, request.force, progress)
@@ -129,24 +129,24 @@ class Installer:
     async def _fetch(
         self, plan: Plan, items: Sequence[_Item], force: bool, progress: Progress
     ) -> None:
-        contents = await to_end(self._folder.scan)
+        contents = await run_to_completion(self._folder.scan)
         self._check_config(plan, contents, force)
         progress.enter(Phase.VERIFYING, "looking at what is there")
         for item in items:
             if force and not item.spec.sha256:
                 # Left over from an earlier try, and nothing says whether it is still the same.
                 self._staging.discard([item.stage])
-            if not force and await stoppable(functools.partial(_same, item)):
+            if not force and await run_cancellable(functools.partial(_same, item)):
                 self._is_there(item)
             elif item.spec.sha256:
-                await stoppable(functools.partial(_check_file, plan, item, contents))
+                await run_cancellable(functools.partial(_check_file, plan, item, contents))
         asking = asyncio.Semaphore(_PARALLEL_QUESTIONS)
 
         async def size_up(item: _Item) -> None:
             async with asking:
                 await self._size_up(item, force)
                 if not item.there:
-                    await stoppable(functools.partial(_check_file, plan, item, contents))
+                    await run_cancellable(functools.partial(_check_file, plan, item, contents))
 
         missing = [item for item in items if not item.there]
         if missing:
@@ -156,7 +156,7 @@ class Installer:
                 if isinstance(answer, BaseException):
                     raise answer
         missing = [item for item in missing if not item.there]
-        await to_end(self._check_room, missing)
+        await run_to_completion(self._check_room, missing)
         for item in missing:
             async with self._staging.lock(item.stage):
                 await self._fetch_one(item, force)
@@ -165,14 +165,14 @@ class Installer:
         """Fetch a file, unless an operation that shares it has done so in the meantime."""
         if item.stage.whole.exists():
             item.progress.finish()
-        elif not force and await stoppable(functools.partial(_same, item)):
+        elif not force and await run_cancellable(functools.partial(_same, item)):
             self._is_there(item)
             return
         else:
             await self._downloader.fetch(item.candidates, item.stage, item.progress)
         if is_archive(item.spec.filename):
             item.progress.enter(Phase.EXTRACTING, f"unpacking {item.spec.filename}")
-            await stoppable(functools.partial(self._unpack, item))
+            await run_cancellable(functools.partial(self._unpack, item))
 
     def _unpack(self, item: _Item, stop: threading.Event) -> None:
         try:
@@ -243,7 +243,7 @@ class Installer:
         """Put it in place. Once begun it is done to its end, whoever cancels."""
         async with self._placing:
             progress.enter(Phase.COMMITTING)
-            placing = asyncio.ensure_future(to_end(self._place, plan, items))
+            placing = asyncio.ensure_future(run_to_completion(self._place, plan, items))
             try:
                 await asyncio.shield(placing)
             except asyncio.CancelledError:

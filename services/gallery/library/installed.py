@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.gallery.threads import to_end
+from services.gallery.threads import run_to_completion
 
 from .models_folder import Configured, Contents, ModelsFolder
 
@@ -70,19 +70,19 @@ class Listing:
         A file counts as used if any configuration names it, as model, projector, draft or adapter, also
         one that the conditions leave out.
         """
-        return await to_end(self._models, policy, wanted)
+        return await run_to_completion(self._models, policy, wanted)
 
     async def exists(self, name: str, policy: LooseFiles) -> bool:
         """Say whether there is a model of exactly this name; with loose files, also a weights file's."""
-        return await to_end(self._exists, name, policy)
+        return await run_to_completion(self._exists, name, policy)
 
     async def find(self, config_file: str) -> InstalledModel | None:
         """Return the model of a configuration file."""
-        return await to_end(self._find, config_file)
+        return await run_to_completion(self._find, config_file)
 
     async def installed_names(self) -> InstalledNames:
         """Return what is installed, to compare gallery entries with."""
-        contents = await to_end(self._folder.scan)
+        contents = await run_to_completion(self._folder.scan)
         return InstalledNames(
             frozenset(one.entry.lower() for one in contents.configured if one.entry),
             frozenset(one.file for one in contents.configured),

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from services.common.errors import AccessDeniedError, SourceNotFoundError, UnsupportedSourceError
-from services.gallery.threads import to_end
+from services.gallery.threads import run_to_completion
 
 from .registry import LocalFile, scheme
 
@@ -25,7 +25,7 @@ class FileSource:
     async def locate(self, uri: str) -> LocalFile:
         """Find the file; a folder or a device is none."""
         path = local_path(uri)
-        return LocalFile(path, await to_end(_size, path))
+        return LocalFile(path, await run_to_completion(_size, path))
 
 
 def local_path(uri: str) -> Path:

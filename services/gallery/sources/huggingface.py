@@ -17,7 +17,7 @@ from services.common.errors import (
     UnsupportedSourceError,
 )
 from services.gallery.errors import UnreachableError
-from services.gallery.threads import aside
+from services.gallery.threads import run_detached
 
 from .registry import Remote, scheme
 
@@ -62,7 +62,7 @@ class HuggingFaceSource:
     async def locate(self, uri: str) -> Remote:
         """Ask the hub for size, digest and commit; the address is pinned to that commit."""
         reference = parse_reference(uri)
-        return await aside(lambda: self._ask(reference), name="hub")
+        return await run_detached(lambda: self._ask(reference), name="hub")
 
     def _ask(self, reference: Reference) -> Remote:
         # Imported only now: it takes 150 ms, and many an install never needs it.

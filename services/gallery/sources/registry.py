@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from services.common.errors import DownloadError, UnsupportedSourceError
-from services.gallery.threads import to_end
+from services.gallery.threads import run_to_completion
 
 from .http import Web, public
 
@@ -79,7 +79,7 @@ class Sources:
         if isinstance(located, LocalFile):
             if located.size > limit:
                 raise DownloadError(f"{uri}: larger than {limit} bytes")
-            return await to_end(_read_text, located.path)
+            return await run_to_completion(_read_text, located.path)
         text, _, _ = await self._web.text(located.url, headers=located.headers, limit=limit)
         return text
 
