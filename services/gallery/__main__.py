@@ -14,7 +14,7 @@ from services.common.backoff import Backoff
 from services.common.rpc.health import HealthServicer
 from services.common.rpc.server import AnyMount, Mount, run_service
 from services.gallery.download.downloader import Downloader, DownloadLimits
-from services.gallery.download.retry import Patience
+from services.gallery.download.retry import RetryPolicy
 from services.gallery.download.staging import Staging
 from services.gallery.index.galleries import BUILT_IN, GalleryConfig, Index, IndexLimits
 from services.gallery.install.installer import Installer
@@ -52,7 +52,7 @@ async def build(
     )
     stack.push_async_callback(web.close)
     sources = _sources(settings, web)
-    patience = Patience(
+    retry_policy = RetryPolicy(
         attempts=settings.download_attempts,
         # Half of each wait is chance: what failed together should not come back together.
         backoff=Backoff(
@@ -72,14 +72,14 @@ async def build(
         ),
     )
     planner = Planner(
-        index, sources, patience=patience, document_size=settings.maximum_document_size
+        index, sources, retry_policy=retry_policy, document_size=settings.maximum_document_size
     )
     folder = ModelsFolder(settings.models_path)
     staging = Staging(settings.models_path)
     downloader = Downloader(
         web,
         sources,
-        DownloadLimits(patience, settings.maximum_extracted_size, settings.disk_reserve),
+        DownloadLimits(retry_policy, settings.maximum_extracted_size, settings.disk_reserve),
     )
     installer = Installer(
         planner,

@@ -28,7 +28,7 @@ from services.gallery.sources.http import Web, public
 from services.gallery.sources.registry import LocalFile, Located, Remote, Sources
 from services.gallery.threads import run_cancellable, run_to_completion
 
-from .retry import Patience, persist
+from .retry import RetryPolicy, retry
 from .staging import Stage, forget
 from .transfer import Transfer, guarded, mismatch, open_disk
 from .zip_member import extract
@@ -58,7 +58,7 @@ _log = get_logger(__name__)
 class DownloadLimits:
     """How patient a download is."""
 
-    patience: Patience
+    retry_policy: RetryPolicy
     extracted_size: int
     disk_reserve: int
 
@@ -116,7 +116,7 @@ class Downloader:
                 raise self._told(candidates.verdict())
             ask = functools.partial(self._sources.locate, candidates.uri)
             try:
-                candidates.located = self._agreed(await self._persist(ask, candidates), candidates)
+                candidates.located = self._agreed(await self._retry(ask, candidates), candidates)
             except _SOURCE_ERRORS as error:
                 candidates.fail(error)
         return candidates.located
@@ -147,7 +147,7 @@ class Downloader:
             transfer = Transfer(
                 self._web, located, stage, stage.part, progress, sha256 or located.sha256
             )
-            found = await self._persist(transfer.run, candidates, progress)
+            found = await self._retry(transfer.run, candidates, progress)
         progress.enter(Phase.VERIFYING)
         if sha256 and found != sha256:
             await run_to_completion(forget, stage.part)
@@ -159,7 +159,7 @@ class Downloader:
     ) -> str:
         """Fetch the archive, take the one file out of it, and let the archive go."""
         transfer = Transfer(self._web, located, stage, stage.archive, progress, located.sha256)
-        await self._persist(transfer.run, candidates, progress)
+        await self._retry(transfer.run, candidates, progress)
         progress.enter(Phase.EXTRACTING)
 
         def work(stop: threading.Event) -> str:
@@ -194,7 +194,7 @@ class Downloader:
         """Say when to come back, of what may pass."""
         passing = isinstance(error, DownloadError) and not isinstance(error, RefusedError)
         if passing and error.retry_after is None:
-            error.retry_after = self._limits.patience.longest_wait
+            error.retry_after = self._limits.retry_policy.longest_wait
         return error
 
     def _agreed(self, located: Located, candidates: Candidates) -> Located:
@@ -210,7 +210,7 @@ class Downloader:
             raise mismatch(public(candidates.uri), expected, located.sha256)
         return located
 
-    async def _persist(
+    async def _retry(
         self,
         work: Callable[[], Awaitable[_T]],
         candidates: Candidates,
@@ -219,10 +219,10 @@ class Downloader:
         """Try one source as long as it makes sense; another one is nearer than one that is away."""
         alone = len(candidates.left) == 1
         if progress is None:
-            return await persist(work, self._limits.patience, alone=alone)
-        return await persist(
+            return await retry(work, self._limits.retry_policy, alone=alone)
+        return await retry(
             work,
-            self._limits.patience,
+            self._limits.retry_policy,
             alone=alone,
             position=lambda: progress.bytes_done,
             waiting=lambda message: progress.enter(Phase.DOWNLOADING, message),

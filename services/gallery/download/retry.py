@@ -12,12 +12,12 @@ from services.common.errors import DownloadError
 from services.gallery.errors import RefusedError, UnreachableError
 
 # Bytes that make an attempt count as one that got somewhere: it is not held against the source.
-_HEADWAY: Final = 1024 * 1024
+_ADVANCE: Final = 1024 * 1024
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How often to try, and how long to wait in between."""
 
     attempts: int
@@ -25,9 +25,9 @@ class Patience:
     longest_wait: float
 
 
-async def persist(
+async def retry(
     work: Callable[[], Awaitable[_T]],
-    patience: Patience,
+    retry_policy: RetryPolicy,
     *,
     alone: bool = True,
     position: Callable[[], int] = lambda: 0,
@@ -48,9 +48,9 @@ async def persist(
         except DownloadError as error:
             if isinstance(error, UnreachableError) and not alone:
                 raise
-            failures = 1 if position() - before >= _HEADWAY else failures + 1
-            wait = max(patience.backoff.delay(failures), error.retry_after or 0.0)
-            if failures >= patience.attempts or wait > patience.longest_wait:
+            failures = 1 if position() - before >= _ADVANCE else failures + 1
+            wait = max(retry_policy.backoff.delay(failures), error.retry_after or 0.0)
+            if failures >= retry_policy.attempts or wait > retry_policy.longest_wait:
                 raise
             waiting(f"trying again in {wait:.1f} s: {error}")
             await asyncio.sleep(wait)

@@ -14,7 +14,7 @@ from services.common.errors import (
     PathEscapeError,
     UnsupportedSourceError,
 )
-from services.gallery.download.retry import Patience, persist
+from services.gallery.download.retry import RetryPolicy, retry
 from services.gallery.index import search as catalog
 from services.gallery.index.document import DocumentError, dump
 from services.gallery.index.entry import BaseConfig, Entry, FileSpec, Template, parse_base_config
@@ -68,12 +68,12 @@ class Planner:
     """Makes plans of requests, with the help of the galleries."""
 
     def __init__(
-        self, index: Index, sources: Sources, *, patience: Patience, document_size: int
+        self, index: Index, sources: Sources, *, retry_policy: RetryPolicy, document_size: int
     ) -> None:
         """Take what it works with."""
         self._index = index
         self._sources = sources
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._document_size = document_size
 
     async def admit(self, request: InstallRequest) -> InstallRequest:
@@ -128,8 +128,8 @@ class Planner:
         if not entry.url:
             return BaseConfig(config=entry.config or {})
         address = self._address(entry)
-        text = await persist(
-            lambda: self._sources.read(address, limit=self._document_size), self._patience
+        text = await retry(
+            lambda: self._sources.read(address, limit=self._document_size), self._retry_policy
         )
         try:
             return parse_base_config(text)
