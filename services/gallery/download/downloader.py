@@ -24,13 +24,13 @@ from services.common.process.logging import get_logger
 from services.gallery.errors import RefusedError
 from services.gallery.index.entry import FileSpec
 from services.gallery.operations.progress import FileProgress, Phase
-from services.gallery.sources.http import Web, public
+from services.gallery.sources.http import Web, redact
 from services.gallery.sources.registry import LocalFile, Located, Remote, Sources
 from services.gallery.threads import run_cancellable, run_to_completion
 
 from .retry import RetryPolicy, retry
 from .staging import Stage, forget
-from .transfer import Transfer, guarded, mismatch, open_disk
+from .transfer import Transfer, mismatch, open_disk, with_disk_errors
 from .zip_member import extract
 
 _BLOCK: Final = 1024 * 1024
@@ -91,7 +91,7 @@ class Candidates:
             return self.failures[0][1]
         errors = [error for _, error in self.failures]
         told = next((e for kind in _TELLING for e in errors if isinstance(e, kind)), errors[-1])
-        each = "; ".join(f"{public(uri)}: {error}" for uri, error in self.failures)
+        each = "; ".join(f"{redact(uri)}: {error}" for uri, error in self.failures)
         kind = next(kind for kind in _TELLING if isinstance(told, kind))
         return kind(
             f"{self.spec.filename}: none of {len(errors)} sources has it: {each}",
@@ -125,7 +125,7 @@ class Downloader:
         """Put the file into its place `whole`, verified; raises one error for all sources."""
         while True:
             located = await self.locate(candidates)
-            progress.begin(public(candidates.uri))
+            progress.begin(redact(candidates.uri))
             progress.enter(Phase.DOWNLOADING)
             try:
                 await self._from(located, candidates, stage, progress)
@@ -151,7 +151,7 @@ class Downloader:
         progress.enter(Phase.VERIFYING)
         if sha256 and found != sha256:
             await run_to_completion(forget, stage.part)
-            raise mismatch(public(candidates.uri), sha256, found)
+            raise mismatch(redact(candidates.uri), sha256, found)
         await run_to_completion(_complete, stage)
 
     async def _take_out(
@@ -207,7 +207,7 @@ class Downloader:
             and located.sha256
             and located.sha256 != expected
         ):
-            raise mismatch(public(candidates.uri), expected, located.sha256)
+            raise mismatch(redact(candidates.uri), expected, located.sha256)
         return located
 
     async def _retry(
@@ -239,12 +239,12 @@ def _copied(
         raise SourceNotFoundError(f"file://{source}: {error.strerror}") from error
     with opened, open_disk(target) as out:
         out.truncate()
-        write = guarded(out.write)
-        while not stop.is_set() and (block := guarded(opened.read)(_BLOCK)):
+        write = with_disk_errors(out.write)
+        while not stop.is_set() and (block := with_disk_errors(opened.read)(_BLOCK)):
             digest.update(block)
             write(block)
             arrived(len(block))
-        guarded(os.fsync)(out.fileno())
+        with_disk_errors(os.fsync)(out.fileno())
     return digest.hexdigest()
 
 

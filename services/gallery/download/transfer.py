@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 from services.common.errors import DigestMismatchError, DiskFullError, DownloadError
 from services.common.process.lean_imports import without
 from services.gallery.operations.progress import FileProgress
-from services.gallery.sources.http import Web, public, status_error, transport_error
+from services.gallery.sources.http import Web, redact, status_error, transport_error
 from services.gallery.sources.registry import Remote
 from services.gallery.threads import run_cancellable, run_to_completion
 
@@ -90,7 +90,7 @@ class Transfer:
             digest = await self._fetch()
         if self._sha256 and digest != self._sha256:
             await run_to_completion(forget, self._path)
-            raise mismatch(public(self._remote.url), self._sha256, digest)
+            raise mismatch(redact(self._remote.url), self._sha256, digest)
         return digest
 
     async def _fetch(self) -> str:
@@ -101,7 +101,7 @@ class Transfer:
             self._progress.at(sink.position)
             if not self._remote.size or sink.position != self._remote.size:
                 await self._request(sink)
-            await run_to_completion(guarded(sink.finish))
+            await run_to_completion(with_disk_errors(sink.finish))
             return str(sink.digest.hexdigest())
 
     def _begin(self, file: IO[bytes], stop: threading.Event) -> _Sink:
@@ -137,7 +137,7 @@ class Transfer:
             raise transport_error(error, self._remote.url) from error
 
     async def _receive(self, response: httpx.Response, sink: _Sink) -> None:
-        where = public(self._remote.url)
+        where = redact(self._remote.url)
         if response.status_code == 416:
             if response.headers.get("Content-Range", "") == f"bytes */{sink.position}":
                 return
@@ -172,7 +172,7 @@ class Transfer:
         async def flush() -> None:
             block = bytes(waiting)
             waiting.clear()
-            await run_to_completion(guarded(sink.write), block)
+            await run_to_completion(with_disk_errors(sink.write), block)
             self._progress.arrived(len(block))
 
         try:
@@ -210,7 +210,7 @@ def disk_error(error: OSError) -> Exception:
     return DownloadError(f"{error.filename or 'the models folder'}: {error.strerror or error}")
 
 
-def guarded(work: Callable[..., Any]) -> Callable[..., Any]:
+def with_disk_errors(work: Callable[..., Any]) -> Callable[..., Any]:
     """Return `work` with its disk's errors said in our terms."""
 
     def run(*args: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import IO, Final
 from services.common.errors import DiskFullError, PathEscapeError
 from services.gallery.errors import RefusedError
 
-from .transfer import guarded, open_disk
+from .transfer import open_disk, with_disk_errors
 
 _TARS: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _BLOCK: Final = 1024 * 1024
@@ -110,6 +110,6 @@ def _copy(source: IO[bytes], out: IO[bytes], size: int, stop: threading.Event) -
     """Copy no more than the size that was stated, however much the archive then yields."""
     left = size
     while left and not stop.is_set() and (block := source.read(min(left, _BLOCK))):
-        guarded(out.write)(block)
+        with_disk_errors(out.write)(block)
         left -= len(block)
-    guarded(os.fsync)(out.fileno())
+    with_disk_errors(os.fsync)(out.fileno())

@@ -14,7 +14,7 @@ from typing import Final
 from services.common.errors import DiskFullError, SourceNotFoundError
 from services.gallery.errors import RefusedError
 
-from .transfer import guarded, open_disk
+from .transfer import open_disk, with_disk_errors
 
 _BLOCK: Final = 1024 * 1024
 
@@ -46,11 +46,11 @@ def extract(
             digest = hashlib.sha256()
             with opened.open(info) as source, open_disk(target) as out:
                 out.truncate()
-                write = guarded(out.write)
+                write = with_disk_errors(out.write)
                 while not stop.is_set() and (block := source.read(_BLOCK)):
                     digest.update(block)
                     write(block)
-                guarded(os.fsync)(out.fileno())
+                with_disk_errors(os.fsync)(out.fileno())
             return digest.hexdigest()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise RefusedError(f"the archive cannot be read: {error}") from error

@@ -15,7 +15,7 @@ from services.common.errors import CorralError, GalleryUnavailableError
 from services.common.files import write_atomically
 from services.common.process.logging import get_logger
 from services.gallery.sources.file import local_path
-from services.gallery.sources.http import public
+from services.gallery.sources.http import redact
 from services.gallery.sources.registry import Sources, scheme
 from services.gallery.threads import run_to_completion
 
@@ -138,7 +138,7 @@ class Index:
                 await self._take(state, text, time.time())
             except (CorralError, DocumentError, TimeoutError) as error:
                 why = str(error) or f"no answer within {self._limits.timeout:g} s"
-                problems.append(f"{public(address)}: {why}")
+                problems.append(f"{redact(address)}: {why}")
                 continue
             # Under the first address, whichever served: the copy stands for the gallery.
             await run_to_completion(write_atomically, self._copy(gallery), text)

@@ -23,7 +23,7 @@ from services.common.errors import (
 from services.common.process.logging import get_logger
 from services.gallery.download.downloader import Candidates, Downloader
 from services.gallery.download.staging import Stage, Staging
-from services.gallery.download.transfer import guarded
+from services.gallery.download.transfer import with_disk_errors
 from services.gallery.download.unpack import is_archive, unpack, unpacked
 from services.gallery.errors import RefusedError
 from services.gallery.index.entry import FileSpec
@@ -96,7 +96,7 @@ class Installer:
         """
         progress.enter(Phase.RESOLVING, f"finding out what {request.entry} needs")
         plan = await self._planner.plan(request)
-        items = await run_to_completion(guarded(self._items), plan, progress)
+        items = await run_to_completion(with_disk_errors(self._items), plan, progress)
         async with self._staging.claim(item.stage for item in items):
             try:
                 await self._fetch(plan, items, request.force, progress)

@@ -25,7 +25,7 @@ with without("rich", "click"):
 _LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=15.0)
 
 
-def public(uri: str) -> str:
+def redact(uri: str) -> str:
     """Return a URI without what may be secret in it: user, password, query, fragment."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
@@ -60,7 +60,7 @@ class Web:
         try:
             return self._client.build_request("GET", url, headers=dict(headers))
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise InvalidRequestError.of("uri", f"{public(url)!r} is no address: {error}") from None
+            raise InvalidRequestError.of("uri", f"{redact(url)!r} is no address: {error}") from None
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a request for a large body; the caller reads and closes the response."""
@@ -86,7 +86,7 @@ class Web:
                 async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > limit:
-                        raise RefusedError(f"{public(url)}: larger than {limit} bytes")
+                        raise RefusedError(f"{redact(url)}: larger than {limit} bytes")
                 return (
                     body.decode(response.encoding or "utf-8", "replace"),
                     response.headers,
@@ -104,7 +104,7 @@ def check(response: httpx.Response, url: str) -> None:
 
 def status_error(response: httpx.Response, url: str) -> CorralError:
     """Return what an HTTP status that is no success means."""
-    status, where = response.status_code, public(url)
+    status, where = response.status_code, redact(url)
     text = f"{where}: HTTP {status} {response.reason_phrase}".rstrip()
     if status in (401, 403):
         return AccessDeniedError(f"{text}: the server wants credentials that we do not have")
@@ -117,7 +117,7 @@ def status_error(response: httpx.Response, url: str) -> CorralError:
 
 def transport_error(error: Exception, url: str) -> CorralError:
     """Return what a failed exchange means."""
-    where = public(url)
+    where = redact(url)
     cause = str(error) or type(error).__name__
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return UnreachableError(f"{where}: cannot be reached: {cause}")

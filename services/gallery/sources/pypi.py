@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 from services.common.errors import SourceNotFoundError, UnsupportedSourceError
 from services.gallery.errors import RefusedError
 
-from .http import Web, public
+from .http import Web, redact
 from .registry import Remote, scheme
 
 # PEP 691, with PEP 503 for indexes that know nothing newer.
@@ -68,12 +68,12 @@ class PypiSource:
         try:
             listed = _from_json(page, where) if kind.endswith("json") else _from_html(page, where)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RefusedError(f"{public(where)}: is not a package index's page: {error}") from None
+            raise RefusedError(f"{redact(where)}: is not a package index's page: {error}") from None
         wheel = choose(listed, version)
         if wheel is None:
             named = f" of version {version}" if version else ""
             raise SourceNotFoundError(
-                f"{uri}: the index at {public(self._index)} has no wheel{named} for this machine"
+                f"{uri}: the index at {redact(self._index)} has no wheel{named} for this machine"
             )
         return Remote(
             self._with_login(wheel.url), size=wheel.size, sha256=wheel.sha256, member=member

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 from services.common.errors import DownloadError, UnsupportedSourceError
 from services.gallery.threads import run_to_completion
 
-from .http import Web, public
+from .http import Web, redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Sources:
                 return source
         forms = ", ".join(source.form for source in self._sources)
         raise UnsupportedSourceError(
-            f"{public(uri)!r}: no source for such a URI; known are {forms}"
+            f"{redact(uri)!r}: no source for such a URI; known are {forms}"
         )
 
 

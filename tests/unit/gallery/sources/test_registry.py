@@ -15,7 +15,7 @@ from services.common.errors import (
     UnsupportedSourceError,
 )
 from services.gallery.sources.file import FileSource, local_path
-from services.gallery.sources.http import Web, public
+from services.gallery.sources.http import Web, redact
 from services.gallery.sources.https import GithubSource, HttpsSource, raw_address
 from services.gallery.sources.huggingface import HuggingFaceSource, Reference, parse_reference
 from services.gallery.sources.pypi import Distribution, PypiSource, choose, parse_uri
@@ -116,9 +116,9 @@ def test_the_wheel_that_pip_would_take() -> None:
 
 
 def test_no_secrets_in_what_is_shown() -> None:
-    assert public("https://user:word@host:1/a/b?token=x#y") == "https://host:1/a/b"
-    assert public("pypi://p@1.0/f") == "pypi://p@1.0/f"
-    assert public("huggingface://o/r/f@dev") == "huggingface://o/r/f@dev"
+    assert redact("https://user:word@host:1/a/b?token=x#y") == "https://host:1/a/b"
+    assert redact("pypi://p@1.0/f") == "pypi://p@1.0/f"
+    assert redact("huggingface://o/r/f@dev") == "huggingface://o/r/f@dev"
 
 
 def test_files(tmp_path: Path) -> None:
