@@ -16,13 +16,13 @@ from services.common.rpc.server import AnyMount, Mount, run_service
 from services.gallery.download.downloader import Downloader, DownloadLimits
 from services.gallery.download.retry import RetryPolicy
 from services.gallery.download.staging import Staging
-from services.gallery.index.galleries import BUILT_IN, GalleryConfig, Index, IndexLimits
+from services.gallery.index.galleries import BUILT_IN, Galleries, GalleryConfig, IndexLimits
 from services.gallery.install.installer import Installer
 from services.gallery.install.jobs import InstallJobs
-from services.gallery.library.installed import Listing
+from services.gallery.library.installed import InstalledModels
 from services.gallery.library.models_folder import ModelsFolder
 from services.gallery.operations.journal import Journal
-from services.gallery.operations.manager import OperationLimits, Operations
+from services.gallery.operations.manager import OperationLimits, OperationManager
 from services.gallery.operations.operation import Kind
 from services.gallery.resolve.planner import Planner
 from services.gallery.rpc.servicer import (
@@ -31,8 +31,8 @@ from services.gallery.rpc.servicer import (
     GalleryServicer,
     OperationsServicer,
 )
-from services.gallery.sources.http import Web
-from services.gallery.sources.registry import Sources
+from services.gallery.sources.http import HttpClient
+from services.gallery.sources.registry import SourceRegistry
 
 from .config import GallerySettings
 from .sources.file import FileSource
@@ -45,13 +45,13 @@ async def build(
     settings: GallerySettings, stack: AsyncExitStack, health: HealthServicer
 ) -> Sequence[AnyMount]:
     """Wire the gallery and take up again what the last process left unfinished."""
-    web = Web(
+    http = HttpClient(
         connect_timeout=settings.connect_timeout,
         stall_timeout=settings.read_stall_timeout,
         answer_timeout=settings.resolve_timeout,
     )
-    stack.push_async_callback(web.close)
-    sources = _sources(settings, web)
+    stack.push_async_callback(http.close)
+    sources = _sources(settings, http)
     retry_policy = RetryPolicy(
         attempts=settings.download_attempts,
         # Half of each wait is chance: what failed together should not come back together.
@@ -60,7 +60,7 @@ async def build(
         ),
         longest_wait=settings.retry_maximum_delay,
     )
-    index = Index(
+    galleries = Galleries(
         _galleries(settings),
         sources,
         settings.gallery_state / "index",
@@ -72,12 +72,12 @@ async def build(
         ),
     )
     planner = Planner(
-        index, sources, retry_policy=retry_policy, document_size=settings.maximum_document_size
+        galleries, sources, retry_policy=retry_policy, document_size=settings.maximum_document_size
     )
     folder = ModelsFolder(settings.models_path)
     staging = Staging(settings.models_path)
     downloader = Downloader(
-        web,
+        http,
         sources,
         DownloadLimits(retry_policy, settings.maximum_extracted_size, settings.disk_reserve),
     )
@@ -90,7 +90,7 @@ async def build(
         extracted_size=settings.maximum_extracted_size,
     )
     installs = InstallJobs(planner, installer)
-    operations = Operations(
+    operations = OperationManager(
         Journal(settings.gallery_state / "operations.db"),
         {Kind.INSTALL_MODEL: installs.run},
         OperationLimits(
@@ -106,7 +106,7 @@ async def build(
     )
     stack.push_async_callback(operations.close)
     await operations.start()
-    gallery = GalleryServicer(index, Listing(folder), installs, operations)
+    gallery = GalleryServicer(galleries, InstalledModels(folder), installs, operations)
     standard = OperationsServicer(operations, wait_timeout=settings.wait_timeout)
     return [
         Mount(
@@ -120,8 +120,8 @@ async def build(
     ]
 
 
-def _sources(settings: GallerySettings, web: Web) -> Sources:
-    return Sources(
+def _sources(settings: GallerySettings, http: HttpClient) -> SourceRegistry:
+    return SourceRegistry(
         [
             # First, because it also claims the hub's https addresses.
             HuggingFaceSource(
@@ -129,12 +129,12 @@ def _sources(settings: GallerySettings, web: Web) -> Sources:
                 token=settings.hf_token,
                 timeout=settings.resolve_timeout,
             ),
-            HttpsSource(web),
+            HttpsSource(http),
             GithubSource(),
-            PypiSource(web, index_url=settings.package_index),
+            PypiSource(http, index_url=settings.package_index),
             FileSource(),
         ],
-        web,
+        http,
     )
 
 

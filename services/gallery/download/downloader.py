@@ -24,8 +24,8 @@ from services.common.process.logging import get_logger
 from services.gallery.errors import RefusedError
 from services.gallery.index.entry import FileSpec
 from services.gallery.operations.progress import FileProgress, Phase
-from services.gallery.sources.http import Web, redact
-from services.gallery.sources.registry import LocalFile, Located, Remote, Sources
+from services.gallery.sources.http import HttpClient, redact
+from services.gallery.sources.registry import LocalFile, Located, Remote, SourceRegistry
 from services.gallery.threads import run_cancellable, run_to_completion
 
 from .retry import RetryPolicy, retry
@@ -103,9 +103,9 @@ class Candidates:
 class Downloader:
     """Fetches files into their staging places."""
 
-    def __init__(self, web: Web, sources: Sources, limits: DownloadLimits) -> None:
+    def __init__(self, http: HttpClient, sources: SourceRegistry, limits: DownloadLimits) -> None:
         """Take what it works with."""
-        self._web = web
+        self._http = http
         self._sources = sources
         self._limits = limits
 
@@ -145,7 +145,7 @@ class Downloader:
             found = await self._take_out(located, candidates, stage, progress)
         else:
             transfer = Transfer(
-                self._web, located, stage, stage.part, progress, sha256 or located.sha256
+                self._http, located, stage, stage.part, progress, sha256 or located.sha256
             )
             found = await self._retry(transfer.run, candidates, progress)
         progress.enter(Phase.VERIFYING)
@@ -158,7 +158,7 @@ class Downloader:
         self, located: Remote, candidates: Candidates, stage: Stage, progress: FileProgress
     ) -> str:
         """Fetch the archive, take the one file out of it, and let the archive go."""
-        transfer = Transfer(self._web, located, stage, stage.archive, progress, located.sha256)
+        transfer = Transfer(self._http, located, stage, stage.archive, progress, located.sha256)
         await self._retry(transfer.run, candidates, progress)
         progress.enter(Phase.EXTRACTING)
 

@@ -27,7 +27,7 @@ class RetryPolicy:
 
 async def retry(
     work: Callable[[], Awaitable[_T]],
-    retry_policy: RetryPolicy,
+    policy: RetryPolicy,
     *,
     alone: bool = True,
     position: Callable[[], int] = lambda: 0,
@@ -49,8 +49,8 @@ async def retry(
             if isinstance(error, UnreachableError) and not alone:
                 raise
             failures = 1 if position() - before >= _ADVANCE else failures + 1
-            wait = max(retry_policy.backoff.delay(failures), error.retry_after or 0.0)
-            if failures >= retry_policy.attempts or wait > retry_policy.longest_wait:
+            wait = max(policy.backoff.delay(failures), error.retry_after or 0.0)
+            if failures >= policy.attempts or wait > policy.longest_wait:
                 raise
             waiting(f"trying again in {wait:.1f} s: {error}")
             await asyncio.sleep(wait)

@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 from services.common.errors import DigestMismatchError, DiskFullError, DownloadError
 from services.common.process.lean_imports import without
 from services.gallery.operations.progress import FileProgress
-from services.gallery.sources.http import Web, redact, status_error, transport_error
+from services.gallery.sources.http import HttpClient, redact, status_error, transport_error
 from services.gallery.sources.registry import Remote
 from services.gallery.threads import run_cancellable, run_to_completion
 
@@ -61,7 +61,7 @@ class Transfer:
 
     def __init__(
         self,
-        web: Web,
+        http: HttpClient,
         remote: Remote,
         stage: Stage,
         path: Path,
@@ -69,7 +69,7 @@ class Transfer:
         sha256: str,
     ) -> None:
         """Fetch into `path`, one of the stage's places; `sha256` may be empty."""
-        self._web = web
+        self._http = http
         self._remote = remote
         self._stage = stage
         self._path = path
@@ -128,7 +128,7 @@ class Transfer:
                 # If the file has changed meanwhile, the answer is all of the new one.
                 headers["If-Range"] = origin.validator
         try:
-            response = await self._web.send(self._web.request(self._remote.url, headers))
+            response = await self._http.send(self._http.request(self._remote.url, headers))
             try:
                 await self._receive(response, sink)
             finally:

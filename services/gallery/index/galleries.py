@@ -16,7 +16,7 @@ from services.common.files import write_atomically
 from services.common.process.logging import get_logger
 from services.gallery.sources.file import local_path
 from services.gallery.sources.http import redact
-from services.gallery.sources.registry import Sources, scheme
+from services.gallery.sources.registry import SourceRegistry, scheme
 from services.gallery.threads import run_to_completion
 
 from .document import DocumentError
@@ -68,13 +68,13 @@ class IndexLimits:
     document_size: int
 
 
-class Index:
+class Galleries:
     """All galleries, in the order in which they are asked."""
 
     def __init__(
         self,
         galleries: Sequence[GalleryConfig],
-        sources: Sources,
+        sources: SourceRegistry,
         cache: Path,
         limits: IndexLimits,
         *,

@@ -32,7 +32,7 @@ class EntryFilter:
         )
 
 
-def find(entries: Iterable[Entry], asked: str, *, field: str = "entry") -> Entry:
+def find_entry(entries: Iterable[Entry], asked: str, *, field: str = "entry") -> Entry:
     """Return the entry that `model`, `gallery@model` or `galleries/{gallery}/models/{model}` names.
 
     As in LocalAI: in any case, and `/` stands for `__`; without a gallery the first one's counts.
@@ -54,7 +54,7 @@ def find(entries: Iterable[Entry], asked: str, *, field: str = "entry") -> Entry
     )
 
 
-def search(entries: Iterable[Entry], query: str) -> list[Entry]:
+def search_entries(entries: Iterable[Entry], query: str) -> list[Entry]:
     """Return the entries in which all words occur, best first, else in the given order."""
     words = query.lower().split()
     if not words:

@@ -27,7 +27,7 @@ from services.gallery.download.transfer import with_disk_errors
 from services.gallery.download.unpack import is_archive, unpack, unpacked
 from services.gallery.errors import RefusedError
 from services.gallery.index.entry import FileSpec
-from services.gallery.library.installed import InstalledModel, Listing
+from services.gallery.library.installed import InstalledModel, InstalledModels
 from services.gallery.library.models_folder import Contents, ModelsFolder
 from services.gallery.operations.progress import FileProgress, Phase, Progress
 from services.gallery.resolve.planner import InstallRequest, Plan, Planner
@@ -83,7 +83,7 @@ class Installer:
         self._downloader = downloader
         self._folder = folder
         self._staging = staging
-        self._listing = Listing(folder)
+        self._installed = InstalledModels(folder)
         self._disk_reserve = disk_reserve
         self._extracted_size = extracted_size
         self._placing = asyncio.Lock()
@@ -105,7 +105,7 @@ class Installer:
                 if progress.cancel_requested:
                     self._staging.discard(item.stage for item in items)
                 raise
-        model = await self._listing.find(plan.config_file)
+        model = await self._installed.find(plan.config_file)
         if model is None:
             raise ModelNotFoundError.of(plan.name)
         _log.info(

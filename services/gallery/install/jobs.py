@@ -8,7 +8,7 @@ from typing import Any
 
 from services.common.names import MODELS, resource_name
 from services.gallery.index.entry import FileSpec
-from services.gallery.operations.manager import Operations
+from services.gallery.operations.manager import OperationManager
 from services.gallery.operations.operation import Kind, Operation
 from services.gallery.operations.progress import Progress
 from services.gallery.resolve.planner import InstallRequest, Planner
@@ -25,7 +25,7 @@ class InstallJobs:
         self._installer = installer
 
     async def submit(
-        self, operations: Operations, request: InstallRequest, request_id: str
+        self, operations: OperationManager, request: InstallRequest, request_id: str
     ) -> Operation:
         """Check a request and queue it; one that was seen before is not looked at again."""
         if (known := operations.seen(request_id)) is not None:

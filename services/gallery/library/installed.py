@@ -55,7 +55,7 @@ class ModelFilter:
         )
 
 
-class Listing:
+class InstalledModels:
     """Reads the models folder anew with each question, so the answer is never stale."""
 
     def __init__(self, folder: ModelsFolder) -> None:

@@ -45,7 +45,7 @@ class OperationLimits:
     save_interval: float
 
 
-class Operations:
+class OperationManager:
     """Runs, keeps, shows and stops operations."""
 
     def __init__(

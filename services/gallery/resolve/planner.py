@@ -15,12 +15,12 @@ from services.common.errors import (
     UnsupportedSourceError,
 )
 from services.gallery.download.retry import RetryPolicy, retry
-from services.gallery.index import search as catalog
 from services.gallery.index.document import DocumentError, dump
 from services.gallery.index.entry import BaseConfig, Entry, FileSpec, Template, parse_base_config
-from services.gallery.index.galleries import GalleryConfig, Index
+from services.gallery.index.galleries import Galleries, GalleryConfig
+from services.gallery.index.search import find_entry
 from services.gallery.library.models_folder import RECORD_PREFIX, check_name
-from services.gallery.sources.registry import Sources, scheme
+from services.gallery.sources.registry import SourceRegistry, scheme
 
 from .config_merge import model_config
 
@@ -68,18 +68,23 @@ class Planner:
     """Makes plans of requests, with the help of the galleries."""
 
     def __init__(
-        self, index: Index, sources: Sources, *, retry_policy: RetryPolicy, document_size: int
+        self,
+        galleries: Galleries,
+        sources: SourceRegistry,
+        *,
+        retry_policy: RetryPolicy,
+        document_size: int,
     ) -> None:
         """Take what it works with."""
-        self._index = index
+        self._galleries = galleries
         self._sources = sources
         self._retry_policy = retry_policy
         self._document_size = document_size
 
     async def admit(self, request: InstallRequest) -> InstallRequest:
         """Return the request with nothing left open, or raise what is wrong with it."""
-        entries, _ = await self._index.entries()
-        entry = catalog.find(entries, request.entry)
+        entries, _ = await self._galleries.entries()
+        entry = find_entry(entries, request.entry)
         _payload(entry, entries, request.variant)
         for file in request.files:
             for uri in file.uris:
@@ -98,15 +103,15 @@ class Planner:
 
     async def plan(self, request: InstallRequest) -> Plan:
         """Return what an admitted request comes to."""
-        entries, _ = await self._index.entries()
-        entry = catalog.find(entries, request.entry)
+        entries, _ = await self._galleries.entries()
+        entry = find_entry(entries, request.entry)
         payload = _payload(entry, entries, request.variant)
         base = await self._base(payload)
         name = check_name(request.model_id or entry.name, "model_id")
         files = _unique([*base.files, *request.files, *payload.files], {f"{name}.yaml"})
         if not (base.config or payload.overrides or request.overrides or files):
             raise NothingToInstallError(f"{entry.full_name} has no configuration and no files")
-        gallery = self._index.gallery(payload.gallery) or GalleryConfig(payload.gallery, ("",))
+        gallery = self._galleries.gallery(payload.gallery) or GalleryConfig(payload.gallery, ("",))
         trusted = {uri for file in request.files for uri in file.uris}
         for file in files:
             _check_source(file, trusted, gallery)
@@ -139,7 +144,7 @@ class Planner:
             ) from None
 
     def _address(self, entry: Entry) -> str:
-        gallery = self._index.gallery(entry.gallery)
+        gallery = self._galleries.gallery(entry.gallery)
         if scheme(entry.url) == "file" and not (gallery and gallery.local):
             raise UnsupportedSourceError(
                 f"{entry.full_name}: a gallery that is not on this machine may not name its files"
@@ -161,7 +166,7 @@ def _payload(entry: Entry, entries: Sequence[Entry], variant: str) -> Entry:
         raise InvalidRequestError.of(
             "variant", f"{variant!r} is none of {entry.full_name}; there are {offered}"
         )
-    return catalog.find(entries, f"{entry.gallery}@{variant}")
+    return find_entry(entries, f"{entry.gallery}@{variant}")
 
 
 def _unique(files: Sequence[FileSpec], reserved: set[str]) -> tuple[FileSpec, ...]:

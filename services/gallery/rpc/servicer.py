@@ -14,12 +14,12 @@ from corral.gallery.v1 import gallery_pb2_grpc as pb_grpc
 from services.common.errors import InvalidRequestError, NotImplementedYetError
 from services.common.names import MODELS, OPERATIONS, resource_id
 from services.common.paging import Page, paginate
-from services.gallery.index import search as catalog
 from services.gallery.index.entry import Entry
-from services.gallery.index.galleries import Index
+from services.gallery.index.galleries import Galleries
+from services.gallery.index.search import find_entry, search_entries
 from services.gallery.install.jobs import InstallJobs
-from services.gallery.library.installed import Listing
-from services.gallery.operations.manager import Operations
+from services.gallery.library.installed import InstalledModels
+from services.gallery.operations.manager import OperationManager
 
 from . import convert
 from .operation_filter import parse_filter
@@ -35,11 +35,15 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
     """What can be installed, what is installed, and how to install it."""
 
     def __init__(
-        self, index: Index, listing: Listing, installs: InstallJobs, operations: Operations
+        self,
+        galleries: Galleries,
+        installed: InstalledModels,
+        installs: InstallJobs,
+        operations: OperationManager,
     ) -> None:
         """Take what stands behind the RPCs."""
-        self._index = index
-        self._listing = listing
+        self._galleries = galleries
+        self._installed = installed
         self._installs = installs
         self._operations = operations
 
@@ -47,7 +51,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
         self, request: pb.ListModelEntriesRequest, context: _Context
     ) -> pb.ListModelEntriesResponse:
         """List what the galleries offer."""
-        entries, missing = await self._index.entries()
+        entries, missing = await self._galleries.entries()
         page, messages = await self._entries(entries, request, "")
         return pb.ListModelEntriesResponse(
             entries=messages,
@@ -60,8 +64,8 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
         self, request: pb.SearchModelEntriesRequest, context: _Context
     ) -> pb.SearchModelEntriesResponse:
         """List what the galleries offer and holds all words, best first."""
-        entries, missing = await self._index.entries()
-        found = catalog.search(entries, request.query)
+        entries, missing = await self._galleries.entries()
+        found = search_entries(entries, request.query)
         page, messages = await self._entries(found, request, request.query)
         return pb.SearchModelEntriesResponse(
             entries=messages,
@@ -74,16 +78,16 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
         self, request: pb.GetModelEntryRequest, context: _Context
     ) -> pb.GetModelEntryResponse:
         """Return one entry, with its files."""
-        entries, _ = await self._index.entries()
-        entry = catalog.find(entries, request.name, field="name")
-        installed = await self._listing.installed_names()
+        entries, _ = await self._galleries.entries()
+        entry = find_entry(entries, request.name, field="name")
+        installed = await self._installed.installed_names()
         return pb.GetModelEntryResponse(entry=convert.model_entry(entry, installed, whole=True))
 
     async def ListGalleries(
         self, request: pb.ListGalleriesRequest, context: _Context
     ) -> pb.ListGalleriesResponse:
         """List the galleries, without reading them anew."""
-        states = list(self._index.galleries)
+        states = list(self._galleries.galleries)
         if request.kind == pb.GALLERY_KIND_BACKENDS:
             states = []
         numbered = [(f"{at:08d}", state) for at, state in enumerate(states)]
@@ -113,7 +117,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
         """List the models folder."""
         policy = convert.policy(request.loose_file_policy)
         wanted = convert.model_filter(request.filter)
-        models = await self._listing.models(policy, wanted)
+        models = await self._installed.models(policy, wanted)
         page = paginate(
             models,
             size=request.page_size,
@@ -131,7 +135,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
         self, request: pb.CheckModelExistsRequest, context: _Context
     ) -> pb.CheckModelExistsResponse:
         """Say whether there is a model of exactly this name."""
-        exists = await self._listing.exists(
+        exists = await self._installed.exists(
             resource_id(MODELS, request.name), convert.policy(request.loose_file_policy)
         )
         return pb.CheckModelExistsResponse(exists=exists)
@@ -151,7 +155,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
     ) -> tuple[Page[tuple[str, Entry]], list[pb.ModelEntry]]:
         """Filter and page entries; their order is the galleries' own, so it is numbered."""
         wanted = convert.entry_filter(request.filter)
-        installed = await self._listing.installed_names()
+        installed = await self._installed.installed_names()
         kept = [
             (f"{at:08d}", entry)
             for at, entry in enumerate(entries)
@@ -232,7 +236,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
 class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
     """The standard service, over all operations of this one."""
 
-    def __init__(self, operations: Operations, *, wait_timeout: float) -> None:
+    def __init__(self, operations: OperationManager, *, wait_timeout: float) -> None:
         """Wait for `wait_timeout` seconds when the client leaves it open."""
         self._operations = operations
         self._wait_timeout = wait_timeout

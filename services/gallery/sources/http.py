@@ -33,7 +33,7 @@ def redact(uri: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-class Web:
+class HttpClient:
     """An HTTP client with our timeouts; errors come as CorralError."""
 
     def __init__(

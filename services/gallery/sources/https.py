@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from services.common.errors import UnsupportedSourceError
 
-from .http import Web, status_error
+from .http import HttpClient, status_error
 from .registry import Remote, scheme
 
 _RAW = "https://raw.githubusercontent.com"
@@ -17,9 +17,9 @@ class HttpsSource:
 
     form = "https://host/path"
 
-    def __init__(self, web: Web) -> None:
+    def __init__(self, http: HttpClient) -> None:
         """Ask through this client."""
-        self._web = web
+        self._http = http
 
     def claims(self, uri: str) -> bool:
         """Take http and https."""
@@ -27,7 +27,7 @@ class HttpsSource:
 
     async def locate(self, uri: str) -> Remote:
         """Ask for the size; the address stays the one given, for what it redirects to may expire."""
-        response = await self._web.head(uri)
+        response = await self._http.head(uri)
         if response.status_code in (404, 410):
             raise status_error(response, uri)
         if not response.is_success:

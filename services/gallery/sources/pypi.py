@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 from services.common.errors import SourceNotFoundError, UnsupportedSourceError
 from services.gallery.errors import RefusedError
 
-from .http import Web, redact
+from .http import HttpClient, redact
 from .registry import Remote, scheme
 
 # PEP 691, with PEP 503 for indexes that know nothing newer.
@@ -47,9 +47,9 @@ class PypiSource:
 
     form = "pypi://project[@version]/path/inside/wheel"
 
-    def __init__(self, web: Web, *, index_url: str) -> None:
+    def __init__(self, http: HttpClient, *, index_url: str) -> None:
         """Ask the index at `index_url`; a user and password in it go to that host only."""
-        self._web = web
+        self._http = http
         self._index = index_url.rstrip("/")
 
     def claims(self, uri: str) -> bool:
@@ -59,7 +59,7 @@ class PypiSource:
     async def locate(self, uri: str) -> Remote:
         """Choose the wheel: of the version named, or of the newest one, the best for this machine."""
         project, version, member = parse_uri(uri)
-        page, headers, where = await self._web.text(
+        page, headers, where = await self._http.text(
             f"{self._index}/{canonicalize_name(project)}/",
             headers={"Accept": _ACCEPT},
             limit=_PAGE_LIMIT,

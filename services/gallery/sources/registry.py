@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 from services.common.errors import DownloadError, UnsupportedSourceError
 from services.gallery.threads import run_to_completion
 
-from .http import Web, redact
+from .http import HttpClient, redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ class Source(Protocol):
         """
 
 
-class Sources:
+class SourceRegistry:
     """All of them; the first that claims a URI has it."""
 
-    def __init__(self, sources: Sequence[Source], web: Web) -> None:
+    def __init__(self, sources: Sequence[Source], http: HttpClient) -> None:
         """Take the sources in order."""
         self._sources = tuple(sources)
-        self._web = web
+        self._http = http
 
     async def locate(self, uri: str) -> Located:
         """Find a file; raises as Source.locate."""
@@ -80,7 +80,7 @@ class Sources:
             if located.size > limit:
                 raise DownloadError(f"{uri}: larger than {limit} bytes")
             return await run_to_completion(_read_text, located.path)
-        text, _, _ = await self._web.text(located.url, headers=located.headers, limit=limit)
+        text, _, _ = await self._http.text(located.url, headers=located.headers, limit=limit)
         return text
 
     def _source(self, uri: str) -> Source:

@@ -6,7 +6,7 @@ import pytest
 
 from services.common.errors import EntryNotFoundError, InvalidRequestError
 from services.gallery.index.entry import Entry
-from services.gallery.index.search import EntryFilter, find, search
+from services.gallery.index.search import EntryFilter, find_entry, search_entries
 
 ENTRIES = [
     Entry("one", "llama-3.2-1b:q4", description="A small model", tags=("llm", "GGUF")),
@@ -31,20 +31,20 @@ ENTRIES = [
     ],
 )
 def test_names_as_people_write_them(asked: str, found: str) -> None:
-    assert find(ENTRIES, asked).full_name == found
+    assert find_entry(ENTRIES, asked).full_name == found
 
 
 def test_an_unknown_name_is_answered_with_near_ones() -> None:
     with pytest.raises(EntryNotFoundError, match=r"no model found with name 'wisper'.*whisper"):
-        find(ENTRIES, "wisper")
+        find_entry(ENTRIES, "wisper")
     with pytest.raises(EntryNotFoundError):
-        find(ENTRIES, "one@whisper")
+        find_entry(ENTRIES, "one@whisper")
     with pytest.raises(InvalidRequestError, match="name:"):
-        find(ENTRIES, " ", field="name")
+        find_entry(ENTRIES, " ", field="name")
 
 
 def test_search_ranks_name_before_tag_before_description() -> None:
-    names = [entry.full_name for entry in search(ENTRIES, "LLAMA")]
+    names = [entry.full_name for entry in search_entries(ENTRIES, "LLAMA")]
 
     assert names == [
         "two@llama",
@@ -57,10 +57,13 @@ def test_search_ranks_name_before_tag_before_description() -> None:
 
 
 def test_all_words_must_occur() -> None:
-    assert [e.name for e in search(ENTRIES, "llama small")] == ["llama-3.2-1b:q4", "owner__phi"]
-    assert search(ENTRIES, "llama nonsense") == []
+    assert [e.name for e in search_entries(ENTRIES, "llama small")] == [
+        "llama-3.2-1b:q4",
+        "owner__phi",
+    ]
+    assert search_entries(ENTRIES, "llama nonsense") == []
     with pytest.raises(InvalidRequestError, match="query"):
-        search(ENTRIES, "  ")
+        search_entries(ENTRIES, "  ")
 
 
 def test_the_filter() -> None:

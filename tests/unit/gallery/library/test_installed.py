@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.common.loose_files import is_loose_model
-from services.gallery.library.installed import Listing, LooseFiles, ModelFilter
+from services.gallery.library.installed import InstalledModels, LooseFiles, ModelFilter
 from services.gallery.library.models_folder import ModelsFolder
 
 
@@ -26,7 +26,7 @@ def test_what_can_be_a_model_by_its_name(name: str, expected: bool) -> None:
 
 
 @pytest.fixture
-def listing(tmp_path: Path) -> Listing:
+def listing(tmp_path: Path) -> InstalledModels:
     configs = {
         "chat.yaml": "name: chat\nknown_usecases: [chat]\nparameters: {model: used}\n",
         "b.yml": (
@@ -53,7 +53,7 @@ def listing(tmp_path: Path) -> Listing:
     ):
         (tmp_path / name).write_bytes(b"12345")
     (tmp_path / "folder").mkdir()
-    return Listing(ModelsFolder(tmp_path))
+    return InstalledModels(ModelsFolder(tmp_path))
 
 
 FILES = ["draft", "loose", "one", "projector", "recorded", "three", "two", "used", "w.gguf"]
@@ -68,11 +68,13 @@ FILES = ["draft", "loose", "one", "projector", "recorded", "three", "two", "used
         (LooseFiles.ALWAYS_INCLUDE, sorted([*FILES, "b", "chat", "odd"])),
     ],
 )
-async def test_the_policies(listing: Listing, policy: LooseFiles, expected: list[str]) -> None:
+async def test_the_policies(
+    listing: InstalledModels, policy: LooseFiles, expected: list[str]
+) -> None:
     assert [model.name for model in await listing.models(policy)] == expected
 
 
-async def test_what_is_told_of_a_model(listing: Listing) -> None:
+async def test_what_is_told_of_a_model(listing: InstalledModels) -> None:
     found = {one.name: one for one in await listing.models(LooseFiles.ALWAYS_INCLUDE)}
     chat = found["chat"]
     assert (chat.config_file, chat.model_file, chat.entry) == ("chat.yaml", "used", "g@e")
@@ -81,7 +83,7 @@ async def test_what_is_told_of_a_model(listing: Listing) -> None:
     assert found["b"].config_file == "b.yml"
 
 
-async def test_conditions_leave_out_no_use(listing: Listing) -> None:
+async def test_conditions_leave_out_no_use(listing: InstalledModels) -> None:
     """A file of a model that a condition leaves out does not turn up as a loose one."""
     found = await listing.models(LooseFiles.SKIP_IF_CONFIGURED, ModelFilter(name_contains="USED"))
     assert found == []
@@ -90,12 +92,14 @@ async def test_conditions_leave_out_no_use(listing: Listing) -> None:
 
 
 async def test_a_folder_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    listing = Listing(ModelsFolder(tmp_path / "none"))
+    listing = InstalledModels(ModelsFolder(tmp_path / "none"))
     assert await listing.models(LooseFiles.ALWAYS_INCLUDE) == []
     assert not await listing.exists("x", LooseFiles.ALWAYS_INCLUDE)
 
 
-async def test_a_changed_configuration_is_read_again(listing: Listing, tmp_path: Path) -> None:
+async def test_a_changed_configuration_is_read_again(
+    listing: InstalledModels, tmp_path: Path
+) -> None:
     assert await listing.exists("chat", LooseFiles.SKIP_ALWAYS)
     (tmp_path / "chat.yaml").write_text("name: renamed\n")
     assert not await listing.exists("chat", LooseFiles.SKIP_ALWAYS)

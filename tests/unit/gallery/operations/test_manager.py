@@ -19,7 +19,7 @@ from services.common.errors import (
     Resource,
 )
 from services.gallery.operations.journal import Journal
-from services.gallery.operations.manager import OperationLimits, Operations
+from services.gallery.operations.manager import OperationLimits, OperationManager
 from services.gallery.operations.operation import Kind, Operation
 from services.gallery.operations.progress import Phase, Progress
 from services.gallery.rpc.operation_filter import parse_filter
@@ -62,8 +62,8 @@ class Work:
 @asynccontextmanager
 async def manager(
     folder: Path, work: Work, limits: OperationLimits = LIMITS
-) -> AsyncIterator[Operations]:
-    made = Operations(
+) -> AsyncIterator[OperationManager]:
+    made = OperationManager(
         Journal(folder / "operations.db"),
         {Kind.INSTALL_MODEL: work},
         limits,
@@ -76,7 +76,7 @@ async def manager(
         await made.close()
 
 
-async def begin(operations: Operations, key: str, target: str = "") -> Operation:
+async def begin(operations: OperationManager, key: str, target: str = "") -> Operation:
     return await operations.submit(Kind.INSTALL_MODEL, target or f"models/{key}", {"key": key})
 
 

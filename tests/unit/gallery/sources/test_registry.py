@@ -15,11 +15,11 @@ from services.common.errors import (
     UnsupportedSourceError,
 )
 from services.gallery.sources.file import FileSource, local_path
-from services.gallery.sources.http import Web, redact
+from services.gallery.sources.http import HttpClient, redact
 from services.gallery.sources.https import GithubSource, HttpsSource, raw_address
 from services.gallery.sources.huggingface import HuggingFaceSource, Reference, parse_reference
 from services.gallery.sources.pypi import Distribution, PypiSource, choose, parse_uri
-from services.gallery.sources.registry import Remote, Sources
+from services.gallery.sources.registry import Remote, SourceRegistry
 from tests.tools.faulty_http import FaultyServer, simple_index
 from tests.tools.hf_stub import HfStub
 
@@ -138,31 +138,31 @@ async def test_a_file_must_be_one(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def web() -> object:
-    web = Web(connect_timeout=2, stall_timeout=5, answer_timeout=5)
-    yield web
-    await web.close()
+async def http() -> object:
+    http = HttpClient(connect_timeout=2, stall_timeout=5, answer_timeout=5)
+    yield http
+    await http.close()
 
 
-async def test_an_unknown_scheme_names_the_known_ones(web: Web) -> None:
-    sources = Sources([HttpsSource(web), GithubSource(), FileSource()], web)
+async def test_an_unknown_scheme_names_the_known_ones(http: HttpClient) -> None:
+    sources = SourceRegistry([HttpsSource(http), GithubSource(), FileSource()], http)
     for uri in ("oci://quay.io/x", "ollama://x", "justaname", ""):
         with pytest.raises(UnsupportedSourceError, match=r"known are https://.*github:.*file:"):
             await sources.locate(uri)
 
 
-async def test_https_says_the_size_or_leaves_it_to_the_get(web: Web) -> None:
+async def test_https_says_the_size_or_leaves_it_to_the_get(http: HttpClient) -> None:
     with FaultyServer() as server:
-        source = HttpsSource(web)
+        source = HttpsSource(http)
         assert await source.locate(server.add("/f", b"12345")) == Remote(server.url("/f"), size=5)
         assert (await source.locate(server.add("/get", b"1", head=405))).size == 0  # type: ignore[union-attr]
         with pytest.raises(SourceNotFoundError, match="HTTP 404"):
             await source.locate(server.url("/missing"))
 
 
-async def test_small_texts_have_a_limit(web: Web) -> None:
+async def test_small_texts_have_a_limit(http: HttpClient) -> None:
     with FaultyServer() as server:
-        sources = Sources([HttpsSource(web)], web)
+        sources = SourceRegistry([HttpsSource(http)], http)
         url = server.add("/f", "text")
         assert await sources.read(url, limit=4) == "text"
         with pytest.raises(DownloadError, match="larger than 3 bytes"):
@@ -213,9 +213,9 @@ PAGE = """<!DOCTYPE html><html><body>
 </body></html>"""
 
 
-async def test_a_package_index_in_html_and_in_json(web: Web) -> None:
+async def test_a_package_index_in_html_and_in_json(http: HttpClient) -> None:
     with FaultyServer() as server:
-        source = PypiSource(web, index_url=server.url("/simple/"))
+        source = PypiSource(http, index_url=server.url("/simple/"))
         server.add(
             "/simple/my-project/", PAGE, headers={"Content-Type": "text/html; charset=utf-8"}
         )
@@ -245,10 +245,10 @@ async def test_a_package_index_in_html_and_in_json(web: Web) -> None:
             await source.locate("pypi://q/f")
 
 
-async def test_the_indexs_password_goes_to_its_host_only(web: Web) -> None:
+async def test_the_indexs_password_goes_to_its_host_only(http: HttpClient) -> None:
     with FaultyServer() as server:
         index = server.url("/simple").replace("http://", "http://me:word@")
-        source = PypiSource(web, index_url=index)
+        source = PypiSource(http, index_url=index)
         here, there = "p-1.0-py3-none-any.whl", "p-2.0-py3-none-any.whl"
         simple_index(
             server,
