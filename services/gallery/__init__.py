@@ -1,1 +1,4 @@
-"""The gallery: what can be installed, what is installed, and the work in progress."""
+"""Installs models from galleries, as long-running operations, and lists what is installed.
+
+May import common and no other service. Only `rpc` and `wiring` import gRPC.
+"""

@@ -1,18 +1,17 @@
-"""The gallery as a process: settings in, services out."""
+"""How the gallery is put together from its settings."""
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from google.longrunning import operations_pb2_grpc
 
 from corral.gallery.v1 import gallery_pb2_grpc
 from services.common.backoff import Backoff
 from services.common.rpc.health import HealthServicer
-from services.common.rpc.server import AnyMount, Mount, run_service
+from services.common.rpc.mounts import AnyMount, Mount
 from services.gallery.download.downloader import Downloader, DownloadLimits
 from services.gallery.download.retry import RetryPolicy
 from services.gallery.download.staging import Staging
@@ -31,20 +30,20 @@ from services.gallery.rpc.servicer import (
     GalleryServicer,
     OperationsServicer,
 )
+from services.gallery.sources.file import FileSource
 from services.gallery.sources.http import HttpClient
+from services.gallery.sources.https import GithubSource, HttpsSource
+from services.gallery.sources.huggingface import HuggingFaceSource
+from services.gallery.sources.pypi import PypiSource
 from services.gallery.sources.registry import SourceRegistry
 
 from .config import GallerySettings
-from .sources.file import FileSource
-from .sources.https import GithubSource, HttpsSource
-from .sources.huggingface import HuggingFaceSource
-from .sources.pypi import PypiSource
 
 
 async def build(
     settings: GallerySettings, stack: AsyncExitStack, health: HealthServicer
 ) -> Sequence[AnyMount]:
-    """Wire the gallery and take up again what the last process left unfinished."""
+    """Create the components, resume unfinished operations, and return the services to mount."""
     http = HttpClient(
         connect_timeout=settings.connect_timeout,
         stall_timeout=settings.read_stall_timeout,
@@ -52,70 +51,34 @@ async def build(
     )
     stack.push_async_callback(http.close)
     sources = _sources(settings, http)
-    retry_policy = RetryPolicy(
-        attempts=settings.download_attempts,
-        # Half of each wait is chance: what failed together should not come back together.
-        backoff=Backoff(
-            settings.retry_initial_delay, 2.0, settings.retry_maximum_delay, jitter=0.5
-        ),
-        longest_wait=settings.retry_maximum_delay,
-    )
-    galleries = Galleries(
-        _galleries(settings),
-        sources,
-        settings.gallery_state / "index",
-        IndexLimits(
-            ttl=settings.index_ttl,
-            timeout=settings.index_timeout,
-            retry_after=settings.index_retry_after,
-            document_size=settings.maximum_document_size,
-        ),
-    )
+    galleries = _galleries(settings, sources)
     planner = Planner(
-        galleries, sources, retry_policy=retry_policy, document_size=settings.maximum_document_size
+        galleries,
+        sources,
+        retry_policy=_retry_policy(settings),
+        document_size=settings.maximum_document_size,
     )
     folder = ModelsFolder(settings.models_path)
     staging = Staging(settings.models_path)
-    downloader = Downloader(
-        http,
-        sources,
-        DownloadLimits(retry_policy, settings.maximum_extracted_size, settings.disk_reserve),
-    )
     installer = Installer(
         planner,
-        downloader,
+        _downloader(settings, http, sources),
         folder,
         staging,
         disk_reserve=settings.disk_reserve,
         extracted_size=settings.maximum_extracted_size,
     )
     installs = InstallJobs(planner, installer)
-    operations = OperationManager(
-        Journal(settings.gallery_state / "operations.db"),
-        {Kind.INSTALL_MODEL: installs.run},
-        OperationLimits(
-            parallel=settings.parallel_operations,
-            pending=settings.maximum_pending,
-            keep=settings.keep_operations,
-            keep_for=settings.keep_operations_for,
-            watch_interval=settings.watch_interval,
-            save_interval=settings.progress_save_interval,
-        ),
-        stopping=health.stopping,
-        idle=functools.partial(staging.reap, settings.keep_partials_for),
-    )
+    operations = _operations(settings, installs, health, staging)
     stack.push_async_callback(operations.close)
     await operations.start()
     gallery = GalleryServicer(galleries, InstalledModels(folder), installs, operations)
     standard = OperationsServicer(operations, wait_timeout=settings.wait_timeout)
     return [
-        Mount(
-            SERVICE,
-            functools.partial(gallery_pb2_grpc.add_GalleryServiceServicer_to_server, gallery),
-        ),
+        Mount(SERVICE, partial(gallery_pb2_grpc.add_GalleryServiceServicer_to_server, gallery)),
         Mount(
             OPERATIONS_SERVICE,
-            functools.partial(operations_pb2_grpc.add_OperationsServicer_to_server, standard),
+            partial(operations_pb2_grpc.add_OperationsServicer_to_server, standard),
         ),
     ]
 
@@ -138,17 +101,55 @@ def _sources(settings: GallerySettings, http: HttpClient) -> SourceRegistry:
     )
 
 
-def _galleries(settings: GallerySettings) -> list[GalleryConfig]:
+def _galleries(settings: GallerySettings, sources: SourceRegistry) -> Galleries:
+    built_in = [GalleryConfig(BUILT_IN)] if settings.built_in_gallery else []
     configured = [
         GalleryConfig(item.name, (item.url, *item.mirrors)) for item in settings.galleries.items
     ]
-    return [*([GalleryConfig(BUILT_IN)] if settings.built_in_gallery else []), *configured]
+    return Galleries(
+        [*built_in, *configured],
+        sources,
+        settings.gallery_state / "index",
+        IndexLimits(
+            ttl=settings.index_ttl,
+            timeout=settings.index_timeout,
+            retry_after=settings.index_retry_after,
+            document_size=settings.maximum_document_size,
+        ),
+    )
 
 
-def main() -> int:
-    """Run the service until it is told to stop."""
-    return run_service(GallerySettings, build)
+def _retry_policy(settings: GallerySettings) -> RetryPolicy:
+    # Half of each delay is random, so that downloads that failed together do not retry together.
+    backoff = Backoff(settings.retry_initial_delay, 2.0, settings.retry_maximum_delay, jitter=0.5)
+    return RetryPolicy(
+        attempts=settings.download_attempts,
+        backoff=backoff,
+        longest_wait=settings.retry_maximum_delay,
+    )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _downloader(settings: GallerySettings, http: HttpClient, sources: SourceRegistry) -> Downloader:
+    limits = DownloadLimits(
+        _retry_policy(settings), settings.maximum_extracted_size, settings.disk_reserve
+    )
+    return Downloader(http, sources, limits)
+
+
+def _operations(
+    settings: GallerySettings, installs: InstallJobs, health: HealthServicer, staging: Staging
+) -> OperationManager:
+    return OperationManager(
+        Journal(settings.gallery_state / "operations.db"),
+        {Kind.INSTALL_MODEL: installs.run},
+        OperationLimits(
+            parallel=settings.parallel_operations,
+            pending=settings.maximum_pending,
+            keep=settings.keep_operations,
+            keep_for=settings.keep_operations_for,
+            watch_interval=settings.watch_interval,
+            save_interval=settings.progress_save_interval,
+        ),
+        stopping=health.stopping,
+        idle=partial(staging.reap, settings.keep_partials_for),
+    )

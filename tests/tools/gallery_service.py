@@ -23,7 +23,7 @@ from corral.gallery.v1 import gallery_pb2_grpc as pb_grpc
 from services.common.rpc.health import HealthServicer
 from services.common.rpc.server import serving
 from services.gallery.config import GallerySettings
-from services.gallery.__main__ import build
+from services.gallery.wiring import build
 from tests.tools.service import Service, running_service
 
 
