@@ -125,7 +125,7 @@ class Readiness:
     async def _takes_connection(self) -> bool:
         address = self._address
         try:
-            if address.is_unix:
+            if address.path:
                 _, writer = await asyncio.open_unix_connection(address.path)
             else:
                 _, writer = await asyncio.open_connection(address.host, address.port)
