@@ -52,7 +52,7 @@ class Forwarding:
             await self._task
 
     async def _run(self) -> None:
-        while not self._closing.is_set():
+        while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval):
                     await self._closing.wait()
@@ -62,6 +62,8 @@ class Forwarding:
                 if not self._failing or self._closing.is_set():
                     _log.warning("metrics cannot be forwarded", error=str(error))
                 self._failing = True
+            if self._closing.is_set():
+                return
 
     def _worked(self) -> None:
         if self._failing:
