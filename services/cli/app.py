@@ -14,15 +14,15 @@ from services.cli.commands import (
     logs,
     models,
     operations,
+    pin,
     run,
     settings,
     status,
     up,
     version,
 )
-from services.cli.commands import scheduling as room
 
-from . import invoke as launch
+from . import invoke
 
 app = typer.Typer(
     name="corral",
@@ -47,7 +47,7 @@ def corral(
     ] = False,
 ) -> None:
     """Load, run, install and watch models: the command line of Corral's services."""
-    launch.show_tracebacks(traceback)
+    invoke.show_tracebacks(traceback)
 
 
 _START = "Services"
@@ -57,7 +57,7 @@ app.command("status", rich_help_panel=_START)(status.status)
 app.command("backends", rich_help_panel=_START)(backends.backends)
 app.add_typer(backend.app, name="backend", rich_help_panel=_START)
 app.add_typer(settings.app, name="settings", rich_help_panel=_START)
-app.command("drain", rich_help_panel=_START)(room.drain)
+app.command("drain", rich_help_panel=_START)(pin.drain)
 app.command("version", rich_help_panel=_START)(version.version)
 app.command("models", rich_help_panel=_MODELS)(models.models)
 app.command("install", rich_help_panel=_MODELS)(install.install)
@@ -65,7 +65,7 @@ app.command("run", rich_help_panel=_MODELS)(run.run)
 app.command("load", rich_help_panel=_MODELS)(load.load)
 app.command("unload", rich_help_panel=_MODELS)(load.unload)
 app.command("logs", rich_help_panel=_MODELS)(logs.logs)
-app.command("pin", rich_help_panel=_MODELS)(room.pin)
-app.command("unpin", rich_help_panel=_MODELS)(room.unpin)
-app.command("plan", rich_help_panel=_MODELS)(room.plan)
+app.command("pin", rich_help_panel=_MODELS)(pin.pin)
+app.command("unpin", rich_help_panel=_MODELS)(pin.unpin)
+app.command("plan", rich_help_panel=_MODELS)(pin.plan)
 app.add_typer(operations.app, name="operations", rich_help_panel=_MODELS)

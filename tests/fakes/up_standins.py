@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 from services.cli.actions import up
 from services.cli.display.output import Output
 from services.cli.stack.arguments import Options
@@ -30,7 +30,7 @@ def main() -> int:
     words: dict[str, Any] = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     out = Output(as_json="json" in sys.argv)
     try:
-        launch.guarded(
+        invoke.guarded(
             lambda: up.up(
                 out,
                 Options(**words),

@@ -5,18 +5,15 @@ from __future__ import annotations
 import difflib
 
 from services.cli.client.clients import Clients
-from services.cli.display import loader_messages as loader_views
-from services.cli.display import messages as views
-from services.cli.display import phrases, text
+from services.cli.display import loader_messages, messages, phrases, text
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
-
-from . import pages as listing
+from services.cli.models import pages
 
 
 async def show_all(clients: Clients, out: Output) -> None:
     """List the backends in the order in which their folders are searched."""
-    shown = [loader_views.backend(one) for one in await listing.backends(clients)]
+    shown = [loader_messages.backend(one) for one in await pages.backends(clients)]
     if out.as_json:
         out.emit({"backends": shown, "total": len(shown)})
         return
@@ -54,8 +51,8 @@ async def show_all(clients: Clients, out: Output) -> None:
 
 async def show(clients: Clients, out: Output, name: str) -> None:
     """Show one backend in detail, by its name or by an alias."""
-    shown = [loader_views.backend(one) for one in await listing.backends(clients)]
-    wanted = views.bare(name)
+    shown = [loader_messages.backend(one) for one in await pages.backends(clients)]
+    wanted = messages.bare(name)
     view = next((one for one in shown if one["name"] == wanted), None) or next(
         (one for one in shown if wanted in one["aliases"]), None
     )
@@ -97,11 +94,11 @@ async def show(clients: Clients, out: Output, name: str) -> None:
     out.facts(fact for fact in facts if fact[1])
 
 
-def _source(view: views.View) -> str:
+def _source(view: messages.View) -> str:
     return "" if view["source"] == "unspecified" else str(view["source"])
 
 
-def _note(view: views.View) -> str:
+def _note(view: messages.View) -> str:
     if view["error"]:
         return text.clip(view["error"], 200)
     aliases = f"also {', '.join(view['aliases'])}" if view["aliases"] else ""

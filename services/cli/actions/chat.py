@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from corral.backend import backend_pb2
-from services.cli import invoke as launch
+from services.cli import invoke
 from services.cli.client.addresses import resolve
 from services.cli.client.clients import Clients
 from services.cli.display.output import Output
@@ -17,8 +17,8 @@ from services.cli.failures import Failure, explain
 from services.common.config.fields import corral_home
 from services.common.errors import CorralError
 
-from . import generate
-from .generate import Settings
+from . import run
+from .run import Settings
 
 _HELP: Final = "/reset forgets the conversation, /system TEXT sets the system message, /exit ends"
 _PROMPT: Final = ">>> "
@@ -29,7 +29,7 @@ def talk(
 ) -> None:
     """Keep a conversation until its end; `first` is said before anything is read."""
     out = Output(as_json=as_json)
-    launch.quiet_grpc()
+    invoke.quiet_grpc()
 
     def work() -> None:
         # The loop stands still while a line is typed, so that input() has the terminal's signals
@@ -42,7 +42,7 @@ def talk(
             finally:
                 runner.run(clients.__aexit__(None, None, None))
 
-    launch.guarded(work, out, model=settings.model)
+    invoke.guarded(work, out, model=settings.model)
 
 
 class _Conversation:
@@ -58,7 +58,7 @@ class _Conversation:
         self._reset(settings.system)
 
     def hold(self, first: str | None) -> None:
-        self._runner.run(generate.prepare(self._clients, self._out, self._settings))
+        self._runner.run(run.prepare(self._clients, self._out, self._settings))
         if self._typed:
             self._out.note(f"{self._settings.model} listens. {_HELP} (or Ctrl-D).", "dim")
         if first:
@@ -87,10 +87,10 @@ class _Conversation:
     def _say(self, line: str) -> None:
         """Send a message and write the answer. At a prompt a failure ends only this turn."""
         said = backend_pb2.Message(role="user", content=line)
-        request = generate.request_for(self._settings, [*self._messages, said], line)
+        request = run.request_for(self._settings, [*self._messages, said], line)
         try:
             answer = self._runner.run(
-                generate.respond(self._clients, self._out, self._settings, request)
+                run.respond(self._clients, self._out, self._settings, request)
             )
         except KeyboardInterrupt:
             if not self._typed:

@@ -12,13 +12,11 @@ from google.longrunning import operations_pb2
 
 from corral.gallery.v1 import gallery_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages as views
-from services.cli.display import text
+from services.cli.display import messages, text
 from services.cli.display.output import Output
 from services.cli.failures import Failure, Lost
+from services.cli.tracking import operation_progress
 from services.common.errors import CorralError
-
-from . import operation_progress as follow
 
 # Starting the operation writes to the gallery's journal and may read a gallery's index first.
 _START_TIMEOUT: Final = 60.0
@@ -39,28 +37,28 @@ class Order:
 async def install(clients: Clients, out: Output, order: Order) -> None:
     """Install a model; when interrupted, cancel the installation."""
     operation = await _start(clients, order)
-    name = views.bare(operation.name)
+    name = messages.bare(operation.name)
     if not order.wait:
         if out.as_json:
-            out.emit({"type": "started", "operation": views.operation(operation)})
+            out.emit({"type": "started", "operation": messages.operation(operation)})
         else:
             out.line(name)
             out.note(f"Follow it with `corral operations watch {name}`.", "dim")
         return
     try:
-        ended = await follow.to_the_end(clients, out, operation, order.entry)
+        ended = await operation_progress.to_the_end(clients, out, operation, order.entry)
     except asyncio.CancelledError:
         await _cancel(clients, out, operation.name)
         raise
-    result = follow.outcome(ended, gallery_pb2.InstallModelResult())
-    model = views.bare(result.model.name)
+    result = operation_progress.outcome(ended, gallery_pb2.InstallModelResult())
+    model = messages.bare(result.model.name)
     if out.as_json:
         out.emit(
             {
                 "type": "installed",
-                "model": views.installed(result.model),
+                "model": messages.installed(result.model),
                 "bytes_fetched": result.bytes_fetched,
-                "operation": views.operation(ended),
+                "operation": messages.operation(ended),
             }
         )
         return
@@ -92,15 +90,15 @@ async def _start(clients: Clients, order: Order) -> operations_pb2.Operation:
 async def _cancel(clients: Clients, out: Output, name: str) -> None:
     out.note("\ncancelling the installation ...")
     try:
-        ended = await follow.cancel(clients, name)
+        ended = await operation_progress.cancel(clients, name)
     except (CorralError, Failure, TimeoutError) as error:
         why = str(error) or "no answer in time"
         out.note(f"could not cancel it: {why}", "yellow")
-        out.note(f"It may go on: see `corral operations watch {views.bare(name)}`.")
+        out.note(f"It may go on: see `corral operations watch {messages.bare(name)}`.")
         return
     if out.as_json:
         with suppress(BrokenPipeError):
-            out.emit({"type": "cancelled", "operation": views.operation(ended)})
+            out.emit({"type": "cancelled", "operation": messages.operation(ended)})
     if ended.HasField("error"):
         out.note("cancelled; what was fetched is kept for the next try")
     else:

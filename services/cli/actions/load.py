@@ -12,14 +12,12 @@ from typing import Final, TypeVar
 from corral.gallery.v1 import gallery_pb2
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages as views
-from services.cli.display import phrases, text
+from services.cli.display import messages, phrases, text
 from services.cli.display.output import Output
 from services.cli.failures import Failure
+from services.cli.models import load_failure
+from services.cli.tracking import model_changes
 from services.common.errors import CorralError, DeadlineError, ModelNotFoundError
-
-from . import load_failure as causes
-from . import model_changes as watching
 
 _T = TypeVar("_T")
 _PAGE: Final = 1000
@@ -31,13 +29,13 @@ _READY: Final = loader_pb2.Model.State.STATE_READY
 async def load(clients: Clients, out: Output, name: str, *, now: bool, limit: float) -> None:
     """Load a model and tell its state, how long it took and the memory it has."""
     before = await get(clients, name)
-    name = views.bare(before.name)
+    name = messages.bare(before.name)
     began = time.monotonic()
     if before.state != _READY:
         after = await ensure_loaded(clients, out, name, now=now, limit=limit)
     else:
         after = before
-    view = views.model(after)
+    view = messages.model(after)
     if out.as_json:
         out.emit({**view, "seconds": round(time.monotonic() - began, 3)})
         return
@@ -56,7 +54,7 @@ async def load(clients: Clients, out: Output, name: str, *, now: bool, limit: fl
 
 async def begin(clients: Clients, out: Output, name: str, *, now: bool, limit: float) -> None:
     """Have a model loaded without waiting for it, and tell where it stands now."""
-    name = views.bare((await get(clients, name)).name)
+    name = messages.bare((await get(clients, name)).name)
     request = loader_pb2.LoadModelRequest(name=name, return_immediately=True, reset_backoff=now)
     try:
         answer = await within(
@@ -65,8 +63,8 @@ async def begin(clients: Clients, out: Output, name: str, *, now: bool, limit: f
             f"see where the model stands with `corral status {name}`",
         )
     except CorralError as error:
-        raise await causes.explained(clients, name, error) from error
-    view = views.model(answer.model)
+        raise await load_failure.explained(clients, name, error) from error
+    view = messages.model(answer.model)
     if out.as_json:
         out.emit(view)
         return
@@ -84,14 +82,14 @@ async def ensure_loaded(
     """
     request = loader_pb2.LoadModelRequest(name=name, reset_backoff=now)
     try:
-        async with watching.beside(clients, out, name, f"loading {name}"):
+        async with model_changes.beside(clients, out, name, f"loading {name}"):
             answer = await within(
                 clients.call("loader", clients.loader.LoadModel, request, timeout=limit),
                 f"{name} was not ready within {text.duration(limit)}",
                 f"the load goes on: see `corral status {name}` and `corral logs {name}`",
             )
     except CorralError as error:
-        raise await causes.explained(clients, name, error) from error
+        raise await load_failure.explained(clients, name, error) from error
     except asyncio.CancelledError:
         out.note(f"\nthe load of {name} goes on; stop it with `corral unload {name}`")
         raise
@@ -109,8 +107,8 @@ async def get_whole(clients: Clients, name: str) -> loader_pb2.GetModelResponse:
     try:
         return await clients.call("loader", clients.loader.GetModel, request)
     except ModelNotFoundError as error:
-        if hint := await _advice(clients, views.bare(name)):
-            text = f"there is no model {views.bare(name)!r} here"
+        if hint := await _advice(clients, messages.bare(name)):
+            text = f"there is no model {messages.bare(name)!r} here"
             raise Failure(text, hint, reason=error.reason) from error
         raise
 
@@ -132,7 +130,7 @@ async def _advice(clients: Clients, name: str) -> str:
             loader_pb2.ListModelsRequest(page_size=_PAGE),
             timeout=_ADVICE_TIMEOUT,
         )
-        names = [views.bare(model.name) for model in models.models]
+        names = [messages.bare(model.name) for model in models.models]
         near = difflib.get_close_matches(name, names, n=1)
         near += [other for other in names if name.lower() in other.lower()]
         if near:

@@ -12,7 +12,7 @@ from typing import Final
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import RECONNECT_TIMEOUT, Clients
-from services.cli.display import messages as views
+from services.cli.display import messages
 from services.cli.display.output import Output
 from services.cli.display.text import printable
 from services.cli.failures import Lost, Unreachable
@@ -125,7 +125,7 @@ class _Writer:
         line = message.line
         self.last = line.sequence
         if self._out.as_json:
-            self._out.emit(views.log_line(line))
+            self._out.emit(messages.log_line(line))
             return
         if 0 < self._generation < line.generation:
             self._out.line("--- started again ---", "bold")
@@ -142,7 +142,7 @@ class _Writer:
     def _line(self, line: loader_pb2.LogLine) -> None:
         from rich.text import Text
 
-        stream, level = views.stream_of(line), views.level_of(line)
+        stream, level = messages.stream_of(line), messages.level_of(line)
         when = datetime.fromtimestamp(line.time.ToNanoseconds() / 1e9).astimezone()
         stamp = f"{when:%H:%M:%S}.{when.microsecond // 1000:03d}"
         self._out.stdout.print(

@@ -10,8 +10,7 @@ from typing import Any, Final
 from corral.gallery.v1 import gallery_pb2
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages as views
-from services.cli.display import phrases, text
+from services.cli.display import messages, phrases, text
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
 from services.common.errors import CorralError
@@ -53,7 +52,7 @@ async def list_known(clients: Clients, out: Output, wanted: Wanted) -> None:
         return list(answer.models), answer.next_page_token, answer.total_size
 
     models, total = await _all(page, wanted.limit)
-    shown = [views.model(model) for model in models]
+    shown = [messages.model(model) for model in models]
     for view, memory in zip(shown, await memory_of(clients, shown), strict=True):
         view["memory_bytes"] = memory
     if out.as_json:
@@ -103,7 +102,7 @@ async def list_installed(clients: Clients, out: Output, wanted: Wanted) -> None:
         return list(answer.models), answer.next_page_token, answer.total_size
 
     models, total = await _all(page, wanted.limit)
-    shown = [views.installed(model) for model in models]
+    shown = [messages.installed(model) for model in models]
     if out.as_json:
         out.emit({"models": shown, "total": total})
         return
@@ -164,7 +163,7 @@ async def list_available(clients: Clients, out: Output, wanted: Wanted) -> None:
         return list(answer.entries), answer.next_page_token, answer.total_size
 
     entries, total = await _all(page, wanted.limit)
-    shown = [views.entry(entry) for entry in entries]
+    shown = [messages.entry(entry) for entry in entries]
     if out.as_json:
         out.emit({"models": shown, "total": total, "unavailable_galleries": sorted(missing)})
         return
@@ -200,11 +199,11 @@ async def list_available(clients: Clients, out: Output, wanted: Wanted) -> None:
         out.note("\nInstall one with `corral install NAME`.", "dim")
 
 
-async def memory_of(clients: Clients, shown: list[views.View]) -> list[int | None]:
+async def memory_of(clients: Clients, shown: list[messages.View]) -> list[int | None]:
     """Return what each loaded model uses, as the monitor says; None where it does not."""
     from corral.monitor.v1 import monitor_pb2
 
-    async def one(view: views.View) -> int | None:
+    async def one(view: messages.View) -> int | None:
         if view["state"] != "ready":
             return None
         try:

@@ -8,12 +8,10 @@ from typing import Final
 from google.longrunning import operations_pb2
 
 from services.cli.client.clients import Clients
-from services.cli.display import messages as views
-from services.cli.display import text
+from services.cli.display import messages, text
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
-
-from . import operation_progress as follow
+from services.cli.tracking import operation_progress
 
 _PAGE: Final = 100
 _PHASE_STYLES: Final = {"done": "green", "failed": "red", "cancelled": "yellow"}
@@ -21,7 +19,7 @@ _PHASE_STYLES: Final = {"done": "green", "failed": "red", "cancelled": "yellow"}
 
 async def list_all(clients: Clients, out: Output) -> None:
     """List the operations that the gallery remembers, newest first."""
-    shown: list[views.View] = []
+    shown: list[messages.View] = []
     token = ""
     while True:
         answer = await clients.call(
@@ -31,7 +29,7 @@ async def list_all(clients: Clients, out: Output) -> None:
                 name="operations", page_size=_PAGE, page_token=token
             ),
         )
-        shown += [views.operation(operation) for operation in answer.operations]
+        shown += [messages.operation(operation) for operation in answer.operations]
         token = answer.next_page_token
         if not token:
             break
@@ -70,11 +68,13 @@ async def list_all(clients: Clients, out: Output) -> None:
 async def watch(clients: Clients, out: Output, identifier: str) -> None:
     """Follow an operation to its end; fails as the operation fails."""
     operation = await _get(clients, identifier)
-    ended = await follow.to_the_end(clients, out, operation, views.bare(operation.name))
-    view = views.operation(ended)
+    ended = await operation_progress.to_the_end(
+        clients, out, operation, messages.bare(operation.name)
+    )
+    view = messages.operation(ended)
     if out.as_json:
         out.emit({"type": "ended", "operation": view})
-    follow.check(ended)
+    operation_progress.check(ended)
     if not out.as_json:
         out.line(f"{view['kind'].replace('_', ' ')} {view['target']}: {view['phase']}")
 
@@ -84,14 +84,14 @@ async def cancel(clients: Clients, out: Output, identifier: str) -> None:
     operation = await _get(clients, identifier)
     if not operation.done:
         try:
-            operation = await follow.cancel(clients, operation.name)
+            operation = await operation_progress.cancel(clients, operation.name)
         except TimeoutError:
             raise Failure(
-                f"the operation did not stop within {follow.CANCEL_TIMEOUT:.0f} s",
+                f"the operation did not stop within {operation_progress.CANCEL_TIMEOUT:.0f} s",
                 f"it was told to: see `corral operations watch {identifier}`",
                 reason="DEADLINE_EXCEEDED",
             ) from None
-    view = views.operation(operation)
+    view = messages.operation(operation)
     if out.as_json:
         out.emit(view)
     elif view["phase"] == "cancelled":
@@ -113,4 +113,4 @@ async def _get(clients: Clients, identifier: str) -> operations_pb2.Operation:
 def _ago(moment: str | None) -> str:
     if not moment:
         return ""
-    return f"{text.span(time.time() - views.epoch(moment))} ago"
+    return f"{text.span(time.time() - messages.epoch(moment))} ago"

@@ -6,8 +6,7 @@ from typing import Final
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages as views
-from services.cli.display import text
+from services.cli.display import messages, text
 from services.cli.display.output import Output
 from services.cli.display.progress import spinner
 
@@ -22,7 +21,7 @@ async def pin(clients: Clients, out: Output, name: str, *, pinned: bool) -> None
     before = await load.get(clients, name)
     request = loader_pb2.PinModelRequest(name=name, pinned=pinned)
     answer = await clients.call("loader", clients.loader.PinModel, request)
-    view = views.model(answer.model)
+    view = messages.model(answer.model)
     if out.as_json:
         out.emit(view)
         return

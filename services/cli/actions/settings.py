@@ -10,8 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from corral.loader.v1 import loader_pb2
 from services.cli.client import setting_fields
 from services.cli.client.clients import Clients
-from services.cli.display import loader_messages as loader_views
-from services.cli.display import messages as views
+from services.cli.display import loader_messages, messages
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
 from services.common.errors import InvalidRequestError
@@ -95,8 +94,8 @@ def _assign(request: loader_pb2.UpdateSettingsRequest, assignment: str) -> None:
     request.update_mask.paths.append(name)
 
 
-def _listed(settings: loader_pb2.Settings, sources: Any) -> dict[str, views.View]:
-    listed = loader_views.settings(settings, sources)
+def _listed(settings: loader_pb2.Settings, sources: Any) -> dict[str, messages.View]:
+    listed = loader_messages.settings(settings, sources)
     for name, view in listed.items():
         view["meaning"] = setting_fields.MEANINGS.get(name, "")
     return listed

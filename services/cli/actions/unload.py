@@ -11,44 +11,45 @@ import typer
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages as views
-from services.cli.display import text
+from services.cli.display import messages, text
 from services.cli.display.output import Output
 from services.cli.failures import Failure, explain
+from services.cli.models import pages
+from services.cli.tracking import model_changes
 from services.common.errors import CorralError, ModelBusyError
 
 from . import load
-from . import model_changes as watching
-from . import pages as listing
 
 _STATE = loader_pb2.Model.State
 # Those that hold a process, or are about to.
 _HELD: Final = [
-    state for state in watching.ACTIVE if state not in (_STATE.STATE_BACKOFF, _STATE.STATE_FAILED)
+    state
+    for state in model_changes.ACTIVE
+    if state not in (_STATE.STATE_BACKOFF, _STATE.STATE_FAILED)
 ]
 
 
 async def one(clients: Clients, out: Output, name: str, *, force: bool, limit: float) -> None:
     """Unload a model and tell how long it took."""
     before = await load.get(clients, name)
-    name = views.bare(before.name)
+    name = messages.bare(before.name)
     began = time.monotonic()
-    async with watching.beside(clients, out, name, f"unloading {name}"):
+    async with model_changes.beside(clients, out, name, f"unloading {name}"):
         model = await _unload(clients, name, force=force, limit=limit)
     took = time.monotonic() - began
     if out.as_json:
-        out.emit({**views.model(model), "seconds": round(took, 3)})
+        out.emit({**messages.model(model), "seconds": round(took, 3)})
     elif before.state == _STATE.STATE_UNLOADED:
-        out.line(f"{views.bare(model.name)} was not loaded")
+        out.line(f"{messages.bare(model.name)} was not loaded")
     else:
-        out.line(f"{views.bare(model.name)} is unloaded, after {text.duration(took)}")
+        out.line(f"{messages.bare(model.name)} is unloaded, after {text.duration(took)}")
 
 
 async def everything(clients: Clients, out: Output, *, force: bool, limit: float) -> None:
     """Unload all models, side by side; fails if one of them stays."""
-    names = [views.bare(model.name) for model in await listing.models(clients, _HELD)]
-    done: list[views.View] = []
-    failed: list[views.View] = []
+    names = [messages.bare(model.name) for model in await pages.models(clients, _HELD)]
+    done: list[messages.View] = []
+    failed: list[messages.View] = []
 
     async def each(name: str) -> None:
         began = time.monotonic()
@@ -67,7 +68,7 @@ async def everything(clients: Clients, out: Output, *, force: bool, limit: float
             out.note(f"{name} stays loaded: {failure.message}", "red")
             return
         took = time.monotonic() - began
-        done.append({**views.model(model), "seconds": round(took, 3)})
+        done.append({**messages.model(model), "seconds": round(took, 3)})
         if not out.as_json:
             out.line(f"{name} is unloaded, after {text.duration(took)}")
 
@@ -101,7 +102,7 @@ async def _busy(clients: Clients, name: str, error: ModelBusyError) -> Failure:
     """Return the failure with the number of calls that hold the model."""
     failure = explain(error, model=name)
     with suppress(CorralError, Failure):
-        view = views.model(await load.get(clients, name))
+        view = messages.model(await load.get(clients, name))
         running = sum(instance["active_calls"] for instance in view["instances"])
         queued = f" and {view['queued_calls']} wait" if view["queued_calls"] else ""
         if running:

@@ -13,12 +13,12 @@ from typing import Final, Self
 
 import typer
 
-from services.cli import invoke as launch
-from services.cli.client import addresses as endpoints
+from services.cli import invoke
+from services.cli.client import addresses
 from services.cli.client.addresses import SERVICES, Running, Service
 from services.cli.display.output import Output
 from services.cli.failures import Failure
-from services.cli.stack import arguments as plan
+from services.cli.stack import arguments
 from services.cli.stack.arguments import Options
 from services.cli.stack.merged_log import MergedLog
 from services.cli.stack.supervisor import Limits, Stack
@@ -33,13 +33,13 @@ def up(
     options: Options,
     *,
     limits: Limits | None = None,
-    command: Callable[[Service], list[str]] = plan.command,
+    command: Callable[[Service], list[str]] = arguments.command,
 ) -> None:
     """Run the services until a signal comes or one of them cannot be kept."""
-    plan.check(options)
+    arguments.check(options)
     signalled = asyncio.run(_up(out, options, limits or Limits(), command))
     if signalled is signal.SIGINT:
-        raise typer.Exit(launch.INTERRUPTED)
+        raise typer.Exit(invoke.INTERRUPTED)
 
 
 async def _up(
@@ -54,16 +54,16 @@ async def _up(
         as_json=options.log_format == "json",
         colours=out.stderr.is_terminal and out.stderr.color_system is not None,
     )
-    file = endpoints.endpoints_file(home)
+    file = addresses.endpoints_file(home)
     with _only_one(home):
         try:
             async with Stack(options, log, limits=limits, command=command) as stack:
                 with _Signals(log, stack.hurry) as signals:
                     await signals.unless_caught(_serve(out, stack, file))
-                    endpoints.remove(file, os.getpid())
+                    addresses.remove(file, os.getpid())
                     await stack.stop()
         finally:
-            endpoints.remove(file, os.getpid())
+            addresses.remove(file, os.getpid())
     log.write("corral", "stopped")
     return signals.caught
 
@@ -71,7 +71,7 @@ async def _up(
 async def _serve(out: Output, stack: Stack, file: Path) -> None:
     await stack.start()
     pid = os.getpid()
-    endpoints.write(file, Running(pid, endpoints.start_time(pid), stack.addresses))
+    addresses.write(file, Running(pid, addresses.start_time(pid), stack.addresses))
     # Nobody reads it (`corral up | true`): the services are there all the same. Rich answers a
     # closed pipe with SystemExit.
     with suppress(OSError, SystemExit):
@@ -159,7 +159,7 @@ def _only_one(home: Path) -> Iterator[None]:
         ) from error
     with lock:
         if not free:
-            running = endpoints.read(endpoints.endpoints_file(home))
+            running = addresses.read(addresses.endpoints_file(home))
             pid = f" (pid {running.pid})" if running else ""
             raise Failure(
                 f"`corral up` runs already{pid} in {home}",

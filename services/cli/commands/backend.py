@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 from services.cli.display.output import Output
 
 app = typer.Typer(no_args_is_help=True, help="Try backends, and clients of backends.")
@@ -53,7 +53,7 @@ def fake(
     It answers every RPC of backend.Backend, always in the same way. With --set it crashes, hangs,
     floods its log, refuses to load and much more, so that clients and loaders can be tested with it.
     """
-    from services.cli.actions import exec_backend as action
+    from services.cli.actions import backend as action
 
     out = Output()
     arguments = [f"--set={pair}" for pair in settings or ()]
@@ -64,4 +64,4 @@ def fake(
         arguments += ["--no-exec"] if no_exec else []
     else:
         arguments.append(f"--addr={addr}")
-    launch.guarded(lambda: action.become("fake", arguments), out)
+    invoke.guarded(lambda: action.become("fake", arguments), out)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 
 from . import completion
 from .parameters import JsonFlag, LoaderAddress
@@ -28,7 +28,7 @@ def backends(
     """List the backends, usable or not, in the order in which their folders are searched."""
     from services.cli.actions import backends as action
 
-    launch.run(
+    invoke.run(
         lambda clients, out: (
             action.show(clients, out, backend) if backend else action.show_all(clients, out)
         ),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 
 from . import completion
 from .parameters import GalleryAddress, JsonFlag
@@ -51,7 +51,7 @@ def install(
     order = action.Order(
         entry=entry, name=name or "", variant=variant or "", force=force, wait=wait
     )
-    launch.run(
+    invoke.run(
         lambda clients, out: action.install(clients, out, order),
         as_json=json,
         addresses={"gallery": gallery},

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 
 from . import completion
 from .parameters import AdvisingGallery, JsonFlag, LoaderAddress, ModelName, Timeout
@@ -42,7 +42,7 @@ def load(
     from services.cli.actions import load as action
 
     work = action.begin if no_wait else action.load
-    launch.run(
+    invoke.run(
         lambda clients, out: work(clients, out, model, now=now, limit=timeout),
         as_json=json,
         addresses={"loader": loader, "gallery": gallery},
@@ -67,7 +67,7 @@ def unload(
 
     if everything == (model is not None):
         raise typer.BadParameter("name one model, or give --all", param_hint="MODEL")
-    launch.run(
+    invoke.run(
         lambda clients, out: (
             action.one(clients, out, model, force=force, limit=timeout)
             if model is not None

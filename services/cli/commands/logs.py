@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 
 from .parameters import JsonFlag, LoaderAddress, ModelName
 
@@ -54,7 +54,7 @@ def logs(
     wanted = action.Wanted(
         model, follow=follow, tail=tail, level=level or "", streams=tuple(stream or ())
     )
-    launch.run(
+    invoke.run(
         lambda clients, out: action.show(clients, out, wanted),
         as_json=json,
         addresses={"loader": loader},

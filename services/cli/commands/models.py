@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 
 from .parameters import GalleryAddress, JsonFlag, LoaderAddress, MonitorAddress
 
@@ -68,7 +68,7 @@ def models(
         if installed
         else action.list_known
     )
-    launch.run(
+    invoke.run(
         lambda clients, out: listing(clients, out, wanted),
         as_json=json,
         addresses={"loader": loader, "gallery": gallery, "monitor": monitor},

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 
 from . import completion
 from .parameters import GalleryAddress, JsonFlag
@@ -40,7 +40,7 @@ def list_operations(json: JsonFlag = False, gallery: GalleryAddress = None) -> N
     """List the operations, newest first."""
     from services.cli.actions import operations as action
 
-    launch.run(action.list_all, as_json=json, addresses={"gallery": gallery})
+    invoke.run(action.list_all, as_json=json, addresses={"gallery": gallery})
 
 
 @app.command()
@@ -48,7 +48,7 @@ def watch(operation: OperationName, json: JsonFlag = False, gallery: GalleryAddr
     """Follow an operation to its end. Ctrl-C stops watching; the operation goes on."""
     from services.cli.actions import operations as action
 
-    launch.run(
+    invoke.run(
         lambda clients, out: action.watch(clients, out, operation),
         as_json=json,
         addresses={"gallery": gallery},
@@ -62,7 +62,7 @@ def cancel(
     """Cancel an operation and wait until it has stopped."""
     from services.cli.actions import operations as action
 
-    launch.run(
+    invoke.run(
         lambda clients, out: action.cancel(clients, out, operation),
         as_json=json,
         addresses={"gallery": gallery},

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 
 from .parameters import AdvisingGallery, JsonFlag, LoaderAddress, ModelName, Timeout
 
@@ -80,8 +80,8 @@ def run(
     gallery: AdvisingGallery = None,
 ) -> None:
     """Let a model answer, word by word; it is loaded first if it must be. Ctrl-C stops the answer."""
-    from services.cli.actions import chat as conversation
-    from services.cli.actions import generate as action
+    from services.cli.actions import chat as chat_action
+    from services.cli.actions import run as action
 
     if raw and (chat or system):
         raise typer.BadParameter(
@@ -106,9 +106,9 @@ def run(
     )
     addresses = {"loader": loader, "gallery": gallery}
     if chat:
-        conversation.talk(settings, first=prompt, as_json=json, addresses=addresses)
+        chat_action.talk(settings, first=prompt, as_json=json, addresses=addresses)
         return
-    launch.run(
+    invoke.run(
         lambda clients, out: action.answer_once(clients, out, settings, prompt or ""),
         as_json=json,
         addresses=addresses,

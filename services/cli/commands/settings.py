@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 
 from . import completion
 from .parameters import JsonFlag, LoaderAddress
@@ -26,7 +26,7 @@ def list_settings(json: JsonFlag = False, loader: LoaderAddress = None) -> None:
     """List the settings: value, where it is from (default, start or runtime), and meaning."""
     from services.cli.actions import settings as action
 
-    launch.run(action.show, as_json=json, addresses={"loader": loader})
+    invoke.run(action.show, as_json=json, addresses={"loader": loader})
 
 
 @app.command("set")
@@ -46,7 +46,7 @@ def set_settings(
     """Change settings at once and for good; what no longer fits new limits is evicted."""
     from services.cli.actions import settings as action
 
-    launch.run(
+    invoke.run(
         lambda clients, out: action.change(clients, out, assignments),
         as_json=json,
         addresses={"loader": loader},

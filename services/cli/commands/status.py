@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 
 from . import completion
 from .parameters import GalleryAddress, JsonFlag, LoaderAddress, MetricsAddress, MonitorAddress
@@ -53,24 +53,23 @@ def status(
 
     Exits with 1 if a service that was started by `corral up` or named here does not serve.
     """
-    from services.cli.actions import model_status
-    from services.cli.actions import status as action
-    from services.cli.actions import status_watch as follow
+    from services.cli.status import model_status, status_watch
+    from services.cli.status import overview as action
 
     if options and not model:
         raise typer.BadParameter("goes with one MODEL", param_hint="--options")
 
     async def work(clients: Clients, out: Output) -> None:
         if model and watch:
-            await follow.model(clients, out, model, options=options)
+            await status_watch.show_model(clients, out, model, options=options)
         elif model:
             await model_status.show(clients, out, model, options=options)
         elif watch:
-            await follow.overview(clients, out, everything=everything)
+            await status_watch.show_all(clients, out, everything=everything)
         else:
             await action.show_all(clients, out, everything=everything)
 
-    launch.run(
+    invoke.run(
         work,
         as_json=json,
         addresses={"loader": loader, "gallery": gallery, "monitor": monitor, "metrics": metrics},

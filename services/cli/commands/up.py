@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 from services.cli.display.output import Output
 
 from .parameters import JsonFlag, duration_option
@@ -134,4 +134,4 @@ def up(
         )
         action.up(out, options, limits=Limits(stop_timeout=stop_timeout))
 
-    launch.guarded(work, out)
+    invoke.guarded(work, out)

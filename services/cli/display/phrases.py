@@ -6,8 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from . import messages as views
-from . import text
+from . import messages, text
 from .messages import View
 
 STATE_STYLES: Final = {
@@ -73,7 +72,7 @@ def idle(view: View) -> str:
     if view["state"] != "ready" or not instance or instance["active_calls"] or view["queued_calls"]:
         return ""
     since = instance["last_used_time"] or instance["ready_time"]
-    return text.span(time.time() - views.epoch(since)) if since else ""
+    return text.span(time.time() - messages.epoch(since)) if since else ""
 
 
 def unload(view: View) -> str:
@@ -100,7 +99,7 @@ def retry(moment: str | None) -> str:
     """Return when the next try may begin: `next try in 8 s`; empty if nothing is known of that."""
     if not moment:
         return ""
-    left = views.epoch(moment) - time.time()
+    left = messages.epoch(moment) - time.time()
     return f"next try in {text.span(left)}" if left > 0 else "may be tried again now"
 
 
@@ -108,7 +107,7 @@ def when(moment: str | None) -> str:
     """Return how long ago a time was, or in how long it is; empty for none."""
     if not moment:
         return ""
-    away = time.time() - views.epoch(moment)
+    away = time.time() - messages.epoch(moment)
     return f"{text.span(away)} ago" if away >= 0 else f"in {text.span(-away)}"
 
 
@@ -125,7 +124,7 @@ def _reason(view: View, waiting: Mapping[str, View]) -> str:
         return place_of(place) if place else message or "waits to be loaded"
     if state in _ON_ITS_WAY:
         since = view["state_time"]
-        passed = f"for {text.span(time.time() - views.epoch(since))}" if since else ""
+        passed = f"for {text.span(time.time() - messages.epoch(since))}" if since else ""
         return ": ".join(part for part in (passed, message) if part)
     if state == "unloaded":
         return unload(view)

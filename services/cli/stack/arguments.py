@@ -89,7 +89,7 @@ def listen_of(options: Options, name: str) -> str | None:
     return str(Address(host=base.host, port=port))
 
 
-def arguments(
+def for_service(
     service: Service,
     options: Options,
     known: Mapping[str, str],

@@ -15,7 +15,7 @@ from services.cli.display.text import duration
 from services.cli.failures import Failure
 from services.common.backoff import Backoff
 
-from . import arguments as plan
+from . import arguments
 from .arguments import Options
 from .child import Child, StartFailure, called
 from .fork_client import ForkServer
@@ -52,7 +52,7 @@ class Stack:
         log: MergedLog,
         *,
         limits: Limits | None = None,
-        command: Callable[[Service], list[str]] = plan.command,
+        command: Callable[[Service], list[str]] = arguments.command,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         """Take the user's options; `command` returns the program of a service."""
@@ -76,7 +76,7 @@ class Stack:
         """Open the pipe that tells the services that we live, and let their code be imported."""
         self._read_end, self._write_end = os.pipe()
         forks = ForkServer(
-            plan.MODULES,
+            arguments.MODULES,
             self._environ,
             [self._read_end],
             timeout=self._limits.import_timeout,
@@ -100,7 +100,7 @@ class Stack:
 
     async def start(self) -> None:
         """Start the services in order; StartFailure with the service's own words if one cannot."""
-        for services in plan.START_ORDER:
+        for services in arguments.START_ORDER:
             tasks = [asyncio.create_task(self._bring_up(service)) for service in services]
             try:
                 await asyncio.gather(*tasks)
@@ -125,13 +125,13 @@ class Stack:
             task.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._keepers = set()
-        for services in plan.STOP_ORDER:
+        for services in arguments.STOP_ORDER:
             await asyncio.gather(*(self._stop(service) for service in services))
 
     async def _bring_up(self, service: Service) -> None:
         child = Child(service, self._log.write)
         self._children[service] = child
-        flags = plan.arguments(service, self._options, self.addresses, self._bound)
+        flags = arguments.for_service(service, self._options, self.addresses, self._bound)
         await child.start(
             [*self._command(service), *flags],
             {**self._environ, WATCH_FD: str(self._read_end)},
@@ -140,16 +140,18 @@ class Stack:
         )
         address = await child.until_ready(self._limits.start_timeout)
         self._bound[service] = address
-        self.addresses[service] = plan.reachable(address)
+        self.addresses[service] = arguments.reachable(address)
         if service == "metrics":
             self._note_http()
 
     def _note_http(self) -> None:
-        file = plan.metrics_state_path(self._options, self._environ) / "metrics" / "http_address"
+        file = (
+            arguments.metrics_state_path(self._options, self._environ) / "metrics" / "http_address"
+        )
         # The service writes it before it is ready; without it only a line of the summary is missing.
         with suppress(OSError, ValueError):
             address = file.read_text(encoding="utf-8").strip()
-            self.addresses["http"] = plan.reachable(address)
+            self.addresses["http"] = arguments.reachable(address)
             self._bound["http"] = address
 
     async def _keep(self, service: Service) -> None:

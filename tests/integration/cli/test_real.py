@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from services.cli.client import addresses as endpoints
+from services.cli.client import addresses
 from tests.tools.corral_command import Done, command_environment, corral
 from tests.tools.processes import alive, descendants
 from tests.tools.service import ROOT
@@ -138,7 +138,7 @@ async def test_the_tour(installation: Installation) -> None:
     assert installation.process.returncode == 0, err.decode()
     assert err.endswith(b"corral  | stopped\n")
     await _gone(family)
-    assert endpoints.read(endpoints.endpoints_file(installation.home)) is None
+    assert addresses.read(addresses.endpoints_file(installation.home)) is None
 
 
 async def test_whatever_is_killed_comes_back_or_goes_with_the_rest(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from services.cli.client import addresses as endpoints
+from services.cli.client import addresses
 from tests.tools.corral_command import command_environment, corral
 from tests.tools.processes import alive
 from tests.tools.service import ROOT
@@ -81,7 +81,7 @@ class Up:
 
     @property
     def file(self) -> Path:
-        return endpoints.endpoints_file(self.home)
+        return addresses.endpoints_file(self.home)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ async def test_the_services_are_told_of_each_other_and_others_of_them(up: Up) ->
     assert "--models-path=/m" in gallery
     assert f"--loader={where['loader']}" in monitor
     assert "--models-path" not in monitor
-    running = endpoints.read(up.file)
+    running = addresses.read(up.file)
     assert running is not None
     assert running.pid == up.process.pid == ready["pid"]
     assert running.addresses["gallery"] == where["gallery"]
@@ -257,7 +257,7 @@ async def test_sigkill_of_up_takes_the_services_with_it(up: Up) -> None:
     await eventually(lambda: not up.living(), timeout=5, what="the end of the services")
     # The file stays, and nobody believes it.
     assert up.file.exists()
-    assert endpoints.read(up.file) is None
+    assert addresses.read(up.file) is None
     # And it is no hindrance for the next.
     await up.start("json")
     await up.ready()
@@ -271,7 +271,7 @@ async def test_only_one_runs_in_a_home(up: Up) -> None:
     code, err = await up.ends()
     assert code == 1
     assert f"`corral up` runs already (pid {first.pid})" in err
-    assert endpoints.read(up.file) is not None
+    assert addresses.read(up.file) is not None
 
 
 async def test_a_flood_of_log_lines_comes_through(up: Up) -> None:
@@ -296,7 +296,7 @@ async def test_a_summary_that_nobody_reads_stops_nothing(up: Up, words: tuple[st
     await up.start(*words)
     assert up.process.stdout is not None
     up.process.stdout._transport.close()  # type: ignore[attr-defined]
-    await eventually(lambda: endpoints.read(up.file) is not None, timeout=20, what="the start")
+    await eventually(lambda: addresses.read(up.file) is not None, timeout=20, what="the start")
     os.kill(up.pid("loader"), signal.SIGKILL)
     await eventually(lambda: len(up.starts("loader")) == 2, timeout=10, what="the restart")
 
@@ -317,7 +317,7 @@ async def test_people_are_told_what_to_do_next(up: Up) -> None:
         text = (await up.process.stdout.readuntil(b"Ctrl-C stops everything.")).decode()
     assert "Corral is up." in text
     assert "corral models --available" in text
-    running = endpoints.read(up.file)
+    running = addresses.read(up.file)
     assert running is not None
     assert all(running.addresses[service] in text for service in SERVICES)
 

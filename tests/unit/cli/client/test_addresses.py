@@ -4,28 +4,28 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.client import addresses as endpoints
+from services.cli.client import addresses
 from services.cli.client.addresses import Running
 from services.cli.failures import Failure
 
 
 def running(pid: int | None = None) -> Running:
     pid = pid or os.getpid()
-    return Running(pid, endpoints.start_time(pid), {"loader": "127.0.0.1:1", "http": "h:2"})
+    return Running(pid, addresses.start_time(pid), {"loader": "127.0.0.1:1", "http": "h:2"})
 
 
 def test_defaults_where_nothing_runs(tmp_path: Path) -> None:
-    found = endpoints.resolve({}, tmp_path)
+    found = addresses.resolve({}, tmp_path)
     assert found["loader"].address == "127.0.0.1:50051"
     assert found["metrics"].address == "127.0.0.1:50054"
     assert {endpoint.source for endpoint in found.values()} == {"default"}
 
 
 def test_what_is_given_wins_over_what_runs(tmp_path: Path) -> None:
-    endpoints.write(endpoints.endpoints_file(tmp_path), running())
-    assert endpoints.resolve({}, tmp_path)["loader"].address == "127.0.0.1:1"
-    assert endpoints.resolve({}, tmp_path)["loader"].source == "up"
-    given = endpoints.resolve({"loader": "unix:/x"}, tmp_path)
+    addresses.write(addresses.endpoints_file(tmp_path), running())
+    assert addresses.resolve({}, tmp_path)["loader"].address == "127.0.0.1:1"
+    assert addresses.resolve({}, tmp_path)["loader"].source == "up"
+    given = addresses.resolve({"loader": "unix:/x"}, tmp_path)
     assert (given["loader"].address, given["loader"].source) == ("unix:/x", "given")
     # What `up` does not name is looked for at its default.
     assert given["gallery"].source == "default"
@@ -33,17 +33,17 @@ def test_what_is_given_wins_over_what_runs(tmp_path: Path) -> None:
 
 def test_a_bad_address_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="--gallery: 'nowhere' has no port") as caught:
-        endpoints.resolve({"gallery": "nowhere"}, tmp_path)
+        addresses.resolve({"gallery": "nowhere"}, tmp_path)
     assert caught.value.exit_code == 2
 
 
 def test_a_dead_process_is_not_believed(tmp_path: Path) -> None:
-    file = endpoints.endpoints_file(tmp_path)
-    endpoints.write(file, Running(2**22 + 1, 1.0, {"loader": "127.0.0.1:1"}))
-    assert endpoints.read(file) is None
+    file = addresses.endpoints_file(tmp_path)
+    addresses.write(file, Running(2**22 + 1, 1.0, {"loader": "127.0.0.1:1"}))
+    assert addresses.read(file) is None
     # The pid lives, and belongs to another process now.
-    endpoints.write(file, Running(os.getpid(), 1.0, {"loader": "127.0.0.1:1"}))
-    assert endpoints.read(file) is None
+    addresses.write(file, Running(os.getpid(), 1.0, {"loader": "127.0.0.1:1"}))
+    assert addresses.read(file) is None
 
 
 @pytest.mark.parametrize(
@@ -52,15 +52,15 @@ def test_a_dead_process_is_not_believed(tmp_path: Path) -> None:
 def test_a_damaged_file_is_no_file(tmp_path: Path, content: str) -> None:
     file = tmp_path / "endpoints.json"
     file.write_text(content)
-    assert endpoints.read(file) is None
+    assert addresses.read(file) is None
 
 
 def test_only_ones_own_file_is_removed(tmp_path: Path) -> None:
-    file = endpoints.endpoints_file(tmp_path)
-    endpoints.write(file, running())
-    endpoints.remove(file, os.getpid() + 1)
+    file = addresses.endpoints_file(tmp_path)
+    addresses.write(file, running())
+    addresses.remove(file, os.getpid() + 1)
     assert json.loads(file.read_text())["pid"] == os.getpid()
-    endpoints.remove(file, os.getpid())
+    addresses.remove(file, os.getpid())
     assert not file.exists()
-    endpoints.remove(file, os.getpid())
+    addresses.remove(file, os.getpid())
     assert list(file.parent.iterdir()) == []

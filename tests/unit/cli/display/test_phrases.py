@@ -3,16 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.loader.v1 import loader_pb2
-from services.cli.actions import capacity as room
-from services.cli.display import messages as views
-from services.cli.display import phrases
+from services.cli.display import messages, phrases
+from services.cli.status import capacity
 
 STATE = loader_pb2.Model.State
 Memory = loader_pb2.MemoryReservation
 
 
-def view(state: STATE.ValueType, **more: object) -> views.View:
-    return views.model(loader_pb2.Model(name="models/m", state=state, **more))  # type: ignore[arg-type]
+def view(state: STATE.ValueType, **more: object) -> messages.View:
+    return messages.model(loader_pb2.Model(name="models/m", state=state, **more))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -32,11 +31,11 @@ def view(state: STATE.ValueType, **more: object) -> views.View:
     ],
 )
 def test_memory_says_where_it_is_from(held: list[Memory], shown: str) -> None:
-    assert phrases.memory(views.reservations(held)) == shown
+    assert phrases.memory(messages.reservations(held)) == shown
 
 
 def test_what_a_later_loader_says_is_shown_too() -> None:
-    assert views.state_of(loader_pb2.Model(state=99)) == "99"  # type: ignore[arg-type]
+    assert messages.state_of(loader_pb2.Model(state=99)) == "99"  # type: ignore[arg-type]
 
 
 def test_a_model_that_waits_without_a_place() -> None:
@@ -53,7 +52,9 @@ def test_calls() -> None:
 
 @given(total=st.integers(0, 2**45), available=st.integers(0, 2**46), reserved=st.integers(0, 2**46))
 def test_a_bar_is_always_as_long(total: int, available: int, reserved: int) -> None:
-    bar = room.bar({"total_bytes": total, "available_bytes": available, "reserved_bytes": reserved})
+    bar = capacity.bar(
+        {"total_bytes": total, "available_bytes": available, "reserved_bytes": reserved}
+    )
     assert len(bar) == 20
     assert bar == "".join(sorted(bar, key="█▒░".index))
     if reserved and total:

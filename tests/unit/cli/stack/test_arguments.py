@@ -3,18 +3,18 @@ from pathlib import Path
 import pytest
 
 from services.cli.failures import Failure
-from services.cli.stack import arguments as plan
-from services.cli.stack.arguments import Options, arguments, listen_of
+from services.cli.stack import arguments
+from services.cli.stack.arguments import Options, for_service, listen_of
 
 KNOWN = {"metrics": "127.0.0.1:4", "loader": "127.0.0.1:1"}
 
 
 def test_what_is_not_said_is_left_to_the_service() -> None:
-    assert arguments("metrics", Options(), {}, {}) == []
-    assert arguments("loader", Options(), {"metrics": "127.0.0.1:4"}, {}) == [
+    assert for_service("metrics", Options(), {}, {}) == []
+    assert for_service("loader", Options(), {"metrics": "127.0.0.1:4"}, {}) == [
         "--metrics=127.0.0.1:4"
     ]
-    assert arguments("monitor", Options(), KNOWN, {}) == [
+    assert for_service("monitor", Options(), KNOWN, {}) == [
         "--metrics=127.0.0.1:4",
         "--loader=127.0.0.1:1",
     ]
@@ -31,9 +31,9 @@ def test_each_service_gets_the_flags_it_has() -> None:
         config="/c.yaml",
     )
     shared = ["--state-path=/s", "--log-level=debug", "--log-format=json", "--config=/c.yaml"]
-    assert arguments("metrics", options, {}, {}) == shared
-    assert arguments("monitor", options, KNOWN, {})[:4] == shared
-    loader = arguments("loader", options, KNOWN, {})
+    assert for_service("metrics", options, {}, {}) == shared
+    assert for_service("monitor", options, KNOWN, {})[:4] == shared
+    loader = for_service("loader", options, KNOWN, {})
     assert loader[5:] == [
         "--models-path=/m",
         "--backends-path=/b1",
@@ -41,7 +41,7 @@ def test_each_service_gets_the_flags_it_has() -> None:
         "--external-backend=x=/run.sh",
         "--external-backend=y=127.0.0.1:9",
     ]
-    assert arguments("gallery", options, KNOWN, {})[6:] == [
+    assert for_service("gallery", options, KNOWN, {})[6:] == [
         "--models-path=/m",
         "--backends-path=/b1",
     ]
@@ -50,7 +50,7 @@ def test_each_service_gets_the_flags_it_has() -> None:
 def test_a_restart_takes_the_same_addresses() -> None:
     options = Options(listen="127.0.0.1:0")
     bound = {"metrics": "127.0.0.1:4711", "http": "127.0.0.1:4712"}
-    assert arguments("metrics", options, {}, bound) == [
+    assert for_service("metrics", options, {}, bound) == [
         "--listen=127.0.0.1:4711",
         "--http-listen=127.0.0.1:4712",
     ]
@@ -91,7 +91,7 @@ def test_an_address_of_its_own_wins() -> None:
 )
 def test_bad_addresses_are_refused_before_anything_starts(options: Options, text: str) -> None:
     with pytest.raises(Failure, match=text) as caught:
-        plan.check(options)
+        arguments.check(options)
     assert caught.value.exit_code == 2
 
 
@@ -105,17 +105,17 @@ def test_bad_addresses_are_refused_before_anything_starts(options: Options, text
     ],
 )
 def test_all_interfaces_are_no_address_to_call(address: str, expected: str) -> None:
-    assert plan.reachable(address) == expected
+    assert arguments.reachable(address) == expected
 
 
 def test_the_metrics_state_is_found_by_its_own_rules(tmp_path: Path) -> None:
     file = tmp_path / "corral.yaml"
     file.write_text("state_path: /everyone\nmetrics:\n  state_path: /mine\n  max_series: 5\n")
-    home = plan.metrics_state_path(Options(), {})
+    home = arguments.metrics_state_path(Options(), {})
     assert home.name == "state"
-    assert plan.metrics_state_path(Options(config=str(file)), {}) == Path("/mine")
+    assert arguments.metrics_state_path(Options(config=str(file)), {}) == Path("/mine")
     env = {"CORRAL_METRICS_STATE_PATH": "/env"}
-    assert plan.metrics_state_path(Options(config=str(file)), env) == Path("/env")
-    assert plan.metrics_state_path(Options(config=str(file), state_path="/flag"), env) == Path(
+    assert arguments.metrics_state_path(Options(config=str(file)), env) == Path("/env")
+    assert arguments.metrics_state_path(Options(config=str(file), state_path="/flag"), env) == Path(
         "/flag"
     )

@@ -7,15 +7,12 @@ from typing import Final
 import typer
 
 from corral.loader.v1 import loader_pb2
+from services.cli.actions import load
 from services.cli.client.clients import Clients
-from services.cli.display import loader_messages as loader_views
-from services.cli.display import messages as views
-from services.cli.display import phrases, text
+from services.cli.display import loader_messages, messages, phrases, text
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
 from services.common.errors import CorralError
-
-from . import load
 
 _TIMEOUT: Final = 5.0
 _BAR: Final = 20
@@ -24,7 +21,7 @@ _BLOCKS: Final = ("█", "▒", "░")
 _ASCII: Final = ("#", "=", "-")
 
 
-async def capacity(clients: Clients) -> views.View | None:
+async def query(clients: Clients) -> messages.View | None:
     """Return what the loader has to give, or None if it does not say."""
     try:
         answer = await clients.call(
@@ -35,10 +32,10 @@ async def capacity(clients: Clients) -> views.View | None:
         )
     except (CorralError, Failure):
         return None
-    return loader_views.capacity(answer)
+    return loader_messages.capacity(answer)
 
 
-def write(out: Output, view: views.View) -> None:
+def write(out: Output, view: messages.View) -> None:
     """Write the slots in one line, and a bar for each kind of memory."""
     slots = [
         _of("models", view["active_models"], view["max_active_models"]),
@@ -64,7 +61,7 @@ def write(out: Output, view: views.View) -> None:
         out.line("  ".join(part for part in parts if part))
 
 
-def bar(device: views.View, blocks: tuple[str, str, str] = _BLOCKS) -> str:
+def bar(device: messages.View, blocks: tuple[str, str, str] = _BLOCKS) -> str:
     """Return a bar of a device's memory: what models have, what others use, what is free."""
     total = device["total_bytes"]
     if not total:
@@ -78,10 +75,10 @@ def bar(device: views.View, blocks: tuple[str, str, str] = _BLOCKS) -> str:
 
 async def plan(clients: Clients, out: Output, name: str) -> None:
     """Show what would be evicted to load a model; exits with 1 if it does not fit."""
-    name = views.bare((await load.get(clients, name)).name)
+    name = messages.bare((await load.get(clients, name)).name)
     request = loader_pb2.PlanEvictionRequest(name=name)
     answer = await clients.call("loader", clients.loader.PlanEviction, request)
-    view = loader_views.plan(name, answer)
+    view = loader_messages.plan(name, answer)
     if out.as_json:
         out.emit(view)
     else:
@@ -90,7 +87,7 @@ async def plan(clients: Clients, out: Output, name: str) -> None:
         raise typer.Exit(1)
 
 
-def _write_plan(out: Output, view: views.View) -> None:
+def _write_plan(out: Output, view: messages.View) -> None:
     evictions, blockers = view["evictions"], view["blockers"]
     if not view["fits"]:
         verdict, style = "does not fit", "red"
@@ -153,7 +150,7 @@ def _cells(part: int, total: int) -> int:
     return max(round(_BAR * part / total), 1) if part > 0 else 0
 
 
-def _amounts(device: views.View) -> str:
+def _amounts(device: messages.View) -> str:
     total, available = device["total_bytes"], device["available_bytes"]
     models = text.size(device["reserved_bytes"])
     parts = [

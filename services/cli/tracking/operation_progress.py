@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from corral.gallery.v1 import gallery_pb2
 from services.cli.client.clients import RECONNECT_TIMEOUT, Clients
-from services.cli.display import messages as views
+from services.cli.display import messages
 from services.cli.display.output import Output
 from services.cli.display.progress import transfer
 from services.cli.failures import Failure, Lost, Unreachable, explain
@@ -33,10 +33,10 @@ async def to_the_end(
     """Show an operation's progress and return it when it has ended, well or not."""
     last = operation
     with transfer(out, title) as progress:
-        progress.update(views.operation(last))
+        progress.update(messages.operation(last))
         if not last.done:
             async for last in _changes(clients, out, operation.name):
-                progress.update(views.operation(last))
+                progress.update(messages.operation(last))
     return last
 
 
@@ -91,7 +91,7 @@ async def _changes(
                 raise Failure(
                     error.message,
                     f"the operation goes on when the gallery is back: `corral operations watch"
-                    f" {views.bare(name)}`",
+                    f" {messages.bare(name)}`",
                     reason=error.reason,
                 ) from error
             if failures == 0:

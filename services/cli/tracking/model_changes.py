@@ -10,9 +10,7 @@ from typing import Final
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import RECONNECT_TIMEOUT, Clients
-from services.cli.display import loader_messages as loader_views
-from services.cli.display import messages as views
-from services.cli.display import phrases
+from services.cli.display import loader_messages, messages, phrases
 from services.cli.display.output import Output
 from services.cli.display.progress import Waiting, spinner
 from services.cli.failures import Failure, Lost, Unreachable
@@ -86,7 +84,7 @@ class _Beside:
     ) -> None:
         self._clients = clients
         self._out = out
-        self._name = views.bare(name)
+        self._name = messages.bare(name)
         self._title = title
         self._waiting = waiting
         self._loading = False
@@ -101,7 +99,7 @@ class _Beside:
                 async for change in self._clients.stream("loader", loader.WatchModels, request):
                     if change.change_type == _CHANGE.CHANGE_TYPE_SNAPSHOT_END:
                         begun.set()
-                    elif views.bare(change.model.name) == self._name:
+                    elif messages.bare(change.model.name) == self._name:
                         await self._tell(change.model)
                     elif change.change_type == _CHANGE.CHANGE_TYPE_REMOVED and self._loading:
                         await self._tell_of_eviction(change.model.name)
@@ -126,7 +124,7 @@ class _Beside:
                 loader_pb2.GetCapacityRequest(),
                 timeout=_ASIDE_TIMEOUT,
             )
-            for one in loader_views.capacity(answer)["waiting"]:
+            for one in loader_messages.capacity(answer)["waiting"]:
                 if one["model"] == self._name:
                     return phrases.place_of(one)
         return ""
@@ -140,7 +138,7 @@ class _Beside:
                 loader_pb2.GetModelRequest(name=name),
                 timeout=_ASIDE_TIMEOUT,
             )
-            last = views.model(answer.model)["last_unload"]
+            last = messages.model(answer.model)["last_unload"]
             if last and last["cause"] == "evicted" and last["for_model"] == self._name:
                 reason = f": {last['message']}" if last["message"] else ""
-                self._out.note(f"{views.bare(name)} made room{reason}")
+                self._out.note(f"{messages.bare(name)} made room{reason}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import invoke as launch
+from services.cli import invoke
 
 from . import completion
 from .parameters import JsonFlag, LoaderAddress, ModelName, duration_option
@@ -17,9 +17,9 @@ def plan(model: ModelName, json: JsonFlag = False, loader: LoaderAddress = None)
 
     Exits with 1 if the model does not fit.
     """
-    from services.cli.actions import capacity as action
+    from services.cli.status import capacity as action
 
-    launch.run(
+    invoke.run(
         lambda clients, out: action.plan(clients, out, model),
         as_json=json,
         addresses={"loader": loader},
@@ -63,7 +63,7 @@ def drain(
     """
     from services.cli.actions import pin as action
 
-    launch.run(
+    invoke.run(
         lambda clients, out: action.drain(clients, out, timeout),
         as_json=json,
         addresses={"loader": loader},
@@ -73,7 +73,7 @@ def drain(
 def _set_pinned(model: str, pinned: bool, json: bool, loader: str | None) -> None:
     from services.cli.actions import pin as action
 
-    launch.run(
+    invoke.run(
         lambda clients, out: action.pin(clients, out, model, pinned=pinned),
         as_json=json,
         addresses={"loader": loader},

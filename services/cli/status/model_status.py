@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from services.cli.actions import load
 from services.cli.client.clients import Clients
-from services.cli.display import loader_messages as loader_views
-from services.cli.display import messages as views
-from services.cli.display import phrases, text
+from services.cli.display import loader_messages, messages, phrases, text
 from services.cli.display.output import Column, Output
+from services.cli.status import capacity
 
-from . import capacity as room
-from . import load, status
+from . import overview
 
 Fact = tuple[str, str, str]
 
@@ -25,21 +24,21 @@ async def show(clients: Clients, out: Output, name: str, *, options: bool) -> No
         write(out, view, options=options)
 
 
-async def gather(clients: Clients, name: str) -> views.View:
+async def gather(clients: Clients, name: str) -> messages.View:
     """Ask the loader and the monitor for all they know of a model."""
     answer = await load.get_whole(clients, name)
-    view = await status.with_status(clients, answer.model)
-    view["health"] = await status.health_of(clients, "loader", f"models/{view['name']}")
-    view["effective_options"] = [loader_views.option(one) for one in answer.effective_options]
+    view = await overview.with_status(clients, answer.model)
+    view["health"] = await overview.health_of(clients, "loader", f"models/{view['name']}")
+    view["effective_options"] = [loader_messages.option(one) for one in answer.effective_options]
     view["waiting"] = None
     if view["state"] == "waiting":
-        capacity = await room.capacity(clients)
-        waiting = (capacity or {}).get("waiting", [])
+        known = await capacity.query(clients)
+        waiting = (known or {}).get("waiting", [])
         view["waiting"] = next((one for one in waiting if one["model"] == view["name"]), None)
     return view
 
 
-def write(out: Output, view: views.View, *, options: bool) -> None:
+def write(out: Output, view: messages.View, *, options: bool) -> None:
     """Write a model's facts for people."""
     out.facts(fact for fact in _facts(view) if fact[1])
     if not options:
@@ -62,8 +61,8 @@ def write(out: Output, view: views.View, *, options: bool) -> None:
     )
 
 
-def _facts(view: views.View) -> list[Fact]:
-    waiting: views.View | None = view["waiting"]
+def _facts(view: messages.View) -> list[Fact]:
+    waiting: messages.View | None = view["waiting"]
     unloaded = (view["last_unload"] or {}).get("message", "")
     note = view["state_message"] if view["state_message"] != unloaded else ""
     lines = [
@@ -97,7 +96,7 @@ def _facts(view: views.View) -> list[Fact]:
     return lines
 
 
-def _load(view: views.View) -> list[Fact]:
+def _load(view: messages.View) -> list[Fact]:
     """Return how busy a model is, as far as there is something to say."""
     limit, queued = view["max_concurrent_calls"], view["queued_calls"]
     return [
@@ -107,7 +106,7 @@ def _load(view: views.View) -> list[Fact]:
     ]
 
 
-def _instance(instance: views.View) -> list[Fact]:
+def _instance(instance: messages.View) -> list[Fact]:
     load_seconds = instance["load_seconds"]
     loaded = "" if load_seconds is None else text.duration(load_seconds)
     taken = "taken over from the loader that ran before"
@@ -123,7 +122,7 @@ def _instance(instance: views.View) -> list[Fact]:
     ]
 
 
-def _memory(view: views.View) -> list[Fact]:
+def _memory(view: messages.View) -> list[Fact]:
     status: dict[str, Any] = view["status"] or {}
     process: dict[str, Any] = status.get("process") or {}
     lines = []
@@ -148,7 +147,7 @@ def _memory(view: views.View) -> list[Fact]:
     return lines
 
 
-def _reserved(view: views.View) -> str:
+def _reserved(view: messages.View) -> str:
     return ", ".join(
         f"{text.size(one['bytes'])} on {one['device']} ({one['basis']})" for one in view["memory"]
     )

@@ -12,19 +12,17 @@ from grpc_health.v1 import health_pb2
 
 from corral.loader.v1 import loader_pb2
 from corral.monitor.v1 import monitor_pb2
-from services.cli.client import addresses as endpoints
+from services.cli.client import addresses
 from services.cli.client.addresses import SERVICES, Running, Service
 from services.cli.client.clients import Clients
-from services.cli.display import messages as views
-from services.cli.display import phrases, text
+from services.cli.display import messages, phrases, text
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure, Unreachable
+from services.cli.models import pages
+from services.cli.status import capacity
+from services.cli.tracking import model_changes
 from services.common.config.fields import corral_home
 from services.common.errors import CorralError
-
-from . import capacity as room
-from . import model_changes as watching
-from . import pages as listing
 
 # A service that does not say within this time whether it is well, is not.
 HEALTH_TIMEOUT: Final = 3.0
@@ -38,8 +36,8 @@ class Overview:
     """All that `corral status` shows."""
 
     health: dict[Service, str]
-    models: list[views.View] = field(default_factory=list)
-    capacity: views.View | None = None
+    models: list[messages.View] = field(default_factory=list)
+    capacity: messages.View | None = None
     running: Running | None = None
 
     @property
@@ -81,10 +79,10 @@ async def gather(clients: Clients, *, everything: bool) -> Overview:
     """Ask all services; what does not answer is left out, and its health says so."""
     states = await asyncio.gather(*(_health(clients, service) for service in SERVICES))
     overview = Overview(dict(zip(SERVICES, states, strict=True)))
-    overview.running = endpoints.read(endpoints.endpoints_file(corral_home()))
+    overview.running = addresses.read(addresses.endpoints_file(corral_home()))
     if overview.health["loader"] != "unreachable":
         found, overview.capacity = await asyncio.gather(
-            _models(clients, everything=everything), room.capacity(clients)
+            _models(clients, everything=everything), capacity.query(clients)
         )
         overview.models = list(await asyncio.gather(*(with_status(clients, m) for m in found)))
     return overview
@@ -95,7 +93,7 @@ def write(clients: Clients, out: Output, overview: Overview) -> None:
     _services_table(clients, out, overview.health, overview.http)
     if overview.capacity:
         out.line()
-        room.write(out, overview.capacity)
+        capacity.write(out, overview.capacity)
     _models_table(out, overview)
 
 
@@ -130,9 +128,9 @@ async def _health(clients: Clients, service: Service) -> str:
     return "not serving" if stopped else health
 
 
-async def with_status(clients: Clients, message: loader_pb2.Model) -> views.View:
+async def with_status(clients: Clients, message: loader_pb2.Model) -> messages.View:
     """Return the model's view, with what the monitor says of it where that is to be had."""
-    view = views.model(message)
+    view = messages.model(message)
     view["status"] = None
     if message.instances:
         request = monitor_pb2.GetStatusRequest(name=message.name)
@@ -140,7 +138,7 @@ async def with_status(clients: Clients, message: loader_pb2.Model) -> views.View
             answer = await clients.call(
                 "monitor", clients.monitor.GetStatus, request, timeout=_STATUS_TIMEOUT
             )
-            view["status"] = views.status(answer.status)
+            view["status"] = messages.status(answer.status)
         except (CorralError, Failure):
             pass
     return view
@@ -148,7 +146,7 @@ async def with_status(clients: Clients, message: loader_pb2.Model) -> views.View
 
 async def _models(clients: Clients, *, everything: bool) -> list[loader_pb2.Model]:
     try:
-        return await listing.models(clients, () if everything else watching.ACTIVE)
+        return await pages.models(clients, () if everything else model_changes.ACTIVE)
     except (CorralError, Failure):
         return []
 
@@ -195,7 +193,9 @@ def _models_table(out: Output, overview: Overview) -> None:
     )
 
 
-def _row(view: views.View, waiting: dict[str, views.View]) -> tuple[str | tuple[str, str], ...]:
+def _row(
+    view: messages.View, waiting: dict[str, messages.View]
+) -> tuple[str | tuple[str, str], ...]:
     status: dict[str, Any] = view["status"] or {}
     process: dict[str, Any] = status.get("process") or {}
     ready = (view["instance"] or {}).get("ready_time")
@@ -208,6 +208,6 @@ def _row(view: views.View, waiting: dict[str, views.View]) -> tuple[str | tuple[
         f"{process['cpu_percent']:.0f}%" if process else "",
         phrases.calls(view),
         phrases.idle(view),
-        text.span(time.time() - views.epoch(ready)) if ready else "",
+        text.span(time.time() - messages.epoch(ready)) if ready else "",
         phrases.note(view, waiting),
     )

@@ -10,16 +10,16 @@ from datetime import datetime
 from typing import Final
 
 from corral.loader.v1 import loader_pb2
+from services.cli.actions import load
 from services.cli.client.clients import Clients
-from services.cli.display import messages as views
-from services.cli.display import phrases
+from services.cli.display import messages, phrases
 from services.cli.display.output import Output
 from services.cli.failures import Failure, explain
+from services.cli.tracking import model_changes
 from services.common.backoff import Backoff
 from services.common.errors import CorralError
 
-from . import load, model_status, status
-from . import model_changes as watching
+from . import model_status, overview
 
 # Asks the services, and returns what writes their answers.
 Draw = Callable[[], Awaitable[Callable[[Output], None]]]
@@ -32,21 +32,21 @@ _RECONNECT: Final = Backoff(initial=0.5, factor=2, maximum=5, jitter=0.2)
 _CHANGE = loader_pb2.WatchModelsResponse
 
 
-async def overview(clients: Clients, out: Output, *, everything: bool) -> None:
+async def show_all(clients: Clients, out: Output, *, everything: bool) -> None:
     """Show every service and model, and each change, until Ctrl-C."""
     if not _on_screen(out):
         await _lines(clients, out, "", everything=everything)
 
     async def draw() -> Callable[[Output], None]:
-        found = await status.gather(clients, everything=everything)
-        return lambda page: status.write(clients, page, found)
+        found = await overview.gather(clients, everything=everything)
+        return lambda page: overview.write(clients, page, found)
 
     await _screen(clients, out, draw)
 
 
-async def model(clients: Clients, out: Output, name: str, *, options: bool) -> None:
+async def show_model(clients: Clients, out: Output, name: str, *, options: bool) -> None:
     """Show one model, and each of its changes, until Ctrl-C."""
-    name = views.bare((await load.get(clients, name)).name)
+    name = messages.bare((await load.get(clients, name)).name)
     if not _on_screen(out):
         await _lines(clients, out, name, everything=True)
 
@@ -96,7 +96,7 @@ async def _screen(clients: Clients, out: Output, draw: Draw, name: str = "") -> 
 
 async def _notice(clients: Clients, name: str, changed: asyncio.Event) -> None:
     """Set `changed` with each change, over restarts of the loader."""
-    only = loader_pb2.ModelFilter(name_contains=name, states=[] if name else watching.ACTIVE)
+    only = loader_pb2.ModelFilter(name_contains=name, states=[] if name else model_changes.ACTIVE)
     failures = 0
     while True:
         with suppress(CorralError, Failure):
@@ -112,13 +112,13 @@ async def _lines(clients: Clients, out: Output, name: str, *, everything: bool) 
     """Write a line for each model and each change, until Ctrl-C."""
     only = loader_pb2.ModelFilter(name_contains=name)
     last: dict[str, tuple[object, ...]] = {}
-    async for change in watching.changes(clients, out, only):
+    async for change in model_changes.changes(clients, out, only):
         if change.change_type == _CHANGE.CHANGE_TYPE_SNAPSHOT_END:
             continue
-        view = views.model(change.model)
+        view = messages.model(change.model)
         if name and view["name"] != name:
             continue
-        kind = views.word(_CHANGE.ChangeType, change.change_type, "CHANGE_TYPE_")
+        kind = messages.word(_CHANGE.ChangeType, change.change_type, "CHANGE_TYPE_")
         removed = kind == "removed"
         looks = _looks(view)
         known, last[view["name"]] = last.get(view["name"]), looks
@@ -138,7 +138,7 @@ def _looks(view: Mapping[str, object]) -> tuple[object, ...]:
     )
 
 
-def _line(out: Output, view: views.View, *, removed: bool) -> None:
+def _line(out: Output, view: messages.View, *, removed: bool) -> None:
     moment = f"{datetime.fromtimestamp(time.time()).astimezone():%H:%M:%S}"
     what = "removed" if removed else view["state"]
     note = "" if removed else phrases.note(view)

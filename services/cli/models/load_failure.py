@@ -7,8 +7,7 @@ from typing import Final
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages as views
-from services.cli.display import phrases, text
+from services.cli.display import messages, phrases, text
 from services.cli.failures import Failure, explain
 from services.common.errors import CorralError
 
@@ -49,7 +48,7 @@ async def explained(clients: Clients, name: str, error: CorralError) -> Failure:
     return failure
 
 
-def _candidates(model: views.View, message: str) -> list[str]:
+def _candidates(model: messages.View, message: str) -> list[str]:
     """Return a line for each backend that failed, unless the message says it all."""
     failed = model["failures"]
     if len(failed) == 1 and failed[0]["message"] in message:
@@ -57,10 +56,10 @@ def _candidates(model: views.View, message: str) -> list[str]:
     return [phrases.failure(one) for one in failed]
 
 
-async def _model(clients: Clients, name: str) -> views.View:
+async def _model(clients: Clients, name: str) -> messages.View:
     request = loader_pb2.GetModelRequest(name=name)
     answer = await clients.call("loader", clients.loader.GetModel, request, timeout=_TIMEOUT)
-    return views.model(answer.model)
+    return messages.model(answer.model)
 
 
 async def _words(clients: Clients, name: str, message: str) -> list[str]:
@@ -90,7 +89,7 @@ async def _blockers(clients: Clients, name: str, message: str) -> list[str]:
     request = loader_pb2.PlanEvictionRequest(name=name)
     answer = await clients.call("loader", clients.loader.PlanEviction, request, timeout=_TIMEOUT)
     return [
-        f"{views.bare(one.model)} stays: {one.explanation}"
+        f"{messages.bare(one.model)} stays: {one.explanation}"
         for one in answer.blockers
-        if views.bare(one.model) not in message
+        if messages.bare(one.model) not in message
     ]

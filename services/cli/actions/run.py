@@ -13,8 +13,7 @@ from typing import Final
 from corral.backend import backend_pb2
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages as views
-from services.cli.display import text
+from services.cli.display import messages, text
 from services.cli.display.output import Output
 from services.cli.failures import Failure, Lost, Unreachable
 from services.common.errors import UnknownRemoteError
@@ -97,7 +96,7 @@ async def prepare(clients: Clients, out: Output, settings: Settings) -> None:
     """Load the model if it is not ready, in view of the person who waits."""
     model = await load.get(clients, settings.model)
     if model.state != loader_pb2.Model.State.STATE_READY:
-        await load.ensure_loaded(clients, out, views.bare(model.name), limit=settings.timeout)
+        await load.ensure_loaded(clients, out, messages.bare(model.name), limit=settings.timeout)
 
 
 def request_for(
@@ -140,7 +139,7 @@ async def respond(
             sys.stdout.write("\n")
             sys.stdout.flush()
     if out.as_json:
-        model = views.bare(settings.model)
+        model = messages.bare(settings.model)
         out.emit({"type": "done", "model": model, "text": answer.text, **answer.facts()})
     elif settings.stats:
         out.note(summary(answer), "dim")
@@ -192,7 +191,7 @@ async def _replies(
     clients: Clients, settings: Settings, request: backend_pb2.PredictOptions
 ) -> AsyncGenerator[backend_pb2.Reply, None]:
     """Yield what the model says; it is held for this answer only, as long thoughts may follow."""
-    async with clients.model(views.bare(settings.model)) as model:
+    async with clients.model(messages.bare(settings.model)) as model:
         # Why there is no direct way, if there is none, the call itself tells.
         direct = await model.ready(_DIRECT_TIMEOUT)
         began, status = time.monotonic(), "CANCELLED"
