@@ -6,23 +6,25 @@ from typing import Annotated
 
 import typer
 
-from services.cli.commands import (
+from . import invoke
+from .commands import (
     backend,
     backends,
+    drain,
     install,
     load,
     logs,
     models,
     operations,
     pin,
+    plan,
     run,
     settings,
     status,
+    unload,
     up,
     version,
 )
-
-from . import invoke
 
 app = typer.Typer(
     name="corral",
@@ -57,15 +59,15 @@ app.command("status", rich_help_panel=_START)(status.status)
 app.command("backends", rich_help_panel=_START)(backends.backends)
 app.add_typer(backend.app, name="backend", rich_help_panel=_START)
 app.add_typer(settings.app, name="settings", rich_help_panel=_START)
-app.command("drain", rich_help_panel=_START)(pin.drain)
+app.command("drain", rich_help_panel=_START)(drain.drain)
 app.command("version", rich_help_panel=_START)(version.version)
 app.command("models", rich_help_panel=_MODELS)(models.models)
 app.command("install", rich_help_panel=_MODELS)(install.install)
 app.command("run", rich_help_panel=_MODELS)(run.run)
 app.command("load", rich_help_panel=_MODELS)(load.load)
-app.command("unload", rich_help_panel=_MODELS)(load.unload)
+app.command("unload", rich_help_panel=_MODELS)(unload.unload)
 app.command("logs", rich_help_panel=_MODELS)(logs.logs)
 app.command("pin", rich_help_panel=_MODELS)(pin.pin)
 app.command("unpin", rich_help_panel=_MODELS)(pin.unpin)
-app.command("plan", rich_help_panel=_MODELS)(pin.plan)
+app.command("plan", rich_help_panel=_MODELS)(plan.plan)
 app.add_typer(operations.app, name="operations", rich_help_panel=_MODELS)

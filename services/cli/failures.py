@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Sequence
+from typing import Final, TypeVar
 
 from services.common import errors
-from services.common.errors import CorralError
+from services.common.errors import CorralError, DeadlineError
+
+_Result = TypeVar("_Result")
 
 
 class Failure(Exception):
@@ -114,3 +116,11 @@ def explain(error: CorralError, *, model: str = "") -> Failure:
         reason=reason,
         retry_after=error.retry_after,
     )
+
+
+async def within_deadline(work: Awaitable[_Result], message: str, hint: str) -> _Result:
+    """Return what `work` returns; fail with this message and hint if its deadline passes."""
+    try:
+        return await work
+    except DeadlineError:
+        raise Failure(message, hint, reason="DEADLINE_EXCEEDED") from None

@@ -16,10 +16,9 @@ from services.cli.display import messages
 from services.cli.display.output import Output
 from services.cli.display.text import printable
 from services.cli.failures import Lost, Unreachable
+from services.cli.models import lookup
 from services.common.backoff import Backoff
 from services.common.errors import ShuttingDownError
-
-from . import load
 
 _BACKOFF: Final = Backoff(initial=0.1, factor=2, maximum=2, jitter=0.2)
 _NAMES: Final = {"stdout": "out", "stderr": "err", "loader": "corral"}
@@ -54,7 +53,7 @@ class Wanted:
 
 async def show(clients: Clients, out: Output, wanted: Wanted) -> None:
     """Write a model's log; while following, a loader that restarts is waited for."""
-    await load.get(clients, wanted.model)
+    await lookup.get(clients, wanted.model)
     writer = _Writer(out)
     failures, heard = 0, time.monotonic()
     while True:

@@ -16,10 +16,9 @@ from services.cli.client.clients import Clients
 from services.cli.display import messages, text
 from services.cli.display.output import Output
 from services.cli.failures import Failure, Lost, Unreachable
+from services.cli.models import loading, lookup
 from services.common.errors import UnknownRemoteError
 from services.common.rpc.status import from_rpc_error
-
-from . import load
 
 # Seconds for finding the direct way to a model that is loaded already.
 _DIRECT_TIMEOUT: Final = 1.0
@@ -94,9 +93,9 @@ async def answer_once(clients: Clients, out: Output, settings: Settings, prompt:
 
 async def prepare(clients: Clients, out: Output, settings: Settings) -> None:
     """Load the model if it is not ready, in view of the person who waits."""
-    model = await load.get(clients, settings.model)
+    model = await lookup.get(clients, settings.model)
     if model.state != loader_pb2.Model.State.STATE_READY:
-        await load.ensure_loaded(clients, out, messages.bare(model.name), limit=settings.timeout)
+        await loading.ensure_loaded(clients, out, messages.bare(model.name), limit=settings.timeout)
 
 
 def request_for(

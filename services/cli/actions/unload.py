@@ -13,12 +13,10 @@ from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
 from services.cli.display import messages, text
 from services.cli.display.output import Output
-from services.cli.failures import Failure, explain
-from services.cli.models import pages
+from services.cli.failures import Failure, explain, within_deadline
+from services.cli.models import lookup, pages
 from services.cli.tracking import model_changes
 from services.common.errors import CorralError, ModelBusyError
-
-from . import load
 
 _STATE = loader_pb2.Model.State
 # Those that hold a process, or are about to.
@@ -31,7 +29,7 @@ _HELD: Final = [
 
 async def one(clients: Clients, out: Output, name: str, *, force: bool, limit: float) -> None:
     """Unload a model and tell how long it took."""
-    before = await load.get(clients, name)
+    before = await lookup.get(clients, name)
     name = messages.bare(before.name)
     began = time.monotonic()
     async with model_changes.beside(clients, out, name, f"unloading {name}"):
@@ -88,7 +86,7 @@ async def everything(clients: Clients, out: Output, *, force: bool, limit: float
 async def _unload(clients: Clients, name: str, *, force: bool, limit: float) -> loader_pb2.Model:
     request = loader_pb2.UnloadModelRequest(name=name, force=force)
     try:
-        answer = await load.within(
+        answer = await within_deadline(
             clients.call("loader", clients.loader.UnloadModel, request, timeout=limit),
             f"{name} was not unloaded within {text.duration(limit)}",
             f"it goes on: see `corral status {name}`, or cut running calls with --force",
@@ -102,7 +100,7 @@ async def _busy(clients: Clients, name: str, error: ModelBusyError) -> Failure:
     """Return the failure with the number of calls that hold the model."""
     failure = explain(error, model=name)
     with suppress(CorralError, Failure):
-        view = messages.model(await load.get(clients, name))
+        view = messages.model(await lookup.get(clients, name))
         running = sum(instance["active_calls"] for instance in view["instances"])
         queued = f" and {view['queued_calls']} wait" if view["queued_calls"] else ""
         if running:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,10 +10,6 @@ from services.cli import invoke
 
 from . import completion
 from .parameters import GalleryAddress, JsonFlag, LoaderAddress, MetricsAddress, MonitorAddress
-
-if TYPE_CHECKING:
-    from services.cli.client.clients import Clients
-    from services.cli.display.output import Output
 
 
 def status(
@@ -53,24 +49,14 @@ def status(
 
     Exits with 1 if a service that was started by `corral up` or named here does not serve.
     """
-    from services.cli.status import model_status, status_watch
-    from services.cli.status import overview as action
+    from services.cli.actions import status as action
 
     if options and not model:
         raise typer.BadParameter("goes with one MODEL", param_hint="--options")
-
-    async def work(clients: Clients, out: Output) -> None:
-        if model and watch:
-            await status_watch.show_model(clients, out, model, options=options)
-        elif model:
-            await model_status.show(clients, out, model, options=options)
-        elif watch:
-            await status_watch.show_all(clients, out, everything=everything)
-        else:
-            await action.show_all(clients, out, everything=everything)
-
     invoke.run(
-        work,
+        lambda clients, out: action.show(
+            clients, out, model, everything=everything, options=options, watch=watch
+        ),
         as_json=json,
         addresses={"loader": loader, "gallery": gallery, "monitor": monitor, "metrics": metrics},
         model=model or "",

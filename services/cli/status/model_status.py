@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.cli.actions import load
 from services.cli.client.clients import Clients
 from services.cli.display import loader_messages, messages, phrases, text
 from services.cli.display.output import Column, Output
+from services.cli.models import lookup
 from services.cli.status import capacity
 
 from . import overview
@@ -15,18 +15,9 @@ from . import overview
 Fact = tuple[str, str, str]
 
 
-async def show(clients: Clients, out: Output, name: str, *, options: bool) -> None:
-    """Show one model in detail, with `options` also each value that its backend is told."""
-    view = await gather(clients, name)
-    if out.as_json:
-        out.emit(view)
-    else:
-        write(out, view, options=options)
-
-
 async def gather(clients: Clients, name: str) -> messages.View:
     """Ask the loader and the monitor for all they know of a model."""
-    answer = await load.get_whole(clients, name)
+    answer = await lookup.get_whole(clients, name)
     view = await overview.with_status(clients, answer.model)
     view["health"] = await overview.health_of(clients, "loader", f"models/{view['name']}")
     view["effective_options"] = [loader_messages.option(one) for one in answer.effective_options]

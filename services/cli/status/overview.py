@@ -1,4 +1,4 @@
-"""The services' health, what the loader has to give, and what the models do and use."""
+"""All services and models at a glance: health, capacity, and what each model does and uses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import typer
 from grpc_health.v1 import health_pb2
 
 from corral.loader.v1 import loader_pb2
@@ -44,35 +43,6 @@ class Overview:
     def http(self) -> str:
         """The address of /metrics, if it is known."""
         return self.running.addresses.get("http", "") if self.running else ""
-
-
-async def show_all(clients: Clients, out: Output, *, everything: bool) -> None:
-    """Show every service and every model that is not just lying on disk, or those too."""
-    overview = await gather(clients, everything=everything)
-    if out.as_json:
-        services = {
-            s: {"address": clients.endpoints[s].address, "health": overview.health[s]}
-            for s in SERVICES
-        }
-        up = {"pid": overview.running.pid, "http": overview.http} if overview.running else None
-        out.emit(
-            {
-                "services": services,
-                "up": up,
-                "models": overview.models,
-                "capacity": overview.capacity,
-            }
-        )
-    else:
-        write(clients, out, overview)
-    if _unwell(clients, overview.health):
-        if all(state == "unreachable" for state in overview.health.values()):
-            raise Failure(
-                "no service answers",
-                "start them with `corral up`, or say where they are with --loader and the like",
-                reason="SERVICE_UNREACHABLE",
-            )
-        raise typer.Exit(1)
 
 
 async def gather(clients: Clients, *, everything: bool) -> Overview:
@@ -149,14 +119,6 @@ async def _models(clients: Clients, *, everything: bool) -> list[loader_pb2.Mode
         return await pages.models(clients, () if everything else model_changes.ACTIVE)
     except (CorralError, Failure):
         return []
-
-
-def _unwell(clients: Clients, health: dict[Service, str]) -> bool:
-    """Tell whether something that should serve does not; a service nobody started is no trouble."""
-    expected = [s for s in SERVICES if clients.endpoints[s].source != "default"]
-    if any(health[service] != "serving" for service in expected):
-        return True
-    return not any(state == "serving" for state in health.values())
 
 
 def _services_table(clients: Clients, out: Output, health: dict[Service, str], http: str) -> None:

@@ -10,11 +10,11 @@ from datetime import datetime
 from typing import Final
 
 from corral.loader.v1 import loader_pb2
-from services.cli.actions import load
 from services.cli.client.clients import Clients
 from services.cli.display import messages, phrases
 from services.cli.display.output import Output
 from services.cli.failures import Failure, explain
+from services.cli.models import lookup
 from services.cli.tracking import model_changes
 from services.common.backoff import Backoff
 from services.common.errors import CorralError
@@ -46,7 +46,7 @@ async def show_all(clients: Clients, out: Output, *, everything: bool) -> None:
 
 async def show_model(clients: Clients, out: Output, name: str, *, options: bool) -> None:
     """Show one model, and each of its changes, until Ctrl-C."""
-    name = messages.bare((await load.get(clients, name)).name)
+    name = messages.bare((await lookup.get(clients, name)).name)
     if not _on_screen(out):
         await _lines(clients, out, name, everything=True)
 
