@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,13 +24,20 @@ from services.loader.devices.budgets import parse_budget
 _log = get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A marker on a field: what its number counts."""
+
+    name: str
+
+
 class Tunables(BaseModel):
     """Names, defaults and meanings are LocalAI's where it has them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_active_backends: Annotated[
-        int, localai("LOCALAI_MAX_ACTIVE_BACKENDS", "MAX_ACTIVE_BACKENDS")
+        int, localai("LOCALAI_MAX_ACTIVE_BACKENDS", "MAX_ACTIVE_BACKENDS"), Unit("models")
     ] = Field(default=0, ge=0)
     """Models loaded at once, not counting external backends; 0 means no limit."""
 
@@ -49,7 +57,9 @@ class Tunables(BaseModel):
     """Evict the largest first, not the one that is the least worth keeping."""
 
     lru_eviction_max_retries: Annotated[
-        int, localai("LOCALAI_LRU_EVICTION_MAX_RETRIES", "LRU_EVICTION_MAX_RETRIES")
+        int,
+        localai("LOCALAI_LRU_EVICTION_MAX_RETRIES", "LRU_EVICTION_MAX_RETRIES"),
+        Unit("retries"),
     ] = Field(default=30, ge=0)
     """With lru_eviction_retry_interval, how long a load waits for models in use to become free; 0 refuses at once."""
 
@@ -120,13 +130,14 @@ class Tunables(BaseModel):
     max_concurrent_backend_requests: Annotated[
         int,
         localai("LOCALAI_MAX_CONCURRENT_BACKEND_REQUESTS", "MAX_CONCURRENT_BACKEND_REQUESTS"),
+        Unit("calls"),
     ] = Field(default=1024, ge=1)
     """Calls in progress and waiting, over all models; more are refused."""
 
-    queue_size: int = Field(default=512, ge=0)
+    queue_size: Annotated[int, Unit("calls")] = Field(default=512, ge=0)
     """Calls that may wait for one model."""
 
-    parallel_loads: int = Field(default=8, ge=1)
+    parallel_loads: Annotated[int, Unit("models")] = Field(default=8, ge=1)
     """Models that may load at the same time."""
 
     starvation_bound: Duration = 10.0
@@ -142,12 +153,14 @@ class Tunables(BaseModel):
     ] = 10.0
     """After a failed load, how long the same backend is not tried again; it doubles with each failure."""
 
-    threads: Annotated[int, localai("LOCALAI_THREADS", "THREADS")] = Field(default=0, ge=0)
-    """Threads for models that do not say; 0 leaves the choice to the backend."""
-
-    context_size: Annotated[int, localai("LOCALAI_CONTEXT_SIZE", "CONTEXT_SIZE")] = Field(
+    threads: Annotated[int, localai("LOCALAI_THREADS", "THREADS"), Unit("threads")] = Field(
         default=0, ge=0
     )
+    """Threads for models that do not say; 0 leaves the choice to the backend."""
+
+    context_size: Annotated[
+        int, localai("LOCALAI_CONTEXT_SIZE", "CONTEXT_SIZE"), Unit("tokens")
+    ] = Field(default=0, ge=0)
     """Context for models that do not say, in tokens; 0 takes what a GGUF file tells, up to 8192, else 4096."""
 
     f16: Annotated[bool, localai("LOCALAI_F16", "F16")] = False
@@ -206,6 +219,11 @@ class LiveSettings:
     def sources(self) -> dict[str, Source]:
         """Where each value comes from, by its name."""
         return dict(self._sources)
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """The names of the values that are kept for the next start."""
+        return frozenset(self._kept) if self._file is not None else frozenset()
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Change these values, all or none. Raises InvalidRequestError that names the bad ones."""

@@ -44,6 +44,7 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
     options: list[loader_pb2.EffectiveOption] = field(default_factory=list)
     settings: loader_pb2.Settings = field(default_factory=loader_pb2.Settings)
     sources: dict[str, str] = field(default_factory=dict)
+    meanings: dict[str, str] = field(default_factory=dict)
     cut_calls: int = 0
     watchers: set[asyncio.Queue[str]] = field(default_factory=set)
     requests: list[Any] = field(default_factory=list)
@@ -179,7 +180,14 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
         return self.capacity
 
     async def GetSettings(self, request: Any, context: Any) -> Any:
-        return loader_pb2.GetSettingsResponse(settings=self.settings, sources=self.sources)
+        return loader_pb2.GetSettingsResponse(
+            settings=self.settings,
+            sources=self.sources,
+            descriptions=[
+                loader_pb2.SettingDescription(name=name, description=text)
+                for name, text in self.meanings.items()
+            ],
+        )
 
     async def UpdateSettings(self, request: Any, context: Any) -> Any:
         self.requests.append(request)

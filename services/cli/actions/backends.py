@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from services.cli.client.clients import Clients
-from services.cli.display import loader_messages, messages, phrases, text
+from services.cli.display import loader_messages, messages, phrases, text, views
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
 from services.cli.models import pages
@@ -94,11 +94,11 @@ async def show(clients: Clients, out: Output, name: str) -> None:
     out.facts(fact for fact in facts if fact[1])
 
 
-def _source(view: messages.View) -> str:
+def _source(view: views.Backend) -> str:
     return "" if view["source"] == "unspecified" else str(view["source"])
 
 
-def _note(view: messages.View) -> str:
+def _note(view: views.Backend) -> str:
     if view["error"]:
         return text.clip(view["error"], 200)
     aliases = f"also {', '.join(view['aliases'])}" if view["aliases"] else ""

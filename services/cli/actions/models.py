@@ -10,7 +10,7 @@ from typing import Any, Final
 from corral.gallery.v1 import gallery_pb2
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages, phrases, text
+from services.cli.display import messages, phrases, text, views
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
 from services.common.errors import CorralError
@@ -52,9 +52,11 @@ async def list_known(clients: Clients, out: Output, wanted: Wanted) -> None:
         return list(answer.models), answer.next_page_token, answer.total_size
 
     models, total = await _all(page, wanted.limit)
-    shown = [messages.model(model) for model in models]
-    for view, memory in zip(shown, await memory_of(clients, shown), strict=True):
-        view["memory_bytes"] = memory
+    known = [messages.model(model) for model in models]
+    shown: list[views.ListedModel] = [
+        {**view, "memory_bytes": memory}
+        for view, memory in zip(known, await memory_of(clients, known), strict=True)
+    ]
     if out.as_json:
         out.emit({"models": shown, "total": total})
         return
@@ -199,11 +201,11 @@ async def list_available(clients: Clients, out: Output, wanted: Wanted) -> None:
         out.note("\nInstall one with `corral install NAME`.", "dim")
 
 
-async def memory_of(clients: Clients, shown: list[messages.View]) -> list[int | None]:
+async def memory_of(clients: Clients, shown: list[views.Model]) -> list[int | None]:
     """Return what each loaded model uses, as the monitor says; None where it does not."""
     from corral.monitor.v1 import monitor_pb2
 
-    async def one(view: messages.View) -> int | None:
+    async def one(view: views.Model) -> int | None:
         if view["state"] != "ready":
             return None
         try:

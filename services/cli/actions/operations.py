@@ -8,7 +8,7 @@ from typing import Final
 from google.longrunning import operations_pb2
 
 from services.cli.client.clients import Clients
-from services.cli.display import messages, text
+from services.cli.display import messages, text, views
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
 from services.cli.tracking import operation_progress
@@ -19,7 +19,7 @@ _PHASE_STYLES: Final = {"done": "green", "failed": "red", "cancelled": "yellow"}
 
 async def list_all(clients: Clients, out: Output) -> None:
     """List the operations that the gallery remembers, newest first."""
-    shown: list[messages.View] = []
+    shown: list[views.Operation] = []
     token = ""
     while True:
         answer = await clients.call(

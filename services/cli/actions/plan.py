@@ -6,7 +6,7 @@ import typer
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import loader_messages, messages, phrases, text
+from services.cli.display import loader_messages, messages, phrases, text, views
 from services.cli.display.output import Column, Output
 from services.cli.models import lookup
 
@@ -25,7 +25,7 @@ async def plan(clients: Clients, out: Output, name: str) -> None:
         raise typer.Exit(1)
 
 
-def _write_plan(out: Output, view: messages.View) -> None:
+def _write_plan(out: Output, view: views.Plan) -> None:
     evictions, blockers = view["evictions"], view["blockers"]
     if not view["fits"]:
         verdict, style = "does not fit", "red"

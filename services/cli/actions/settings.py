@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from google.protobuf.duration_pb2 import Duration
+from collections.abc import Mapping, Sequence
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client import setting_fields
 from services.cli.client.clients import Clients
-from services.cli.display import loader_messages, messages
+from services.cli.display import loader_messages, views
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
 from services.common.errors import InvalidRequestError
@@ -20,10 +17,8 @@ _SOURCES = {"default": "dim", "start": "cyan", "runtime": "yellow"}
 
 async def show(clients: Clients, out: Output) -> None:
     """List the settings with value, source and meaning."""
-    answer = await clients.call(
-        "loader", clients.loader.GetSettings, loader_pb2.GetSettingsRequest()
-    )
-    listed = _listed(answer.settings, answer.sources)
+    answer = await _get(clients)
+    listed = loader_messages.settings(answer.settings, answer.sources, _meanings(answer))
     if out.as_json:
         out.emit({"settings": listed})
         return
@@ -37,7 +32,7 @@ async def show(clients: Clients, out: Output) -> None:
         [
             (
                 (name, "bold"),
-                _shown(name, one["value"]),
+                _shown(name, listed),
                 (one["source"], _SOURCES.get(one["source"], "")),
                 one["meaning"],
             )
@@ -47,64 +42,67 @@ async def show(clients: Clients, out: Output) -> None:
 
 
 async def change(clients: Clients, out: Output, assignments: Sequence[str]) -> None:
-    """Change settings as `name=value` says, and tell what they were and are."""
-    request = loader_pb2.UpdateSettingsRequest()
-    for assignment in assignments:
-        _assign(request, assignment)
-    before = await clients.call(
-        "loader", clients.loader.GetSettings, loader_pb2.GetSettingsRequest()
-    )
+    """Change settings as `name=value` says, and show the old and the new values."""
+    typed = _split(assignments)
+    before = await _get(clients)
+    meanings = _meanings(before)
+    request = _request(typed, meanings)
     try:
         answer = await clients.call("loader", clients.loader.UpdateSettings, request)
     except InvalidRequestError as error:
         hint = "nothing was changed; see what each setting means with `corral settings`"
         raise Failure(error.message, hint, exit_code=2, reason=error.reason) from error
-    old = _listed(before.settings, before.sources)
-    new = _listed(answer.settings, answer.sources)
+    old = loader_messages.settings(before.settings, before.sources, meanings)
+    new = loader_messages.settings(answer.settings, answer.sources, meanings)
     if out.as_json:
-        out.emit({"settings": new, "changed": list(request.update_mask.paths)})
+        out.emit({"settings": new, "changed": list(typed)})
         return
-    for name in request.update_mask.paths:
-        was, now = _shown(name, old[name]["value"]), _shown(name, new[name]["value"])
+    for name in typed:
+        was, now = _shown(name, old), _shown(name, new)
         out.line(f"{name}: {was} → {now}" if was != now else f"{name}: {now}, as before")
 
 
-def _assign(request: loader_pb2.UpdateSettingsRequest, assignment: str) -> None:
-    typed, equals, value = assignment.partition("=")
-    name = setting_fields.named(typed)
-    if not equals:
-        raise Failure(
-            f"{name} is given no value",
-            f"write {name}=VALUE; it means: {setting_fields.MEANINGS[name]}",
-            exit_code=2,
-            reason="INVALID_REQUEST",
-        )
-    if name in request.update_mask.paths:
-        raise Failure(
-            f"{name} is given twice",
-            "give each setting once",
-            exit_code=2,
-            reason="INVALID_REQUEST",
-        )
-    parsed = setting_fields.parse(name, _kind(name), value)
-    if _kind(name) == "duration":
-        getattr(request.settings, name).FromNanoseconds(round(parsed * 1e9))
-    else:
-        setattr(request.settings, name, parsed)
-    request.update_mask.paths.append(name)
+def _split(assignments: Sequence[str]) -> dict[str, str]:
+    """Return the typed values by the settings' names."""
+    typed: dict[str, str] = {}
+    for assignment in assignments:
+        written, equals, value = assignment.partition("=")
+        name = setting_fields.named(written)
+        if not equals:
+            raise _wrong(f"{name} is given no value", f"write {name}=VALUE")
+        if name in typed:
+            raise _wrong(f"{name} is given twice", "give each setting once")
+        typed[name] = value
+    return typed
 
 
-def _listed(settings: loader_pb2.Settings, sources: Any) -> dict[str, messages.View]:
-    listed = loader_messages.settings(settings, sources)
-    for name, view in listed.items():
-        view["meaning"] = setting_fields.MEANINGS.get(name, "")
-    return listed
+def _request(
+    typed: Mapping[str, str], meanings: Mapping[str, str]
+) -> loader_pb2.UpdateSettingsRequest:
+    request = loader_pb2.UpdateSettingsRequest()
+    for name, text in typed.items():
+        kind = setting_fields.kind(name)
+        value = setting_fields.parse(name, kind, text, meanings.get(name, ""))
+        if kind == "duration":
+            getattr(request.settings, name).FromNanoseconds(round(value * 1e9))
+        else:
+            setattr(request.settings, name, value)
+        request.update_mask.paths.append(name)
+    return request
 
 
-def _kind(name: str) -> str:
-    value = getattr(loader_pb2.Settings(), name)
-    return "duration" if isinstance(value, Duration) else type(value).__name__
+def _wrong(message: str, hint: str) -> Failure:
+    return Failure(message, hint, exit_code=2, reason="INVALID_REQUEST")
 
 
-def _shown(name: str, value: Any) -> str:
-    return setting_fields.shown(value, _kind(name))
+async def _get(clients: Clients) -> loader_pb2.GetSettingsResponse:
+    return await clients.call("loader", clients.loader.GetSettings, loader_pb2.GetSettingsRequest())
+
+
+def _meanings(answer: loader_pb2.GetSettingsResponse) -> dict[str, str]:
+    """Return what each setting means; empty for a loader of a version that does not describe them."""
+    return {one.name: one.description for one in answer.descriptions}
+
+
+def _shown(name: str, settings: Mapping[str, views.Setting]) -> str:
+    return setting_fields.shown(settings[name]["value"], setting_fields.kind(name))

@@ -11,7 +11,7 @@ import typer
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages, text
+from services.cli.display import messages, text, views
 from services.cli.display.output import Output
 from services.cli.failures import Failure, explain, within_deadline
 from services.cli.models import lookup, pages
@@ -46,8 +46,8 @@ async def one(clients: Clients, out: Output, name: str, *, force: bool, limit: f
 async def everything(clients: Clients, out: Output, *, force: bool, limit: float) -> None:
     """Unload all models, side by side; fails if one of them stays."""
     names = [messages.bare(model.name) for model in await pages.models(clients, _HELD)]
-    done: list[messages.View] = []
-    failed: list[messages.View] = []
+    done: list[views.UnloadedModel] = []
+    failed: list[views.StayingModel] = []
 
     async def each(name: str) -> None:
         began = time.monotonic()

@@ -1,41 +1,21 @@
-"""The loader's settings that can be changed while it runs: what they mean, and how they are typed."""
+"""The loader's settings that can be changed while it runs: their names, and how values are typed.
+
+Their meanings come from the loader.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
 from typing import Any, Final
 
+from google.protobuf.duration_pb2 import Duration
+
+from corral.loader.v1 import loader_pb2
 from services.cli.failures import Failure
 from services.common.quantities import format_duration, parse_duration
 
-MEANINGS: Final[Mapping[str, str]] = {
-    "max_active_backends": "models loaded at once, external ones apart; 0 is no limit",
-    "single_active_backend": "one model at once, unless max_active_backends says more",
-    "force_eviction_when_busy": "evict models in use too, cutting their calls, if idle ones are too few",
-    "size_aware_eviction": "evict the largest first, not the one least worth keeping",
-    "lru_eviction_max_retries": "with the interval below, how long a load waits for models in use",
-    "lru_eviction_retry_interval": "see lru_eviction_max_retries",
-    "watchdog_idle": "unload models that nobody called for watchdog_idle_timeout",
-    "watchdog_idle_timeout": "see watchdog_idle",
-    "watchdog_busy": "end backends whose call made no progress for watchdog_busy_timeout",
-    "watchdog_busy_timeout": "see watchdog_busy",
-    "watchdog_interval": "how often the watchdogs look",
-    "memory_reclaimer": "unload models when memory is short",
-    "memory_reclaimer_threshold": "the used part of memory above which it is short, 0 to 1",
-    "vram_budget": "what models may have of each GPU: 80%, 12GB or bytes; empty is no limit",
-    "ram_budget": "what models may have of the main memory, likewise",
-    "fit_check": "make room for, or refuse, what does not fit into free memory before it is loaded",
-    "max_concurrent_backend_requests": "calls in progress and waiting, over all models",
-    "queue_size": "calls that may wait for one model",
-    "parallel_loads": "models that may load at the same time",
-    "starvation_bound": "the longest that a model waits because another, in demand, is kept",
-    "model_load_failure_cooldown": "how long a backend that failed is not tried; doubles each time",
-    "threads": "threads for models that do not say, from the next load on; 0 leaves it to the backend",
-    "context_size": "context in tokens for models that do not say, from the next load on",
-    "f16": "half precision for models that do not say, from the next load on",
-}
+NAMES: Final = tuple(field.name for field in loader_pb2.Settings.DESCRIPTOR.fields)
 _TRUE: Final = ("true", "yes", "on", "1")
 _FALSE: Final = ("false", "no", "off", "0")
 _KINDS: Final = {
@@ -48,12 +28,12 @@ _KINDS: Final = {
 
 
 def named(name: str) -> str:
-    """Return the name of a setting as the loader has it, or say which may be meant."""
+    """Return a setting's name in the loader's spelling; fail with the nearest name if there is none."""
     wanted = name.strip().lstrip("-").replace("-", "_").lower()
-    if wanted in MEANINGS:
+    if wanted in NAMES:
         return wanted
-    near = difflib.get_close_matches(wanted, MEANINGS, n=1, cutoff=0.5)
-    near += [other for other in MEANINGS if wanted and wanted in other]
+    near = difflib.get_close_matches(wanted, NAMES, n=1, cutoff=0.5)
+    near += [other for other in NAMES if wanted and wanted in other]
     hint = f"did you mean {near[0]}? " if near else ""
     raise Failure(
         f"there is no setting {name!r}",
@@ -63,8 +43,14 @@ def named(name: str) -> str:
     )
 
 
-def parse(name: str, kind: str, text: str) -> Any:
-    """Return the value that `text` stands for; durations in seconds."""
+def kind(name: str) -> str:
+    """Return how a setting's value is typed: bool, int, float, duration or str."""
+    value = getattr(loader_pb2.Settings(), name)
+    return "duration" if isinstance(value, Duration) else type(value).__name__
+
+
+def parse(name: str, kind: str, text: str, meaning: str = "") -> Any:
+    """Return the value of a typed text; durations in seconds. `meaning` is for the hint."""
     text = text.strip()
     try:
         if kind == "bool":
@@ -80,7 +66,7 @@ def parse(name: str, kind: str, text: str) -> Any:
     except ValueError:
         raise Failure(
             f"{name}: {text!r} is not {_KINDS[kind]}",
-            f"it means: {MEANINGS[name]}",
+            f"it means: {meaning}" if meaning else "list all with `corral settings`",
             exit_code=2,
             reason="INVALID_REQUEST",
         ) from None

@@ -85,15 +85,26 @@ def backends(ctx: typer.Context, incomplete: str) -> Offers:
     return _offers(ctx, ask)
 
 
-def settings(incomplete: str) -> Offers:
-    """Offer the names of settings, as the beginning of `name=value`."""
-    from services.cli.client.setting_fields import MEANINGS
+def settings(ctx: typer.Context, incomplete: str) -> Offers:
+    """Offer the names of settings, as the beginning of `name=value`, with what they mean."""
 
-    return [
-        (f"{name}=", clip(meaning, _HELP_WIDTH))
-        for name, meaning in MEANINGS.items()
-        if name.startswith(incomplete)
-    ]
+    async def ask(clients: Clients) -> Offers:
+        from corral.loader.v1 import loader_pb2
+
+        answer = await clients.call(
+            "loader",
+            clients.loader.GetSettings,
+            loader_pb2.GetSettingsRequest(),
+            timeout=_TIMEOUT,
+        )
+        meanings = {one.name: one.description for one in answer.descriptions}
+        return [
+            (f"{field.name}=", clip(meanings.get(field.name, ""), _HELP_WIDTH))
+            for field in answer.settings.DESCRIPTOR.fields
+            if field.name.startswith(incomplete)
+        ]
+
+    return _offers(ctx, ask)
 
 
 def entries(ctx: typer.Context, incomplete: str) -> Offers:

@@ -1,4 +1,4 @@
-"""The loader's backends, room, plans and settings as plain objects, under the same rules as `views`."""
+"""The loader's backends, capacity, plans and settings as views."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from corral.loader.v1 import loader_pb2
 
-from .messages import View, bare, moment, reservations, seconds, word
+from . import views
+from .messages import bare, moment, reservations, seconds, word
 
 
-def backend(message: loader_pb2.Backend) -> View:
+def backend(message: loader_pb2.Backend) -> views.Backend:
     """Show a backend, usable or not."""
     return {
         "name": bare(message.name),
@@ -38,7 +39,7 @@ def backend(message: loader_pb2.Backend) -> View:
     }
 
 
-def option(message: loader_pb2.EffectiveOption) -> View:
+def option(message: loader_pb2.EffectiveOption) -> views.Option:
     """Show one value that the backend is told, with where it comes from."""
     return {
         "field": message.field,
@@ -48,7 +49,7 @@ def option(message: loader_pb2.EffectiveOption) -> View:
     }
 
 
-def capacity(message: loader_pb2.GetCapacityResponse) -> View:
+def capacity(message: loader_pb2.GetCapacityResponse) -> views.Capacity:
     """Show what the loader has to give, and who waits for it."""
     return {
         "devices": [
@@ -80,7 +81,7 @@ def capacity(message: loader_pb2.GetCapacityResponse) -> View:
     }
 
 
-def plan(name: str, message: loader_pb2.PlanEvictionResponse) -> View:
+def plan(name: str, message: loader_pb2.PlanEvictionResponse) -> views.Plan:
     """Show what would be evicted for a model."""
     return {
         "model": bare(name),
@@ -107,15 +108,21 @@ def plan(name: str, message: loader_pb2.PlanEvictionResponse) -> View:
     }
 
 
-def settings(message: loader_pb2.Settings, sources: Mapping[str, str]) -> dict[str, View]:
-    """Show the settings by name: value (durations in seconds) and source."""
+def settings(
+    message: loader_pb2.Settings, sources: Mapping[str, str], meanings: Mapping[str, str]
+) -> dict[str, views.Setting]:
+    """Show the settings by name."""
     return {
-        field.name: {"value": setting(message, field), "source": sources.get(field.name, "")}
+        field.name: {
+            "value": _value(message, field),
+            "source": sources.get(field.name, ""),
+            "meaning": meanings.get(field.name, ""),
+        }
         for field in message.DESCRIPTOR.fields
     }
 
 
-def setting(message: loader_pb2.Settings, field: FieldDescriptor) -> Any:
+def _value(message: loader_pb2.Settings, field: FieldDescriptor) -> Any:
     """Return one value: a duration in seconds, anything else as it is."""
     value = getattr(message, field.name)
     return value.ToNanoseconds() / 1e9 if isinstance(value, Duration) else value

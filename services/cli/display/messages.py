@@ -1,8 +1,4 @@
-"""Services' messages as plain objects: what `--json` writes, and what the tables are made of.
-
-These are an interface: a field is never renamed or given another meaning. Names of resources are bare
-ids, as they are typed; sizes are bytes, spans are seconds, times are RFC 3339.
-"""
+"""The services' messages as views: the plain objects that `--json` writes and tables are made of."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from corral.gallery.v1 import gallery_pb2
 from corral.loader.v1 import loader_pb2
 from corral.monitor.v1 import monitor_pb2
 
-View = dict[str, Any]
+from . import views
 
 
 def bare(name: str) -> str:
@@ -40,7 +36,7 @@ def state_of(model: loader_pb2.Model) -> str:
     return word(loader_pb2.Model.State, model.state, "STATE_")
 
 
-def model(message: loader_pb2.Model) -> View:
+def model(message: loader_pb2.Model) -> views.Model:
     """Show a model as the loader knows it."""
     return {
         "name": bare(message.name),
@@ -68,7 +64,7 @@ def model(message: loader_pb2.Model) -> View:
     }
 
 
-def reservations(messages: Iterable[loader_pb2.MemoryReservation]) -> list[View]:
+def reservations(messages: Iterable[loader_pb2.MemoryReservation]) -> list[views.Reservation]:
     """Show memory by device, with where each figure comes from."""
     bases = loader_pb2.MemoryReservation.Basis
     return [
@@ -85,7 +81,7 @@ def word(kind: Any, value: int, prefix: str) -> str:
         return str(value)
 
 
-def entry(message: gallery_pb2.ModelEntry) -> View:
+def entry(message: gallery_pb2.ModelEntry) -> views.Entry:
     """Show a model that a gallery offers."""
     return {
         "name": message.id,
@@ -101,7 +97,7 @@ def entry(message: gallery_pb2.ModelEntry) -> View:
     }
 
 
-def installed(message: gallery_pb2.InstalledModel) -> View:
+def installed(message: gallery_pb2.InstalledModel) -> views.InstalledModel:
     """Show a model in the models folder."""
     return {
         "name": bare(message.name),
@@ -115,7 +111,7 @@ def installed(message: gallery_pb2.InstalledModel) -> View:
     }
 
 
-def status(message: monitor_pb2.ModelStatus) -> View:
+def status(message: monitor_pb2.ModelStatus) -> views.Status:
     """Show what a loaded model does and uses."""
     return {
         "activity": monitor_pb2.ModelStatus.State.Name(message.state)
@@ -133,7 +129,7 @@ def status(message: monitor_pb2.ModelStatus) -> View:
     }
 
 
-def operation(message: operations_pb2.Operation) -> View:
+def operation(message: operations_pb2.Operation) -> views.Operation:
     """Show an operation of the gallery, with how far it is."""
     meta = gallery_pb2.OperationMetadata()
     message.metadata.Unpack(meta)
@@ -163,7 +159,7 @@ def phase_of(meta: gallery_pb2.OperationMetadata) -> str:
     return gallery_pb2.OperationMetadata.Phase.Name(meta.phase).removeprefix("PHASE_").lower()
 
 
-def log_line(message: loader_pb2.LogLine) -> View:
+def log_line(message: loader_pb2.LogLine) -> views.LogLine:
     """Show a line that a backend wrote."""
     return {
         "sequence": message.sequence,
@@ -191,7 +187,7 @@ def epoch(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
-def _instance(message: loader_pb2.Instance) -> View:
+def _instance(message: loader_pb2.Instance) -> views.Instance:
     return {
         "uid": message.uid,
         "generation": message.generation,
@@ -209,7 +205,7 @@ def _instance(message: loader_pb2.Instance) -> View:
     }
 
 
-def _failure(message: loader_pb2.CandidateFailure) -> View:
+def _failure(message: loader_pb2.CandidateFailure) -> views.CandidateFailure:
     return {
         "backend": message.backend,
         "message": message.message,
@@ -219,7 +215,7 @@ def _failure(message: loader_pb2.CandidateFailure) -> View:
     }
 
 
-def _unload(message: loader_pb2.Unload) -> View:
+def _unload(message: loader_pb2.Unload) -> views.Unload:
     return {
         "cause": word(loader_pb2.Unload.Cause, message.cause, "CAUSE_"),
         "message": message.message,
@@ -229,7 +225,7 @@ def _unload(message: loader_pb2.Unload) -> View:
     }
 
 
-def _process(message: monitor_pb2.ProcessSample) -> View:
+def _process(message: monitor_pb2.ProcessSample) -> views.Process:
     return {
         "pid": message.pid,
         "process_count": message.process_count,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from . import messages, text
-from .messages import View
+from . import messages, text, views
 
 STATE_STYLES: Final = {
     "ready": "green",
@@ -24,7 +23,7 @@ _ON_ITS_WAY: Final = ("starting", "loading", "draining", "stopping")
 _CLIP: Final = 200
 
 
-def note(view: View, waiting: Mapping[str, View] | None = None) -> str:
+def note(view: views.Model, waiting: Mapping[str, views.Waiting] | None = None) -> str:
     """Return what is to be said of a model in a list: why it stands where it does, or what it does.
 
     `waiting` holds those that wait to be loaded, by model.
@@ -37,13 +36,13 @@ def note(view: View, waiting: Mapping[str, View] | None = None) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def crashes(view: View) -> str:
+def crashes(view: views.Model) -> str:
     """Return how often a model crashed; empty if it did not."""
     count = view["crash_count"]
     return f"{count} crashes in a row" if count > 1 else "crashed once" if count else ""
 
 
-def memory(reservations: list[View]) -> str:
+def memory(reservations: list[views.Reservation]) -> str:
     """Return memory by device and where the figures come from: `1.2 GiB, 4.0 GiB on gpu0 (estimated)`."""
     held = [one for one in reservations if one["bytes"]]
     if not held:
@@ -57,7 +56,7 @@ def memory(reservations: list[View]) -> str:
     return shown if bases in ([], ["measured"]) else f"{shown} ({', '.join(bases)})"
 
 
-def calls(view: View) -> str:
+def calls(view: views.Model) -> str:
     """Return calls in progress, of how many at once, and how many wait: `2/4 +3`."""
     active = sum(one["active_calls"] for one in view["instances"])
     limit, queued = view["max_concurrent_calls"], view["queued_calls"]
@@ -66,7 +65,7 @@ def calls(view: View) -> str:
     return f"{active}{f'/{limit}' if limit else ''}{f' +{queued}' if queued else ''}"
 
 
-def idle(view: View) -> str:
+def idle(view: views.Model) -> str:
     """Return how long a loaded model has had nothing to do; empty while it has."""
     instance = view["instance"]
     if view["state"] != "ready" or not instance or instance["active_calls"] or view["queued_calls"]:
@@ -75,9 +74,9 @@ def idle(view: View) -> str:
     return text.span(time.time() - messages.epoch(since)) if since else ""
 
 
-def unload(view: View) -> str:
+def unload(view: views.Model) -> str:
     """Return why and when a model was unloaded the last time; empty if it never was."""
-    last: dict[str, Any] | None = view["last_unload"]
+    last = view["last_unload"]
     if not last:
         return ""
     cause = last["message"] or last["cause"]
@@ -87,7 +86,7 @@ def unload(view: View) -> str:
     return f"{when(last['time'])}: {cause}" if last["time"] else cause
 
 
-def failure(view: View) -> str:
+def failure(view: views.CandidateFailure) -> str:
     """Return how a backend failed with a model, and when it is tried again."""
     count = f" ({view['count']} times)" if view["count"] > 1 else ""
     again = retry(view["retry_time"])
@@ -111,7 +110,7 @@ def when(moment: str | None) -> str:
     return f"{text.span(away)} ago" if away >= 0 else f"in {text.span(-away)}"
 
 
-def _reason(view: View, waiting: Mapping[str, View]) -> str:
+def _reason(view: views.Model, waiting: Mapping[str, views.Waiting]) -> str:
     state, message = view["state"], text.clip(view["state_message"], _CLIP)
     if view["config_error"]:
         return f"cannot be loaded: {text.clip(view['config_error'], _CLIP)}"
@@ -131,7 +130,7 @@ def _reason(view: View, waiting: Mapping[str, View]) -> str:
     return ""
 
 
-def place_of(waiting: View) -> str:
+def place_of(waiting: views.Waiting) -> str:
     """Return what a model waits for and its place in the line: `place 2: room on gpu0`."""
     place = f"place {waiting['position']}" if waiting["position"] else "waits"
     explanation = text.clip(waiting["explanation"], _CLIP)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from . import text
+from . import text, views
 from .output import Output
 
 # Off a terminal: often enough to see that it moves, seldom enough not to fill a log.
@@ -82,7 +82,7 @@ class _Lines:
 class Transfer(Protocol):
     """A running operation of the gallery, on show."""
 
-    def update(self, view: dict[str, Any]) -> None:
+    def update(self, view: views.Operation) -> None:
         """Show the operation as it is now."""
 
 
@@ -104,7 +104,7 @@ class _JsonTransfer:
     def __init__(self, out: Output) -> None:
         self._out = out
 
-    def update(self, view: dict[str, Any]) -> None:
+    def update(self, view: views.Operation) -> None:
         if not view["done"]:
             self._out.emit({"type": "progress", "operation": view})
 
@@ -119,7 +119,7 @@ class _LineTransfer:
         self._percent = 0.0
         self._time = 0.0
 
-    def update(self, view: dict[str, Any]) -> None:
+    def update(self, view: views.Operation) -> None:
         if view["done"]:
             return
         now, what = time.monotonic(), (view["phase"], view["file"])
@@ -138,7 +138,7 @@ class _BarTransfer:
         self._progress = progress
         self._task = progress.add_task(title, total=None, what="", amount="", rate="", left="")
 
-    def update(self, view: dict[str, Any]) -> None:
+    def update(self, view: views.Operation) -> None:
         total = view["bytes_total"]
         self._progress.update(
             self._task,
@@ -151,7 +151,7 @@ class _BarTransfer:
         )
 
 
-def describe(view: dict[str, Any]) -> str:
+def describe(view: views.Operation) -> str:
     """Return one line that says how far an operation is."""
     parts = [_what(view)]
     if view["phase"] == "downloading" and view["bytes_total"]:
@@ -165,14 +165,14 @@ def describe(view: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _what(view: dict[str, Any]) -> str:
+def _what(view: views.Operation) -> str:
     if view["cancel_requested"]:
         return "cancelling"
     name = text.clip(view["file"].rpartition("/")[2], _FILE_WIDTH)
     return f"{view['phase']} {name}".strip()
 
 
-def _amount(view: dict[str, Any]) -> str:
+def _amount(view: views.Operation) -> str:
     if view["bytes_total"]:
         return f"{text.size(view['bytes_done'])} of {text.size(view['bytes_total'])}"
     return text.size(view["bytes_done"]) if view["bytes_done"] else ""

@@ -7,7 +7,7 @@ from typing import Final
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages, phrases, text
+from services.cli.display import messages, phrases, text, views
 from services.cli.failures import Failure, explain
 from services.common.errors import CorralError
 
@@ -48,7 +48,7 @@ async def explained(clients: Clients, name: str, error: CorralError) -> Failure:
     return failure
 
 
-def _candidates(model: messages.View, message: str) -> list[str]:
+def _candidates(model: views.Model, message: str) -> list[str]:
     """Return a line for each backend that failed, unless the message says it all."""
     failed = model["failures"]
     if len(failed) == 1 and failed[0]["message"] in message:
@@ -56,7 +56,7 @@ def _candidates(model: messages.View, message: str) -> list[str]:
     return [phrases.failure(one) for one in failed]
 
 
-async def _model(clients: Clients, name: str) -> messages.View:
+async def _model(clients: Clients, name: str) -> views.Model:
     request = loader_pb2.GetModelRequest(name=name)
     answer = await clients.call("loader", clients.loader.GetModel, request, timeout=_TIMEOUT)
     return messages.model(answer.model)

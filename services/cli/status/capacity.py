@@ -6,7 +6,7 @@ from typing import Final
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import loader_messages, messages, text
+from services.cli.display import loader_messages, text, views
 from services.cli.display.output import Output
 from services.cli.failures import Failure
 from services.common.errors import CorralError
@@ -18,7 +18,7 @@ _BLOCKS: Final = ("█", "▒", "░")
 _ASCII: Final = ("#", "=", "-")
 
 
-async def query(clients: Clients) -> messages.View | None:
+async def query(clients: Clients) -> views.Capacity | None:
     """Return what the loader has to give, or None if it does not say."""
     try:
         answer = await clients.call(
@@ -32,7 +32,7 @@ async def query(clients: Clients) -> messages.View | None:
     return loader_messages.capacity(answer)
 
 
-def write(out: Output, view: messages.View) -> None:
+def write(out: Output, view: views.Capacity) -> None:
     """Write the slots in one line, and a bar for each kind of memory."""
     slots = [
         _of("models", view["active_models"], view["max_active_models"]),
@@ -58,7 +58,7 @@ def write(out: Output, view: messages.View) -> None:
         out.line("  ".join(part for part in parts if part))
 
 
-def bar(device: messages.View, blocks: tuple[str, str, str] = _BLOCKS) -> str:
+def bar(device: views.DeviceMemory, blocks: tuple[str, str, str] = _BLOCKS) -> str:
     """Return a bar of a device's memory: what models have, what others use, what is free."""
     total = device["total_bytes"]
     if not total:
@@ -79,7 +79,7 @@ def _cells(part: int, total: int) -> int:
     return max(round(_BAR * part / total), 1) if part > 0 else 0
 
 
-def _amounts(device: messages.View) -> str:
+def _amounts(device: views.Device) -> str:
     total, available = device["total_bytes"], device["available_bytes"]
     models = text.size(device["reserved_bytes"])
     parts = [

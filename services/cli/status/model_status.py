@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from services.cli.client.clients import Clients
-from services.cli.display import loader_messages, messages, phrases, text
+from services.cli.display import loader_messages, phrases, text, views
 from services.cli.display.output import Column, Output
 from services.cli.models import lookup
 from services.cli.status import capacity
@@ -15,21 +15,27 @@ from . import overview
 Fact = tuple[str, str, str]
 
 
-async def gather(clients: Clients, name: str) -> messages.View:
+async def gather(clients: Clients, name: str) -> views.ModelDetails:
     """Ask the loader and the monitor for all they know of a model."""
     answer = await lookup.get_whole(clients, name)
     view = await overview.with_status(clients, answer.model)
-    view["health"] = await overview.health_of(clients, "loader", f"models/{view['name']}")
-    view["effective_options"] = [loader_messages.option(one) for one in answer.effective_options]
-    view["waiting"] = None
-    if view["state"] == "waiting":
-        known = await capacity.query(clients)
-        waiting = (known or {}).get("waiting", [])
-        view["waiting"] = next((one for one in waiting if one["model"] == view["name"]), None)
-    return view
+    return {
+        **view,
+        "health": await overview.health_of(clients, "loader", f"models/{view['name']}"),
+        "effective_options": [loader_messages.option(one) for one in answer.effective_options],
+        "waiting": await _waiting(clients, view),
+    }
 
 
-def write(out: Output, view: messages.View, *, options: bool) -> None:
+async def _waiting(clients: Clients, view: views.Model) -> views.Waiting | None:
+    if view["state"] != "waiting":
+        return None
+    known = await capacity.query(clients)
+    waiting = known["waiting"] if known else []
+    return next((one for one in waiting if one["model"] == view["name"]), None)
+
+
+def write(out: Output, view: views.ModelDetails, *, options: bool) -> None:
     """Write a model's facts for people."""
     out.facts(fact for fact in _facts(view) if fact[1])
     if not options:
@@ -52,9 +58,9 @@ def write(out: Output, view: messages.View, *, options: bool) -> None:
     )
 
 
-def _facts(view: messages.View) -> list[Fact]:
-    waiting: messages.View | None = view["waiting"]
-    unloaded = (view["last_unload"] or {}).get("message", "")
+def _facts(view: views.ModelDetails) -> list[Fact]:
+    waiting = view["waiting"]
+    unloaded = view["last_unload"]["message"] if view["last_unload"] else ""
     note = view["state_message"] if view["state_message"] != unloaded else ""
     lines = [
         ("model", view["name"], ""),
@@ -87,7 +93,7 @@ def _facts(view: messages.View) -> list[Fact]:
     return lines
 
 
-def _load(view: messages.View) -> list[Fact]:
+def _load(view: views.ModelDetails) -> list[Fact]:
     """Return how busy a model is, as far as there is something to say."""
     limit, queued = view["max_concurrent_calls"], view["queued_calls"]
     return [
@@ -97,7 +103,7 @@ def _load(view: messages.View) -> list[Fact]:
     ]
 
 
-def _instance(instance: messages.View) -> list[Fact]:
+def _instance(instance: views.Instance) -> list[Fact]:
     load_seconds = instance["load_seconds"]
     loaded = "" if load_seconds is None else text.duration(load_seconds)
     taken = "taken over from the loader that ran before"
@@ -113,10 +119,10 @@ def _instance(instance: messages.View) -> list[Fact]:
     ]
 
 
-def _memory(view: messages.View) -> list[Fact]:
-    status: dict[str, Any] = view["status"] or {}
-    process: dict[str, Any] = status.get("process") or {}
-    lines = []
+def _memory(view: views.ModelDetails) -> list[Fact]:
+    status = view["status"]
+    process = status["process"] if status else None
+    lines: list[Fact] = []
     if status:
         source = "as the backend counts" if status["source"] == "backend" else "of its processes"
         lines += [
@@ -138,7 +144,7 @@ def _memory(view: messages.View) -> list[Fact]:
     return lines
 
 
-def _reserved(view: messages.View) -> str:
+def _reserved(view: views.ModelDetails) -> str:
     return ", ".join(
         f"{text.size(one['bytes'])} on {one['device']} ({one['basis']})" for one in view["memory"]
     )

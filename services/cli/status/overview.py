@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from grpc_health.v1 import health_pb2
 
@@ -14,7 +14,7 @@ from corral.monitor.v1 import monitor_pb2
 from services.cli.client import addresses
 from services.cli.client.addresses import SERVICES, Running, Service
 from services.cli.client.clients import Clients
-from services.cli.display import messages, phrases, text
+from services.cli.display import messages, phrases, text, views
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure, Unreachable
 from services.cli.models import pages
@@ -35,8 +35,8 @@ class Overview:
     """All that `corral status` shows."""
 
     health: dict[Service, str]
-    models: list[messages.View] = field(default_factory=list)
-    capacity: messages.View | None = None
+    models: list[views.ModelWithStatus] = field(default_factory=list)
+    capacity: views.Capacity | None = None
     running: Running | None = None
 
     @property
@@ -98,10 +98,9 @@ async def _health(clients: Clients, service: Service) -> str:
     return "not serving" if stopped else health
 
 
-async def with_status(clients: Clients, message: loader_pb2.Model) -> messages.View:
+async def with_status(clients: Clients, message: loader_pb2.Model) -> views.ModelWithStatus:
     """Return the model's view, with what the monitor says of it where that is to be had."""
-    view = messages.model(message)
-    view["status"] = None
+    view: views.ModelWithStatus = {**messages.model(message), "status": None}
     if message.instances:
         request = monitor_pb2.GetStatusRequest(name=message.name)
         try:
@@ -137,7 +136,9 @@ def _models_table(out: Output, overview: Overview) -> None:
             out.line()
             out.line("no model is loaded", "dim")
         return
-    waiting = {one["model"]: one for one in (overview.capacity or {}).get("waiting", [])}
+    waiting = (
+        {one["model"]: one for one in overview.capacity["waiting"]} if overview.capacity else {}
+    )
     out.line()
     out.table(
         [
@@ -156,12 +157,12 @@ def _models_table(out: Output, overview: Overview) -> None:
 
 
 def _row(
-    view: messages.View, waiting: dict[str, messages.View]
+    view: views.ModelWithStatus, waiting: dict[str, views.Waiting]
 ) -> tuple[str | tuple[str, str], ...]:
-    status: dict[str, Any] = view["status"] or {}
-    process: dict[str, Any] = status.get("process") or {}
-    ready = (view["instance"] or {}).get("ready_time")
-    measured = text.size(status["memory_bytes"]) if status.get("memory_bytes") else ""
+    status, instance = view["status"], view["instance"]
+    process = status["process"] if status else None
+    ready = instance["ready_time"] if instance else None
+    measured = text.size(status["memory_bytes"]) if status and status["memory_bytes"] else ""
     return (
         (view["name"], "bold"),
         (view["state"], phrases.STATE_STYLES.get(view["state"], "")),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
 from corral.loader.v1 import loader_pb2
 from services.cli.client.clients import Clients
-from services.cli.display import messages, phrases
+from services.cli.display import messages, phrases, views
 from services.cli.display.output import Output
 from services.cli.failures import Failure, explain
 from services.cli.models import lookup
@@ -131,14 +131,18 @@ async def _lines(clients: Clients, out: Output, name: str, *, everything: bool) 
             _line(out, view, removed=removed)
 
 
-def _looks(view: Mapping[str, object]) -> tuple[object, ...]:
-    """Return that of a model whose change is worth a line; calls come and go too often."""
-    return tuple(
-        view[key] for key in ("state", "state_message", "backend", "pinned", "crash_count")
+def _looks(view: views.Model) -> tuple[object, ...]:
+    """Return the fields whose change is worth a line; the number of calls changes too often."""
+    return (
+        view["state"],
+        view["state_message"],
+        view["backend"],
+        view["pinned"],
+        view["crash_count"],
     )
 
 
-def _line(out: Output, view: messages.View, *, removed: bool) -> None:
+def _line(out: Output, view: views.Model, *, removed: bool) -> None:
     moment = f"{datetime.fromtimestamp(time.time()).astimezone():%H:%M:%S}"
     what = "removed" if removed else view["state"]
     note = "" if removed else phrases.note(view)

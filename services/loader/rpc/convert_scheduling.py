@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from corral.loader.v1 import loader_pb2 as pb
 from services.common.errors import InvalidRequestError
 from services.common.names import MODELS, resource_name
+from services.common.quantities import format_duration
 from services.common.rpc.times import duration, in_seconds, timestamp
 from services.loader.devices.devices import Device
-from services.loader.live_settings import LiveSettings, Tunables
+from services.loader.live_settings import LiveSettings, Tunables, Unit
 from services.loader.memory.reservation import Reservation
 from services.loader.scheduling.eviction import Plan
 from services.loader.scheduling.scheduler import Wish
@@ -26,6 +28,13 @@ _DURATIONS = frozenset(
     if field.message_type is not None
     and field.message_type.full_name == Duration.DESCRIPTOR.full_name
 )
+_TYPES: Final = {
+    FieldDescriptor.TYPE_BOOL: pb.SettingDescription.TYPE_BOOL,
+    FieldDescriptor.TYPE_INT32: pb.SettingDescription.TYPE_INTEGER,
+    FieldDescriptor.TYPE_DOUBLE: pb.SettingDescription.TYPE_NUMBER,
+    FieldDescriptor.TYPE_STRING: pb.SettingDescription.TYPE_TEXT,
+    FieldDescriptor.TYPE_MESSAGE: pb.SettingDescription.TYPE_DURATION,
+}
 
 
 def plan(found: Plan, needs: Reservation) -> pb.PlanEvictionResponse:
@@ -97,6 +106,36 @@ def settings(live: LiveSettings) -> tuple[pb.Settings, dict[str, str]]:
         else:
             setattr(message, name, value)
     return message, {name: source.value for name, source in live.sources.items()}
+
+
+def descriptions(live: LiveSettings) -> list[pb.SettingDescription]:
+    """Return each setting with its value, default and meaning."""
+    sources, kept = live.sources, live.kept
+    described = []
+    for field in pb.Settings.DESCRIPTOR.fields:
+        declared = Tunables.model_fields[field.name]
+        described.append(
+            pb.SettingDescription(
+                name=field.name,
+                value=_typed(field.name, getattr(live.now, field.name)),
+                default_value=_typed(field.name, declared.default),
+                type=_TYPES[field.type],
+                unit=next((mark.name for mark in declared.metadata if isinstance(mark, Unit)), ""),
+                description=" ".join((declared.description or "").split()),
+                source=sources[field.name].value,
+                kept=field.name in kept,
+            )
+        )
+    return described
+
+
+def _typed(name: str, value: Any) -> str:
+    """Return a setting's value as a user types it."""
+    if name in _DURATIONS:
+        return format_duration(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def changes(message: pb.Settings, mask: FieldMask) -> Mapping[str, Any]:

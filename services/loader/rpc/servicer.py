@@ -225,7 +225,11 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
     ) -> pb.GetSettingsResponse:
         """Return the settings in force."""
         settings, sources = scheduling.settings(self._settings)
-        return pb.GetSettingsResponse(settings=settings, sources=sources)
+        return pb.GetSettingsResponse(
+            settings=settings,
+            sources=sources,
+            descriptions=scheduling.descriptions(self._settings),
+        )
 
     async def UpdateSettings(
         self, request: pb.UpdateSettingsRequest, context: Any

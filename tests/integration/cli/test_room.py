@@ -86,6 +86,7 @@ async def test_settings_are_listed_with_their_sources(world: World) -> None:
     world.loader.settings.watchdog_idle_timeout.seconds = 900
     world.loader.settings.memory_reclaimer_threshold = 0.95
     world.loader.sources = {"watchdog_idle_timeout": "start"}
+    world.loader.meanings = {"watchdog_idle_timeout": "see watchdog_idle", "f16": "half precision"}
     done = await world.run("settings")
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.out.splitlines()}
     assert rows["watchdog_idle_timeout"] == ["15m", "start  see watchdog_idle"]
@@ -94,7 +95,23 @@ async def test_settings_are_listed_with_their_sources(world: World) -> None:
     shown = (await world.run("settings", "--json")).json["settings"]
     assert shown["watchdog_idle_timeout"]["value"] == 900
     assert shown["watchdog_idle_timeout"]["source"] == "start"
-    assert shown["f16"]["meaning"]
+    assert shown["f16"]["meaning"] == "half precision"
+
+
+async def test_a_loader_that_does_not_describe_its_settings(world: World) -> None:
+    world.loader.settings.queue_size = 512
+    done = await world.run("settings")
+    header, *rows = done.out.splitlines()
+    assert header.split() == ["SETTING", "VALUE", "FROM"]
+    assert "queue_size 512" in [" ".join(row.split()) for row in rows]
+    done = await world.run("settings", "set", "threads=four")
+    assert "'four' is not a whole number" in done.err and "`corral settings`" in done.err
+
+
+async def test_a_value_that_cannot_be_is_answered_with_the_meaning(world: World) -> None:
+    world.loader.meanings = {"threads": "threads for each model"}
+    done = await world.run("settings", "set", "threads=four")
+    assert "it means: threads for each model" in done.err
 
 
 async def test_settings_are_changed_together(world: World) -> None:

@@ -2,15 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.loader.v1 import loader_pb2
 from services.cli.client import setting_fields
 from services.cli.failures import Failure
 from services.common.quantities import parse_duration
-
-
-def test_each_setting_has_a_meaning() -> None:
-    fields = [field.name for field in loader_pb2.Settings.DESCRIPTOR.fields]
-    assert list(setting_fields.MEANINGS) == fields
 
 
 @pytest.mark.parametrize("typed", ["queue_size", "queue-size", "--queue-size", " Queue_Size "])
@@ -55,6 +49,20 @@ def test_values_are_typed(kind: str, text: str, value: object) -> None:
 def test_values_that_are_not_of_the_kind(kind: str, text: str) -> None:
     with pytest.raises(Failure, match="threads: "):
         setting_fields.parse("threads", kind, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("f16", "bool"),
+        ("queue_size", "int"),
+        ("memory_reclaimer_threshold", "float"),
+        ("watchdog_interval", "duration"),
+        ("ram_budget", "str"),
+    ],
+)
+def test_the_kind_of_a_setting(name: str, kind: str) -> None:
+    assert setting_fields.kind(name) == kind
 
 
 @given(st.integers(0, 10**9).map(lambda ms: ms / 1000))

@@ -3,14 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.loader.v1 import loader_pb2
-from services.cli.display import messages, phrases
+from services.cli.display import messages, phrases, views
 from services.cli.status import capacity
 
 STATE = loader_pb2.Model.State
 Memory = loader_pb2.MemoryReservation
 
 
-def view(state: STATE.ValueType, **more: object) -> messages.View:
+def view(state: STATE.ValueType, **more: object) -> views.Model:
     return messages.model(loader_pb2.Model(name="models/m", state=state, **more))  # type: ignore[arg-type]
 
 

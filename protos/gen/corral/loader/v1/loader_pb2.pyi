@@ -2054,6 +2054,7 @@ class GetSettingsResponse(_message.Message):
 
     SETTINGS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    DESCRIPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def settings(self) -> Global___Settings:
         """The settings in force."""
@@ -2064,19 +2065,109 @@ class GetSettingsResponse(_message.Message):
         start) or `runtime` (UpdateSettings).
         """
 
+    @_builtins.property
+    def descriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettingDescription]:
+        """Each setting with its description, in the order of the fields of `Settings`."""
+
     def __init__(
         self,
         *,
         settings: Global___Settings | None = ...,
         sources: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        descriptions: _abc.Iterable[Global___SettingDescription] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptions", b"descriptions", "settings", b"settings", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSettingsResponse: _TypeAlias = GetSettingsResponse  # noqa: Y015
+
+@_typing.final
+class SettingDescription(_message.Message):
+    """One setting for people, and for clients that list or change settings without knowing them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SettingDescription._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: SettingDescription._Type.ValueType  # 0
+        """Never sent."""
+        TYPE_BOOL: SettingDescription._Type.ValueType  # 1
+        """`true` or `false`."""
+        TYPE_INTEGER: SettingDescription._Type.ValueType  # 2
+        """A whole number."""
+        TYPE_NUMBER: SettingDescription._Type.ValueType  # 3
+        """A number such as `0.8`."""
+        TYPE_DURATION: SettingDescription._Type.ValueType  # 4
+        """A duration such as `90s` or `15m`."""
+        TYPE_TEXT: SettingDescription._Type.ValueType  # 5
+        """Text."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper):
+        """How a value is typed."""
+
+    TYPE_UNSPECIFIED: SettingDescription.Type.ValueType  # 0
+    """Never sent."""
+    TYPE_BOOL: SettingDescription.Type.ValueType  # 1
+    """`true` or `false`."""
+    TYPE_INTEGER: SettingDescription.Type.ValueType  # 2
+    """A whole number."""
+    TYPE_NUMBER: SettingDescription.Type.ValueType  # 3
+    """A number such as `0.8`."""
+    TYPE_DURATION: SettingDescription.Type.ValueType  # 4
+    """A duration such as `90s` or `15m`."""
+    TYPE_TEXT: SettingDescription.Type.ValueType  # 5
+    """Text."""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    DEFAULT_VALUE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name of the field of `Settings`, such as `watchdog_idle_timeout`."""
+    value: _builtins.str
+    """The value in force, as it is typed, such as `15m`."""
+    default_value: _builtins.str
+    """The default, as it is typed."""
+    type: Global___SettingDescription.Type.ValueType
+    """How a value is typed."""
+    unit: _builtins.str
+    """What a number counts, such as `tokens`; empty if it counts nothing, and for durations."""
+    description: _builtins.str
+    """What the setting does, in one or two sentences."""
+    source: _builtins.str
+    """Where the value comes from, as in `GetSettingsResponse.sources`."""
+    kept: _builtins.bool
+    """Whether UpdateSettings changed it and the change is kept over restarts."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+        default_value: _builtins.str = ...,
+        type: Global___SettingDescription.Type.ValueType = ...,
+        unit: _builtins.str = ...,
+        description: _builtins.str = ...,
+        source: _builtins.str = ...,
+        kept: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "description", b"description", "kept", b"kept", "name", b"name", "source", b"source", "type", b"type", "unit", b"unit", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingDescription: _TypeAlias = SettingDescription  # noqa: Y015
 
 @_typing.final
 class UpdateSettingsRequest(_message.Message):
