@@ -27,7 +27,7 @@ class OtlpClient:
         self, channel: aio.Channel, address: str, *, push_timeout: float, instance: uuid.UUID
     ) -> None:
         """`channel` leads to `address`; `instance` identifies this process as the sender."""
-        stub: Any = metrics_service_pb2_grpc.MetricsServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = metrics_service_pb2_grpc.MetricsServiceStub(channel)
         self._export = stub.Export
         self._address = address
         self._push_timeout = push_timeout

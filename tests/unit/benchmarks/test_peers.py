@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.peers import PEERS, UnavailableError
 from benchmarks.peers.environment import REQUIREMENTS, Environment
-from benchmarks.peers.peer import PROGRAMS
+from benchmarks.peers.peer import PROGRAMS, Peer
 
 
 @pytest.fixture
@@ -16,14 +16,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=PEERS)
-def test_every_package_has_one_version(peer) -> None:
+def test_every_package_has_one_version(peer: Peer) -> None:
     lines = (REQUIREMENTS / f"{peer.environment.name}.txt").read_text().split()
     assert lines
     assert all(line.count("==") == 1 and "*" not in line for line in lines)
 
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=PEERS)
-def test_programs_are_there(peer) -> None:
+def test_programs_are_there(peer: Peer) -> None:
     if isinstance(peer.request, str):
         assert (PROGRAMS / peer.request).is_file()
     else:

@@ -57,7 +57,7 @@ def test_the_words_are_the_same_for_both_parsers(
 def test_an_unknown_problem_keeps_its_place_and_none_of_the_librarys_words() -> None:
     def fail() -> None:
         with yaml_errors("a: 1\nb: 2\n"):
-            mark = yaml.Mark("<string>", 6, 1, 1, None, None)
+            mark = yaml.Mark("<string>", 6, 1, 1, None, 0)
             raise yaml.MarkedYAMLError("while dreaming", None, "gremlins at work", mark)
 
     assert (
@@ -73,7 +73,7 @@ def test_depth_has_one_message_whether_the_parser_or_python_gives_up() -> None:
 
         return of(read)
 
-    mark = yaml.Mark("<string>", 1000, 0, 1000, None, None)
+    mark = yaml.Mark("<string>", 1000, 0, 1000, None, 0)
     parser = yaml.MarkedYAMLError(None, None, "exceeded maximum nesting depth", mark)
     expected = "is not YAML: nested too deep; no configuration needs that"
     assert str(give_up(parser)) == str(give_up(RecursionError())) == expected

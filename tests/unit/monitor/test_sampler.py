@@ -74,8 +74,9 @@ async def test_one_process(sampler: Sampler) -> None:
         assert sample.pid == process.pid
         assert sample.process_count == 1
         assert sample.thread_count == 1
-        assert sample.open_files >= 2
+        assert sample.open_files is not None and sample.open_files >= 2
         assert 1 << 20 < sample.rss < sample.vms
+        assert sample.pss is not None
         assert 0 < sample.pss <= sample.rss
         assert sample.memory == sample.pss
         assert abs(sample.start_time - time.time()) < 5
@@ -92,7 +93,7 @@ async def test_a_forking_tree_is_summed(sampler: Sampler) -> None:
         own = psutil.Process(process.pid).memory_info().rss
         assert sample.rss > 2 * own
         # What four forks share is counted four times in one and once in the other.
-        assert sample.pss < sample.rss
+        assert sample.pss is not None and sample.pss < sample.rss
         assert sample.thread_count == 4
 
 
@@ -117,6 +118,7 @@ async def test_growth_is_seen(sampler: Sampler) -> None:
         assert process.stdout.readline() == "grown\n"
         after = await sampler.sample(process.pid)
         assert after.rss - before.rss > 60 << 20
+        assert before.pss is not None and after.pss is not None
         assert after.pss - before.pss > 60 << 20
 
 

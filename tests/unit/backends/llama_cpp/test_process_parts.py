@@ -157,7 +157,7 @@ def test_chunks_become_replies_and_replies_one() -> None:
     assert (reply.tokens, reply.prompt_tokens) == (4, 9)
     assert (reply.timing_prompt_processing, reply.timing_token_generation) == (1.5, 2.5)
     assert len(json.loads(reply.logprobs)["content"]) == 4
-    (delta,) = reply.chat_deltas
-    assert delta.reasoning_content == "hm"
-    assert delta.tool_calls[0].name == "f"
-    assert delta.tool_calls[0].arguments == '{"a": 1}'
+    (seen,) = reply.chat_deltas
+    assert seen.reasoning_content == "hm"
+    assert seen.tool_calls[0].name == "f"
+    assert seen.tool_calls[0].arguments == '{"a": 1}'

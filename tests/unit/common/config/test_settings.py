@@ -81,7 +81,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (settings.listen, settings.metrics, settings.idle) == ("127.0.0.1:50051", None, None)
     assert settings.max_message_size == 50 * 1024 * 1024
     with pytest.raises(ValidationError):
-        settings.listen = "x"  # type: ignore[misc]
+        settings.listen = "x"
 
 
 def test_home_is_the_users_data_folder_unless_moved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,7 @@ async def test_https_says_the_size_or_leaves_it_to_the_get(http: HttpClient) -> 
     with FaultyServer() as server:
         source = HttpsSource(http)
         assert await source.locate(server.add("/f", b"12345")) == Remote(server.url("/f"), size=5)
-        assert (await source.locate(server.add("/get", b"1", head=405))).size == 0  # type: ignore[union-attr]
+        assert (await source.locate(server.add("/get", b"1", head=405))).size == 0
         with pytest.raises(SourceNotFoundError, match="HTTP 404"):
             await source.locate(server.url("/missing"))
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from services.common.errors import BackendNotFoundError
+from services.common.process.bundled import bundled_backends
 from services.loader.backends.backend import Source
 from services.loader.backends.catalog import BackendCatalog
 from services.loader.backends.external import ExternalBackends
 from services.loader.backends.folders import BackendFolder
-from services.loader.config import LoaderSettings, bundled_backends
+from services.loader.config import LoaderSettings
 from services.loader.wiring import backend_sources
 from tests.tools.backend_folders import add, catalog
 
@@ -85,8 +86,7 @@ def test_an_unknown_name_says_what_there_is(tmp_path: Path) -> None:
     add(tmp_path, "good")
     file = tmp_path / "external_backends.json"
     file.write_text("{")
-    sources = [ExternalBackends({"x": "somewhere"}, file), BackendFolder(tmp_path)]
-    backends = BackendCatalog(sources)
+    backends = BackendCatalog([ExternalBackends({"x": "somewhere"}, file), BackendFolder(tmp_path)])
     assert "port" in backends.find("x").error
     with pytest.raises(
         BackendNotFoundError, match="^backend not found: y; installed: good, x"

@@ -1,6 +1,7 @@
 """Capabilities, from folders that look like other machines."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,11 @@ GIB = 1 << 30
 NVIDIA, AMD, INTEL, MATROX = "0x10de", "0x1002", "0x8086", "0x102b"
 
 
-def machine(root: Path, *, vram: int = 0, arm: bool = False, **environ: str) -> Machine:
+def machine(
+    root: Path, environ: Mapping[str, str] | None = None, *, vram: int = 0, arm: bool = False
+) -> Machine:
     return Machine(
-        environ,
+        environ or {},
         gpus=(Gpu("gpu0", "nvidia", "", vram, vram),) if vram else (),
         ram=8 * GIB,
         system="Linux",
@@ -57,20 +60,20 @@ def test_this_machine() -> None:
 
 def test_forced_is_verbatim(tmp_path: Path) -> None:
     write_files(tmp_path, {"run/localai/capability": "amd"})
-    assert name(machine(tmp_path, **{FORCE: " any thing"})) == " any thing"
+    assert name(machine(tmp_path, {FORCE: " any thing"})) == " any thing"
 
 
 def test_disabled(tmp_path: Path) -> None:
-    assert not detect(machine(tmp_path, **{FORCE: "disable"})).filters
+    assert not detect(machine(tmp_path, {FORCE: "disable"})).filters
     assert detect(machine(tmp_path)).filters
 
 
 def test_the_run_file(tmp_path: Path) -> None:
     write_files(tmp_path, {"run/localai/capability": "  nvidia-cuda-12 \n", "other": "intel"})
     assert name(machine(tmp_path)) == "nvidia-cuda-12"
-    assert name(machine(tmp_path, **{RUN_FILE: str(tmp_path / "other")})) == "intel"
-    assert name(machine(tmp_path, **{RUN_FILE: str(tmp_path / "none")})) == "default"
-    assert name(machine(tmp_path, **{FORCE: ""})) == "nvidia-cuda-12"
+    assert name(machine(tmp_path, {RUN_FILE: str(tmp_path / "other")})) == "intel"
+    assert name(machine(tmp_path, {RUN_FILE: str(tmp_path / "none")})) == "default"
+    assert name(machine(tmp_path, {FORCE: ""})) == "nvidia-cuda-12"
 
 
 def test_an_empty_run_file_says_nothing(tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_little_memory(tmp_path: Path, vram: int, expected: str) -> None:
 
 def test_memory_counts_over_all_gpus(tmp_path: Path) -> None:
     one = machine(tmp_path, vram=3 * GIB)
-    assert name(dataclasses.replace(one, gpus=one.gpus * 2)) == "nvidia"
+    assert name(dataclasses.replace(one, gpus=[*one.gpus, *one.gpus])) == "nvidia"
 
 
 def test_memory_that_is_not_known(tmp_path: Path) -> None:

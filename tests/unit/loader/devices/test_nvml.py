@@ -65,7 +65,15 @@ def compiled(folder: Path, *, init: int = 0, version: str = "v3") -> str:
         pytest.skip("no C compiler")
     (folder / "nvml.c").write_text(SOURCE.replace("_VERSION", f"_{version}"))
     library = folder / "libnvml.so"
-    command = [compiler, "-shared", "-fPIC", f"-DINIT={init}", "-o", library, folder / "nvml.c"]
+    command = [
+        compiler,
+        "-shared",
+        "-fPIC",
+        f"-DINIT={init}",
+        "-o",
+        str(library),
+        str(folder / "nvml.c"),
+    ]
     subprocess.run(command, check=True, timeout=50)
     return str(library)
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hpack import Decoder
-from hyperframe.frame import Frame
+from hyperframe.frame import Frame, HeadersFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,7 +108,8 @@ def test_a_failure_is_a_grpc_status(begun: bool) -> None:
     parsed, length = Frame.parse_frame_header(memoryview(wired[:9]))
     parsed.parse_body(memoryview(wired[9 : 9 + length]))
     assert parsed.stream_id == 7 and {"END_STREAM", "END_HEADERS"} <= set(parsed.flags)
-    fields = dict(Decoder().decode(parsed.data))
+    assert isinstance(parsed, HeadersFrame)
+    fields: dict[Any, Any] = dict(Decoder().decode(parsed.data))
     assert fields["grpc-status"] == "14" and fields["grpc-status-details-bin"] == "AAEC"
     assert fields["grpc-message"] == "weg: 100 %25 gr%C3%B6%C3%9Fer%0A"
     assert (":status" in fields) != begun

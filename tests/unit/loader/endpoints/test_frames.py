@@ -246,7 +246,9 @@ def understood(
     """What a backend makes of it: requests by stream, bytes of data, streams that were reset."""
     decoder = Decoder(max_header_list_size=2**20)
     decoder.max_allowed_table_size = 2**16
-    found, amounts, reset = {}, {}, set()
+    found: dict[int, list[tuple[bytes, bytes]]] = {}
+    amounts: dict[int, int] = {}
+    reset = set()
     block, stream = b"", 0
     for frame in read(wired):
         if isinstance(frame, HeadersFrame | ContinuationFrame):

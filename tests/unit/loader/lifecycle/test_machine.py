@@ -13,6 +13,7 @@ from services.loader.lifecycle.effects import (
     CutCalls,
     DisarmBackoff,
     Drain,
+    Effect,
     FailWaiters,
     LeaveQueue,
     RefuseStop,
@@ -72,7 +73,7 @@ def likely(state: Lifecycle) -> list[Event]:
     """What mostly happens next; what is drawn blindly hardly ever gets a model to be ready."""
     at, failure = state.generation, Failure(state.candidate, ERROR)
     failed = AttemptFailed(at, failure)
-    return {
+    events: dict[Phase, list[Event]] = {
         Phase.STOPPED: [LoadRequested(("a",)), LoadRequested(("a", "b"))],
         Phase.WAITING: [Granted(at), Refused(at, failure)],
         Phase.STARTING: [Answered(at), failed, LoadRequested(("a",))],
@@ -82,7 +83,8 @@ def likely(state: Lifecycle) -> list[Event]:
         Phase.STOPPING: [GroupGone(at), StopRequested(ASKED)],
         Phase.BACKOFF: [BackoffEnded("a"), LoadRequested(("b",)), Changed()],
         Phase.FAILED: [Changed(), LoadRequested(("b",))],
-    }[state.phase]
+    }
+    return events[state.phase]
 
 
 @st.composite
@@ -227,7 +229,8 @@ def test_a_backoff_has_an_end(events: list[Event]) -> None:
 
 
 def drive(*events: Event, state: Lifecycle | None = None) -> machine.Step:
-    state, effects = state or Lifecycle(), ()
+    effects: tuple[Effect, ...] = ()
+    state = state or Lifecycle()
     for event in events:
         state, effects = machine.step(state, event)
     return state, effects
@@ -325,7 +328,7 @@ def crash(state: Lifecycle) -> machine.Step:
 
 
 def test_a_crash_loop_ends_in_quarantine() -> None:
-    state, effects = Lifecycle(), ()
+    state = Lifecycle()
     for number in range(1, CRASH_LIMIT + 1):
         assert not state.quarantined, number
         state, effects = crash(state)

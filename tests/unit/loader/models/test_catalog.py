@@ -15,6 +15,7 @@ from services.common.errors import (
 )
 from services.loader.models import catalog as model_catalog
 from services.loader.models.catalog import ModelCatalog
+from services.loader.models.config_file import read_file
 
 
 def write(folder: Path, name: str, text: str, *, age: float = 60) -> None:
@@ -28,11 +29,10 @@ def write(folder: Path, name: str, text: str, *, age: float = 60) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are read from now on."""
     names: list[str] = []
-    really = model_catalog.read_file
 
     def read(path: str, *, maximum: int) -> bytes:
         names.append(os.path.basename(path))
-        return really(path, maximum=maximum)
+        return read_file(path, maximum=maximum)
 
     monkeypatch.setattr(model_catalog, "read_file", read)
     return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -141,7 +142,7 @@ def test_who_needs_as_much_as_one_that_is_blocked_need_not_be_planned_for(
         assert not found.fits and not found.victims
 
 
-def idle(name: str, seconds: float, size: int = 0, cost: float = 0.5, **more: object) -> Occupant:
+def idle(name: str, seconds: float, size: int = 0, cost: float = 0.5, **more: Any) -> Occupant:
     return Occupant(
         name, idle=seconds, memory={"ram": size}, load_seconds=cost, residence=1000.0, **more
     )

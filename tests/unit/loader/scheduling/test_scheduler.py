@@ -15,7 +15,7 @@ from services.common.errors import CorralError
 from services.loader.lifecycle.events import StopReason
 from services.loader.live_settings import LiveSettings
 from services.loader.scheduling import scheduler as module
-from services.loader.scheduling.eviction import Occupant, Plan
+from services.loader.scheduling.eviction import Occupant, Plan, plan
 from services.loader.scheduling.scheduler import Scheduler, Wish
 from tests.tools.waiting import eventually
 
@@ -41,10 +41,7 @@ class Counting:
 
     def __call__(self, newcomer: Any, *rest: Any) -> Plan:
         self.names.append(newcomer.name)
-        return PLAN(newcomer, *rest)
-
-
-PLAN = module.plan
+        return plan(newcomer, *rest)
 
 
 @pytest.fixture

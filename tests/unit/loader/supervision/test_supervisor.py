@@ -38,9 +38,7 @@ def entry(name: str, revision: str = "", **config: Any) -> ModelEntry:
 
 def call(world: World, wanted: ModelEntry, *candidates: str) -> asyncio.Task[Lease]:
     supervisor = world.supervisors[wanted.name]
-    return asyncio.create_task(
-        supervisor.acquire(wanted, candidates or ("x",), calls=True)  # type: ignore[arg-type]
-    )
+    return asyncio.create_task(supervisor.acquire(wanted, candidates or ("x",), calls=True))
 
 
 async def phase(supervisor: Supervisor, wanted: Phase) -> None:
@@ -71,7 +69,7 @@ async def queued(world: World, wanted: ModelEntry) -> tuple[Lease, asyncio.Task[
     return await first, second
 
 
-ONE = {"limits": {"max_concurrent": 1}}
+ONE: dict[str, Any] = {"limits": {"max_concurrent": 1}}
 
 
 async def test_queued_calls_outlive_a_crash(world: World) -> None:
