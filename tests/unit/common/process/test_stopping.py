@@ -52,7 +52,12 @@ async def test_work_ends_by_itself_or_at_the_first_signal() -> None:
 async def test_a_stop_that_hangs_ends_the_process() -> None:
     gave_up = threading.Event()
     codes: list[int] = []
-    watchdog = StopWatchdog(lambda code: (codes.append(code), gave_up.set()))
+
+    def give_up(code: int) -> None:
+        codes.append(code)
+        gave_up.set()
+
+    watchdog = StopWatchdog(give_up)
     with capture_logs() as logs:
         watchdog.arm(60, asyncio.get_running_loop())
         watchdog.arm(0.01, asyncio.get_running_loop())
