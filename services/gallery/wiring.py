@@ -16,13 +16,13 @@ from services.gallery.download.downloader import Downloader, DownloadLimits
 from services.gallery.download.retry import RetryPolicy
 from services.gallery.download.staging import Staging
 from services.gallery.index.galleries import BUILT_IN, Galleries, GalleryConfig, IndexLimits
+from services.gallery.install.fetch import Fetcher
 from services.gallery.install.installer import Installer
 from services.gallery.install.jobs import InstallJobs
 from services.gallery.library.installed import InstalledModels
 from services.gallery.library.models_folder import ModelsFolder
 from services.gallery.operations.journal import Journal
 from services.gallery.operations.manager import OperationLimits, OperationManager
-from services.gallery.operations.operation import Kind
 from services.gallery.resolve.planner import Planner
 from services.gallery.rpc.servicer import (
     OPERATIONS_SERVICE,
@@ -60,15 +60,13 @@ async def build(
     )
     folder = ModelsFolder(settings.models_path)
     staging = Staging(settings.models_path)
-    installer = Installer(
-        planner,
+    fetcher = Fetcher(
         _downloader(settings, http, sources),
-        folder,
         staging,
         disk_reserve=settings.disk_reserve,
         extracted_size=settings.maximum_extracted_size,
     )
-    installs = InstallJobs(planner, installer)
+    installs = InstallJobs(planner, Installer(planner, fetcher, folder, staging))
     operations = _operations(settings, installs, health, staging)
     stack.push_async_callback(operations.close)
     await operations.start()
@@ -141,7 +139,7 @@ def _operations(
 ) -> OperationManager:
     return OperationManager(
         Journal(settings.gallery_state / "operations.db"),
-        {Kind.INSTALL_MODEL: installs.run},
+        [installs],
         OperationLimits(
             parallel=settings.parallel_operations,
             pending=settings.maximum_pending,

@@ -83,6 +83,7 @@ class Staging:
 
     def __init__(self, models: Path) -> None:
         """Create nothing yet."""
+        self.models = models
         self.folder = models / FOLDER / "partial"
         self._claims: Counter[str] = Counter()
         self._locks: dict[str, asyncio.Lock] = {}

@@ -1,41 +1,61 @@
-"""What becomes of a request: an operation now, and the work when its turn comes."""
+"""Installations as a kind of operation: how they are admitted, journalled and run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Final
+
+from pydantic import TypeAdapter
 
 from services.common.names import MODELS, resource_name
-from services.gallery.index.entry import FileSpec
 from services.gallery.operations.manager import OperationManager
-from services.gallery.operations.operation import Kind, Operation
+from services.gallery.operations.operation import Operation
 from services.gallery.operations.progress import Progress
-from services.gallery.resolve.planner import InstallRequest, Planner
+from services.gallery.resolve.planner import Admitted, InstallRequest, Planner
 
-from .installer import Installer
+from .installer import Installed, Installer
+
+_REQUEST: Final = TypeAdapter(InstallRequest)
+_RESULT: Final = TypeAdapter(Installed)
 
 
 class InstallJobs:
-    """Installations."""
+    """Installations; the kind of operation `install_model`."""
+
+    name: Final = "install_model"
 
     def __init__(self, planner: Planner, installer: Installer) -> None:
-        """Take who plans and who installs."""
+        """`planner` admits requests, `installer` carries them out."""
         self._planner = planner
         self._installer = installer
 
     async def submit(
         self, operations: OperationManager, request: InstallRequest, request_id: str
     ) -> Operation:
-        """Check a request and queue it; one that was seen before is not looked at again."""
+        """Check and queue a request; a known request id returns its operation without a check."""
         if (known := operations.seen(request_id)) is not None:
             return known
         admitted = await self._planner.admit(request)
-        target = resource_name(MODELS, admitted.model_id)
-        return await operations.submit(Kind.INSTALL_MODEL, target, asdict(admitted), request_id)
+        target = resource_name(MODELS, admitted.request.model_id)
+        return await operations.submit(self, target, admitted, request_id)
 
-    async def run(self, record: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        """Install what the journal holds, and return what it keeps of the result."""
-        files = (FileSpec(**{**row, "uris": tuple(row["uris"])}) for row in record["files"])
-        request = InstallRequest(**{**record, "files": tuple(files)})
-        return asdict(await self._installer.install(request, progress))
+    async def run(self, request: Admitted, progress: Progress) -> Installed:
+        """Install a model."""
+        return await self._installer.install(request, progress)
+
+    def encode_request(self, request: Admitted) -> Mapping[str, object]:
+        """Return what the journal keeps of a request: all but the entry itself."""
+        return {**asdict(request.request), "digest": request.digest}
+
+    def decode_request(self, record: Mapping[str, object]) -> Admitted:
+        """Return a journalled request; records of earlier versions have no digest."""
+        return Admitted(_REQUEST.validate_python(record), str(record.get("digest", "")))
+
+    def encode_result(self, result: Installed) -> Mapping[str, object]:
+        """Return what the journal keeps of a result."""
+        return asdict(result)
+
+    def decode_result(self, record: Mapping[str, object]) -> Installed:
+        """Return a journalled result."""
+        return _RESULT.validate_python(record)

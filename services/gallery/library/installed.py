@@ -76,10 +76,6 @@ class InstalledModels:
         """Say whether there is a model of exactly this name; with loose files, also a weights file's."""
         return await run_to_completion(self._exists, name, policy)
 
-    async def find(self, config_file: str) -> InstalledModel | None:
-        """Return the model of a configuration file."""
-        return await run_to_completion(self._find, config_file)
-
     async def installed_names(self) -> InstalledNames:
         """Return what is installed, to compare gallery entries with."""
         contents = await run_to_completion(self._folder.scan)
@@ -92,7 +88,7 @@ class InstalledModels:
         contents = self._folder.scan()
         found: list[InstalledModel] = []
         if policy is not LooseFiles.LOOSE_ONLY:
-            found += (self._describe(one) for one in contents.configured)
+            found += (self.describe(one) for one in contents.configured)
         found += self._loose(contents, policy)
         return sorted(
             _distinct(filter(wanted.keeps, found)), key=lambda one: (one.name, one.config_file)
@@ -116,13 +112,8 @@ class InstalledModels:
         # Weights are not listed as models, but a name that is such a file's does exist.
         return not name.lower().endswith((".yaml", ".yml")) and (self._folder.path / name).is_file()
 
-    def _find(self, config_file: str) -> InstalledModel | None:
-        for one in self._folder.scan().configured:
-            if one.file == config_file:
-                return self._describe(one)
-        return None
-
-    def _describe(self, one: Configured) -> InstalledModel:
+    def describe(self, one: Configured) -> InstalledModel:
+        """Return a configured model with the size of its files. Blocks."""
         return InstalledModel(
             name=one.name,
             config_file=one.file,

@@ -110,13 +110,19 @@ class ModelsFolder:
         for name in names:
             if name.startswith(".") or not name.lower().endswith(_YAML):
                 continue
-            if (config := self._mapping(name)) is not None:
-                record = self._mapping(f"{RECORD_PREFIX}{Path(name).stem}.yaml") or {}
-                configured.append(Configured(name, config, record))
+            if (one := self.configured(name)) is not None:
+                configured.append(one)
         files = tuple(
             name for name in names if is_loose_model(name) and (self.path / name).is_file()
         )
         return Contents(tuple(configured), files)
+
+    def configured(self, file: str) -> Configured | None:
+        """Return the model of a configuration file; None if it cannot be read."""
+        if (config := self._mapping(file)) is None:
+            return None
+        record = self._mapping(f"{RECORD_PREFIX}{Path(file).stem}.yaml") or {}
+        return Configured(file, config, record)
 
     def size(self, names: frozenset[str]) -> int:
         """Return the bytes of those of these files that are there."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -14,6 +14,8 @@ from typing import Any, Final, TypeVar
 from services.common.errors import ConflictError
 from services.common.file_lock import FileLock
 from services.common.process.logging import get_logger
+
+from .operation import OperationRecord
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS operations (
@@ -39,11 +41,11 @@ class Journal:
         self._database: sqlite3.Connection | None = None
         self._lock: FileLock | None = None
 
-    async def open(self) -> list[dict[str, Any]]:
+    async def open(self) -> list[OperationRecord]:
         """Open it, made if it is not there, and return all records, the oldest first."""
         return await self._do(self._open)
 
-    async def put(self, record: Mapping[str, Any]) -> None:
+    async def put(self, record: OperationRecord) -> None:
         """Write one record, over the one of the same name."""
         text = json.dumps(record)
         await self._do(self._put, record["name"], record["create_time"], text)
@@ -63,7 +65,7 @@ class Journal:
             asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
         )
 
-    def _open(self) -> list[dict[str, Any]]:
+    def _open(self) -> list[OperationRecord]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._claim()
         try:
@@ -95,7 +97,7 @@ class Journal:
             self._lock.close()
             self._lock = None
 
-    def _connect(self) -> list[dict[str, Any]]:
+    def _connect(self) -> list[OperationRecord]:
         database = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)
         self._database = database
         database.execute("PRAGMA journal_mode=WAL")

@@ -7,9 +7,9 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from services.common.errors import (
     ConflictError,
@@ -26,10 +26,9 @@ from services.common.process.logging import get_logger
 from services.common.tasks import Background
 
 from .journal import Journal
-from .operation import Kind, Operation
+from .operation import Kind, Operation, RequestT
 from .progress import Phase, Progress
 
-Runner: TypeAlias = Callable[[Mapping[str, Any], Progress], Awaitable[Mapping[str, Any]]]
 _log = get_logger(__name__)
 
 
@@ -51,7 +50,7 @@ class OperationManager:
     def __init__(
         self,
         journal: Journal,
-        runners: Mapping[Kind, Runner],
+        kinds: Iterable[Kind[Any, Any]],
         limits: OperationLimits,
         *,
         stopping: asyncio.Event,
@@ -62,7 +61,7 @@ class OperationManager:
         `stopping` ends what waits for an operation; `idle` is called when none runs or waits.
         """
         self._journal = journal
-        self._runners = runners
+        self.kinds = {kind.name: kind for kind in kinds}
         self._limits = limits
         self._stopping = stopping
         self._idle = idle
@@ -79,7 +78,7 @@ class OperationManager:
         """Read the journal, and go on with what was not finished, in its old order."""
         for record in await self._journal.open():
             try:
-                operation = Operation.from_record(record)
+                operation = Operation.from_record(record, self.kinds)
             except (KeyError, ValueError, TypeError) as error:
                 _log.error("a record of the journal is of no use", error=str(error))
                 continue
@@ -101,7 +100,7 @@ class OperationManager:
         await self._journal.close()
 
     async def submit(
-        self, kind: Kind, target: str, request: Mapping[str, Any], request_id: str = ""
+        self, kind: Kind[RequestT, Any], target: str, request: RequestT, request_id: str = ""
     ) -> Operation:
         """Queue an operation and return it once it is journalled; one request id makes only one."""
         async with self._submitting:
@@ -227,14 +226,14 @@ class OperationManager:
         self._when_idle()
 
     async def _work(self, operation: Operation) -> None:
-        result: Mapping[str, Any] | None = None
+        result: object = None
         error: CorralError | None = None
         try:
             async with self._slots:
                 operation.start_time = time.time()
                 operation.progress.enter(Phase.RESOLVING)
                 await self._save(operation)
-                result = await self._runners[operation.kind](operation.request, operation.progress)
+                result = await operation.kind.run(operation.request, operation.progress)
         except asyncio.CancelledError:
             if not operation.cancel_requested:
                 raise
@@ -254,7 +253,7 @@ class OperationManager:
         self,
         operation: Operation,
         *,
-        result: Mapping[str, Any] | None = None,
+        result: object = None,
         error: CorralError | None = None,
     ) -> None:
         phase = Phase.DONE

@@ -3,21 +3,72 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypedDict, TypeVar
 
 from services.common.errors import CorralError, FieldViolation, InternalError, Resource
 
 from .progress import Phase, Progress
 
+RequestT = TypeVar("RequestT")
+ResultT = TypeVar("ResultT")
 
-class Kind(enum.StrEnum):
-    """What an operation does."""
 
-    INSTALL_MODEL = "install_model"
+class Kind(Protocol[RequestT, ResultT]):
+    """A kind of operation: its runner, and how the journal keeps its requests and results."""
+
+    @property
+    def name(self) -> str:
+        """The kind's name in the journal and in filters, such as `install_model`."""
+
+    async def run(self, request: RequestT, progress: Progress) -> ResultT:
+        """Do the work. It may be run again after a crash, and MUST then continue or start over."""
+
+    def encode_request(self, request: RequestT) -> Mapping[str, object]:
+        """Return a request as JSON."""
+
+    def decode_request(self, record: Mapping[str, object]) -> RequestT:
+        """Return the request of a JSON object; raises ValueError if it is not one."""
+
+    def encode_result(self, result: ResultT) -> Mapping[str, object]:
+        """Return a result as JSON."""
+
+    def decode_result(self, record: Mapping[str, object]) -> ResultT:
+        """Return the result of a JSON object; raises ValueError if it is not one."""
+
+
+class ErrorRecord(TypedDict):
+    """An error in the journal."""
+
+    reason: str
+    message: str
+    metadata: Mapping[str, str]
+    retry_after: float | None
+    resource: list[str] | None
+    violations: list[list[str]]
+
+
+class OperationRecord(TypedDict):
+    """An operation in the journal."""
+
+    name: str
+    kind: str
+    target: str
+    request: Mapping[str, object]
+    request_id: str
+    create_time: float
+    start_time: float | None
+    update_time: float
+    end_time: float | None
+    phase: str
+    percent: float
+    bytes_done: int
+    bytes_total: int
+    cancel_requested: bool
+    error: ErrorRecord | None
+    result: Mapping[str, object] | None
 
 
 @dataclass(slots=True)
@@ -25,16 +76,16 @@ class Operation:
     """One operation. Only the manager changes it; everybody else reads."""
 
     name: str
-    kind: Kind
+    kind: Kind[Any, Any]
     target: str
-    request: Mapping[str, Any]
+    request: object
     request_id: str = ""
     create_time: float = field(default_factory=time.time)
     start_time: float | None = None
     update_time: float = 0.0
     end_time: float | None = None
     error: CorralError | None = None
-    result: Mapping[str, Any] | None = None
+    result: object = None
     cancel_requested: bool = False
     progress: Progress = field(default_factory=Progress)
     ending: bool = False
@@ -71,13 +122,13 @@ class Operation:
         """Return the event that is set with the next change; take it before looking."""
         return self._changed
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> OperationRecord:
         """Return what the journal keeps."""
         return {
             "name": self.name,
-            "kind": self.kind.value,
+            "kind": self.kind.name,
             "target": self.target,
-            "request": self.request,
+            "request": self.kind.encode_request(self.request),
             "request_id": self.request_id,
             "create_time": self.create_time,
             "start_time": self.start_time,
@@ -89,24 +140,26 @@ class Operation:
             "bytes_total": self.progress.total,
             "cancel_requested": self.cancel_requested,
             "error": _error_record(self.error) if self.error else None,
-            "result": self.result,
+            "result": self._encoded(self.result),
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Operation:
+    def from_record(cls, record: OperationRecord, kinds: Mapping[str, Kind[Any, Any]]) -> Operation:
         """Return what `to_record` was given; raises ValueError or KeyError for anything else."""
+        kind = kinds[record["kind"]]
+        result = record["result"]
         operation = cls(
             name=record["name"],
-            kind=Kind(record["kind"]),
+            kind=kind,
             target=record["target"],
-            request=record["request"],
+            request=kind.decode_request(record["request"]),
             request_id=record["request_id"],
             create_time=record["create_time"],
             start_time=record["start_time"],
             update_time=record["update_time"],
             end_time=record["end_time"],
             error=_error(record["error"]) if record["error"] else None,
-            result=record["result"],
+            result=None if result is None else kind.decode_result(result),
             cancel_requested=record["cancel_requested"],
         )
         operation.progress = Progress(percent=record["percent"])
@@ -118,24 +171,24 @@ class Operation:
             operation.ended.set()
         return operation
 
-    def end(
-        self, phase: Phase, result: Mapping[str, Any] | None, error: CorralError | None
-    ) -> dict[str, Any]:
+    def end(self, phase: Phase, result: object, error: CorralError | None) -> OperationRecord:
         """Return the record of its end, which is shown only by `show_end`, once that is recorded."""
         self.ending = True
         now = max(time.time(), self.update_time)
-        return self.to_record() | {
+        return {
+            **self.to_record(),
             "phase": phase.value,
             "percent": 100.0 if phase is Phase.DONE else self.progress.percent,
             "update_time": now,
             "end_time": now,
-            "result": result,
+            "result": self._encoded(result),
             "error": _error_record(error) if error else None,
         }
 
-    def show_end(
-        self, phase: Phase, result: Mapping[str, Any] | None, error: CorralError | None
-    ) -> None:
+    def _encoded(self, result: object) -> Mapping[str, object] | None:
+        return None if result is None else self.kind.encode_result(result)
+
+    def show_end(self, phase: Phase, result: object, error: CorralError | None) -> None:
         """Let everybody see that it has ended."""
         self.progress.end(phase)
         self.result, self.error = result, error
@@ -144,7 +197,7 @@ class Operation:
         self.end_time = self.update_time
 
 
-def _error_record(error: CorralError) -> dict[str, Any]:
+def _error_record(error: CorralError) -> ErrorRecord:
     about = error.resource
     return {
         "reason": error.reason,
@@ -156,7 +209,7 @@ def _error_record(error: CorralError) -> dict[str, Any]:
     }
 
 
-def _error(record: Mapping[str, Any]) -> CorralError:
+def _error(record: ErrorRecord) -> CorralError:
     kind = _by_reason(CorralError).get(record["reason"], InternalError)
     return kind(
         record["message"],

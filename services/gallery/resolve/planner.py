@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from services.common.errors import (
@@ -19,7 +21,7 @@ from services.gallery.index.document import DocumentError, dump
 from services.gallery.index.entry import BaseConfig, Entry, FileSpec, Template, parse_base_config
 from services.gallery.index.galleries import Galleries, GalleryConfig
 from services.gallery.index.search import find_entry
-from services.gallery.library.models_folder import RECORD_PREFIX, check_name
+from services.gallery.library.models_folder import RECORD_PREFIX, Configured, check_name
 from services.gallery.sources.registry import SourceRegistry, scheme
 
 from .config_merge import model_config
@@ -40,8 +42,33 @@ class InstallRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The entry that a request names."""
+
+    entry: Entry
+    payload: Entry
+    """The entry whose configuration and files are installed: the same one, or its variant."""
+
+    @property
+    def digest(self) -> str:
+        """A digest of both, to detect that the gallery changed them."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that was checked, with the full name of its entry and the model's name."""
+
+    request: InstallRequest
+    digest: str = ""
+    """The digest of the choice at that time; empty if an earlier version journalled the request."""
+    choice: Choice | None = None
+    """Not journalled: after a restart it is read from the galleries again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be installed, all of it."""
+    """Everything that will be installed."""
 
     name: str
     entry: Entry
@@ -49,6 +76,13 @@ class Plan:
     files: tuple[FileSpec, ...]
     templates: tuple[Template, ...]
     record: Mapping[str, Any]
+    changed: bool = False
+    """The gallery changed the entry since the request was admitted."""
+
+    @property
+    def configured(self) -> Configured:
+        """The model as the models folder will have it."""
+        return Configured(self.config_file, self.config, self.record)
 
     @property
     def config_file(self) -> str:
@@ -81,31 +115,27 @@ class Planner:
         self._retry_policy = retry_policy
         self._document_size = document_size
 
-    async def admit(self, request: InstallRequest) -> InstallRequest:
-        """Return the request with nothing left open, or raise what is wrong with it."""
-        entries, _ = await self._galleries.entries()
-        entry = find_entry(entries, request.entry)
-        _payload(entry, entries, request.variant)
+    async def admit(self, request: InstallRequest) -> Admitted:
+        """Return the checked request, or raise what is wrong with it."""
+        choice = await self._choose(request)
         for file in request.files:
             for uri in file.uris:
                 self._sources.check(uri)
         name = check_name(
-            request.model_id or entry.name, "model_id" if request.model_id else "entry"
+            request.model_id or choice.entry.name, "model_id" if request.model_id else "entry"
         )
-        return InstallRequest(
-            entry=entry.full_name,
-            model_id=name,
-            overrides=request.overrides,
-            files=request.files,
-            variant=request.variant,
-            force=request.force,
-        )
+        complete = replace(request, entry=choice.entry.full_name, model_id=name)
+        return Admitted(complete, choice.digest, choice)
 
-    async def plan(self, request: InstallRequest) -> Plan:
-        """Return what an admitted request comes to."""
-        entries, _ = await self._galleries.entries()
-        entry = find_entry(entries, request.entry)
-        payload = _payload(entry, entries, request.variant)
+    async def plan(self, admitted: Admitted) -> Plan:
+        """Return the plan of an admitted request.
+
+        The galleries are read only if the request comes from the journal; then the plan tells whether
+        the entry has changed since.
+        """
+        request = admitted.request
+        choice = admitted.choice or await self._choose(request)
+        entry, payload = choice.entry, choice.payload
         base = await self._base(payload)
         name = check_name(request.model_id or entry.name, "model_id")
         files = _unique([*base.files, *request.files, *payload.files], {f"{name}.yaml"})
@@ -126,7 +156,13 @@ class Planner:
             files=files,
             templates=base.templates,
             record=_record(name, entry, payload, base, files, request.variant),
+            changed=admitted.digest not in ("", choice.digest),
         )
+
+    async def _choose(self, request: InstallRequest) -> Choice:
+        entries, _ = await self._galleries.entries()
+        entry = find_entry(entries, request.entry)
+        return Choice(entry, _payload(entry, entries, request.variant))
 
     async def _base(self, entry: Entry) -> BaseConfig:
         """Return the base configuration: from the address, else the one in the entry itself."""

@@ -18,13 +18,14 @@ from services.gallery.index.document import DocumentError
 from services.gallery.index.entry import Entry, FileSpec, digest
 from services.gallery.index.galleries import GalleryState
 from services.gallery.index.search import EntryFilter
+from services.gallery.install.installer import Installed
 from services.gallery.library.installed import (
     InstalledModel,
     InstalledNames,
     LooseFiles,
     ModelFilter,
 )
-from services.gallery.operations.operation import Kind, Operation
+from services.gallery.operations.operation import Operation
 from services.gallery.operations.progress import Phase
 from services.gallery.resolve.planner import InstallRequest
 
@@ -36,7 +37,6 @@ _POLICIES: Final = {
     _P.LOOSE_FILE_POLICY_SKIP_ALWAYS: LooseFiles.SKIP_ALWAYS,
     _P.LOOSE_FILE_POLICY_ALWAYS_INCLUDE: LooseFiles.ALWAYS_INCLUDE,
 }
-_KINDS: Final = {Kind.INSTALL_MODEL: pb.OperationMetadata.KIND_INSTALL_MODEL}
 _PHASES: Final = {phase: pb.OperationMetadata.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
 
 
@@ -166,8 +166,8 @@ def operation(item: Operation) -> Any:
     message.metadata.Pack(_metadata(item))
     if item.done and item.error is not None:
         message.error.CopyFrom(status.to_status(item.error))
-    elif item.done and item.result is not None:
-        message.response.Pack(_result(item))
+    elif item.done and isinstance(item.result, Installed):
+        message.response.Pack(_install_result(item.result))
     return message
 
 
@@ -181,7 +181,7 @@ def operations(items: Iterable[Operation], next_token: str) -> Any:
 def _metadata(item: Operation) -> pb.OperationMetadata:
     progress = item.progress
     message = pb.OperationMetadata(
-        kind=_KINDS[item.kind],
+        kind=pb.OperationMetadata.Kind.Value(f"KIND_{item.kind.name.upper()}"),
         target=item.target,
         phase=_PHASES[progress.phase],
         file=progress.file,
@@ -202,11 +202,9 @@ def _metadata(item: Operation) -> pb.OperationMetadata:
     return message
 
 
-def _result(item: Operation) -> pb.InstallModelResult:
-    result = item.result or {}
-    model = InstalledModel(**{**result["model"], "usecases": tuple(result["model"]["usecases"])})
+def _install_result(result: Installed) -> pb.InstallModelResult:
     return pb.InstallModelResult(
-        model=installed_model(model), bytes_fetched=result["bytes_fetched"]
+        model=installed_model(result.model), bytes_fetched=result.bytes_fetched
     )
 
 

@@ -12,7 +12,7 @@ from services.gallery.operations.operation import Operation
 _TERM: Final = re.compile(r'\s*(\w+)\s*(!=|=)\s*("[^"]*"|[^\s"]+)\s*')
 _FIELDS: Final[dict[str, Callable[[Operation], str]]] = {
     "done": lambda operation: "true" if operation.done else "false",
-    "kind": lambda operation: operation.kind.value,
+    "kind": lambda operation: operation.kind.name,
     "target": lambda operation: operation.target.lower(),
     "phase": lambda operation: operation.phase.value,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from corral.gallery.v1 import gallery_pb2 as pb
+from services.gallery.index.galleries import Galleries
+from services.gallery.library.models_folder import ModelsFolder
 from tests.tools.archives import packed
 from tests.tools.faulty_http import FaultyServer, Status
 from tests.tools.gallery_service import (
@@ -313,3 +316,33 @@ async def test_localais_own_models_install(tmp_path: Path, server: FaultyServer)
     config = yaml.safe_load((client.models / "m:q4.yaml").read_text())
     assert config["mmap"] is True
     assert config["stop"] == "it's"
+
+
+async def test_one_read_of_the_galleries_and_no_scan_unless_a_file_is_replaced(
+    tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def count(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counted(*args: Any) -> Any:
+            calls[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(Galleries, "entries")
+    count(ModelsFolder, "scan")
+    rows = [entry("m", file("m.gguf", server.url(PATH), DATA)), entry("n")]
+    index = write_index(tmp_path / "gallery" / "index.yaml", rows)
+    async with gallery(settings(tmp_path, index)) as client:
+        await client.install("m")
+        assert calls == {"entries": 1}
+        await client.install("n")
+        assert calls == {"entries": 2}
+        # A file is replaced now: checked before the download, and again when it is put in place.
+        (client.models / "m.gguf").write_bytes(b"other")
+        calls.clear()
+        await client.install("m")
+        assert calls == {"entries": 1, "scan": 2}

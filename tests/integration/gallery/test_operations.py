@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import sqlite3
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -250,3 +254,76 @@ async def test_stopping_ends_watchers_and_the_work_goes_on_later(
         assert (await client.end(name)).HasField("response")
     assert (tmp_path / "models" / "m.gguf").read_bytes() == SMALL
     assert server.gets("/m")[1].headers["Range"].startswith("bytes=")
+
+
+async def test_an_operation_of_an_earlier_version_is_resumed(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    index = write_index(
+        tmp_path / "g" / "index.yaml", [entry("m", file("m.gguf", server.url("/m"), SMALL))]
+    )
+    config = settings(tmp_path, index)
+    async with gallery(config) as client:
+        await client.end(await client.begin("m", model_id="first"))
+    (client.models / "m.gguf").unlink()
+    # As the first version journalled a request: a plain object, without a digest of the entry.
+    record = {
+        "name": "operations/old",
+        "kind": "install_model",
+        "target": "models/mine",
+        "request": {
+            "entry": "test@m",
+            "model_id": "mine",
+            "overrides": {"threads": 3},
+            "files": [
+                {"filename": "n.gguf", "uris": [server.url("/m")], "sha256": "", "size": 0},
+            ],
+            "variant": "",
+            "force": False,
+        },
+        "request_id": "",
+        "create_time": 1.0,
+        "start_time": 2.0,
+        "update_time": 3.0,
+        "end_time": None,
+        "phase": "downloading",
+        "percent": 40.0,
+        "bytes_done": 4,
+        "bytes_total": 10,
+        "cancel_requested": False,
+        "error": None,
+        "result": None,
+    }
+    ended = {
+        **record,
+        "name": "operations/ended",
+        "end_time": time.time(),
+        "phase": "done",
+        "percent": 100.0,
+        "result": {
+            "model": {
+                "name": "x",
+                "config_file": "x.yaml",
+                "model_file": "x.gguf",
+                "backend": "b",
+                "usecases": ["chat"],
+                "entry": "test@m",
+                "size": 7,
+            },
+            "bytes_fetched": 5,
+        },
+    }
+    with contextlib.closing(sqlite3.connect(config.gallery_state / "operations.db")) as journal:
+        rows = [(row["name"], row["create_time"], json.dumps(row)) for row in (record, ended)]
+        journal.executemany("INSERT INTO operations VALUES (?, ?, ?)", rows)
+        journal.commit()
+    async with gallery(config) as client:
+        operation = await client.end("operations/old")
+        result = pb.InstallModelResult()
+        assert operation.response.Unpack(result), operation
+        assert result.model.name == "models/mine"
+        assert (client.models / "n.gguf").read_bytes() == SMALL
+        assert "threads: 3" in (client.models / "mine.yaml").read_text()
+        assert (await client.get("operations/ended")).response.Unpack(result)
+        assert (result.model.size_bytes, result.bytes_fetched) == (7, 5)
+        assert list(result.model.usecases) == ["chat"]
