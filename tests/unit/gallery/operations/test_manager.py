@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,7 +20,7 @@ from services.common.errors import (
 )
 from services.gallery.operations.journal import Journal
 from services.gallery.operations.manager import OperationLimits, OperationManager
-from services.gallery.operations.operation import Operation
+from services.gallery.operations.operation import Operation, OperationRecord
 from services.gallery.operations.progress import Phase, Progress
 from services.gallery.rpc.operation_filter import parse_filter
 from tests.tools.waiting import eventually
@@ -106,8 +106,9 @@ async def test_one_target_one_at_a_time_and_in_order(tmp_path: Path) -> None:
     work.let(*"abcd")
     async with manager(tmp_path, work) as operations:
         made = [await begin(operations, key, "models/same") for key in "abcd"]
-        for operation in made:
-            assert (await end(operation)).result == {"key": operation.request["key"]}
+        for key, operation in zip("abcd", made, strict=True):
+            assert operation.request == {"key": key}
+            assert (await end(operation)).result == {"key": key}
     assert work.started == list("abcd")
     assert work.most == 1
 
@@ -266,7 +267,8 @@ async def test_a_journal_that_is_none_is_put_aside(tmp_path: Path) -> None:
 async def test_records_of_no_use_do_not_hinder_the_others(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "operations.db")
     await journal.open()
-    await journal.put({"name": "operations/x", "create_time": 1.0, "kind": "of the future"})
+    record = {"name": "operations/x", "create_time": 1.0, "kind": "of the future"}
+    await journal.put(cast(OperationRecord, record))
     await journal.close()
     async with manager(tmp_path, Work()) as operations:
         assert operations.every() == []
