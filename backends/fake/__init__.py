@@ -1,4 +1,4 @@
-"""A backend without an engine: it keeps the contract, and breaks it in every way it is told to."""
+"""A backend without an engine: it keeps the contract, or breaks it in every way that is configured."""
 
 NAME = "fake"
 VERSION = "0.1.0"

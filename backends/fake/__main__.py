@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-# Who started this process, before anything slow could let it die unseen.
+# The parent process, read before slow imports: it may die meanwhile.
 PARENT = os.getppid()
 _PACKAGE = "corral_fake"
 

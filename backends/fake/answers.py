@@ -1,4 +1,4 @@
-"""What a well-behaved backend answers to every unary RPC: plausible, and always the same."""
+"""The answers of a well-behaved backend to unary RPCs: plausible, and always the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME = re.compile(r"\b[A-Z][a-z]+\b")
 
 
 def unary(stores: Stores, jobs: Jobs) -> Mapping[str, Answer]:
-    """Return the answers by the RPC's name, but for those that the servicer gives itself."""
+    """Return the answers by the RPC's name, except for those that the servicer gives itself."""
     return {
         **_TABLE,
         "StoresSet": stores.set,
@@ -93,7 +93,7 @@ def _rerank(request: Any, _: Behaviour) -> Any:
 
 
 def _classify(request: Any, _: Behaviour) -> Any:
-    """Take every capitalized word for a name; its place is counted in bytes, as the contract says."""
+    """Report every capitalized word as a name; offsets are in bytes, as the contract requires."""
     return pb.TokenClassifyResponse(
         entities=[
             pb.TokenClassifyEntity(
@@ -132,7 +132,7 @@ def _score(request: Any, _: Behaviour) -> Any:
 
 
 def _encode(request: Any, _: Behaviour) -> Any:
-    """Cut the samples into frames of 20 ms, and leave them as they are."""
+    """Cut the samples into frames of 20 ms, without encoding them."""
     rate = request.sample_rate if request.sample_rate > 0 else 48000
     each = max(rate // 50, 1)
     size = 2 * each * max(request.channels, 1)

@@ -1,4 +1,4 @@
-"""How the backend behaves: every setting with its default and meaning, and where they come from.
+"""The settings of the backend's behaviour, and the sources of their values.
 
 The environment sets them (`FAKE_LOAD_SECONDS=3`), `behaviour.json` in the working folder overrides it
 and may be changed while the backend runs, and the metadata `fake-set: key=value` of one call overrides
@@ -23,7 +23,7 @@ _GROUPS = ("Start", "Health", "Load", "Calls", "Streams", "Crashes", "Output", "
 
 
 class BehaviourError(Exception):
-    """A setting that there is not, or a value that it cannot take; the text says which."""
+    """An unknown setting, or a value that is not valid for it."""
 
 
 def _of(group: str, default: Any, help: str, *choices: str) -> Any:
@@ -33,7 +33,7 @@ def _of(group: str, default: Any, help: str, *choices: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """All settings. What is not set is well-behaved."""
+    """All settings. The defaults are a well-behaved backend."""
 
     start: str = _of(
         "Start",
@@ -46,10 +46,10 @@ class Behaviour:
     )
     start_seconds: float = _of("Start", 0.0, "Seconds before it listens, exits or hangs")
     start_text: str = _of("Start", "cannot open libfoo.so", "Written to stderr before such an end")
-    elsewhere: bool = _of("Start", False, "Listens on another port than `--addr` says")
+    elsewhere: bool = _of("Start", False, "Listens on a port other than that of `--addr`")
     unix: bool = _of("Start", True, "Takes `--addr unix:/path`; ends with code 2 otherwise")
     announce: bool = _of("Start", True, "Prints `ready fake ADDRESS` when it serves")
-    parent_watch: bool = _of("Start", True, "Ends when the process that started it is gone")
+    parent_watch: bool = _of("Start", True, "Ends when its parent process is gone")
 
     health: str = _of(
         "Health",
@@ -61,7 +61,7 @@ class Behaviour:
         "status",
     )
     health_seconds: float = _of(
-        "Health", 0.0, "Answers Health no sooner than so many seconds after it listens"
+        "Health", 0.0, "Seconds after it starts listening before it answers Health"
     )
 
     load: str = _of(
@@ -77,23 +77,23 @@ class Behaviour:
         "crash",
         "hang",
     )
-    load_text: str = _of("Load", "", "What such an answer says instead of its usual text")
-    load_seconds: float = _of("Load", 0.0, "How long LoadModel takes")
-    load_progress: bool = _of("Load", False, "Uses a processor meanwhile, as reading weights does")
+    load_text: str = _of("Load", "", "Replaces the text of such an answer")
+    load_seconds: float = _of("Load", 0.0, "Seconds that LoadModel takes")
+    load_progress: bool = _of("Load", False, "Uses a CPU meanwhile, as reading weights does")
     load_failures: int = _of(
         "Load",
         0,
-        "So many loads fail as `load` says (`refuse` if it is `ok`), later ones work; counted in"
-        " `loads.count` in the working folder, over restarts",
+        "The number of loads that fail as in `load` (`refuse` if that is `ok`) before they succeed;"
+        " counted in `loads.count` in the working folder, across restarts",
     )
-    load_memory_mib: int = _of("Load", 0, "Memory that LoadModel takes and keeps")
-    identity: str = _of("Load", "", "The model it believes to serve, instead of the one loaded")
+    load_memory_mib: int = _of("Load", 0, "Memory (MiB) that LoadModel allocates and keeps")
+    identity: str = _of("Load", "", "The name it reports for its model, instead of the loaded one")
     needs_model: bool = _of(
-        "Load", True, "Answers FAILED_PRECONDITION before LoadModel, as the contract says"
+        "Load", True, "Answers FAILED_PRECONDITION before LoadModel, as the contract requires"
     )
 
     status: str = _of("Calls", "", "Answers every call of the model with this status code")
-    status_text: str = _of("Calls", "", "Its text; `told to CODE` if empty")
+    status_text: str = _of("Calls", "", "The text of that status; a default if empty")
     call: str = _of(
         "Calls",
         "ok",
@@ -102,53 +102,57 @@ class Behaviour:
         "hang",
         "close",
     )
-    call_seconds: float = _of("Calls", 0.0, "How long a call takes before its first answer")
+    call_seconds: float = _of("Calls", 0.0, "Seconds before the first answer of a call")
     workers: int = _of(
         "Calls",
         0,
-        "Answers so many calls at once, Health included, and lets others wait; 1 is what LocalAI's"
-        " Python backends do; 0 is no limit",
+        "The maximum number of calls at once, Health included; others wait. LocalAI's Python"
+        " backends have 1; 0 is no limit",
     )
-    parallel: int = _of("Calls", 0, "Works on so many calls of the model at once; 0 is no limit")
-    queue: bool = _of("Calls", True, "Lets more wait; `false` answers RESOURCE_EXHAUSTED")
-    unimplemented: str = _of("Calls", "", "RPCs that it does not have, such as `Status,Free`")
-    call_memory_mib: int = _of("Calls", 0, "Memory that each call takes until its end")
-    leak_mib: int = _of("Calls", 0, "Memory that each call takes and never gives back")
+    parallel: int = _of(
+        "Calls", 0, "The maximum number of calls of the model at once; 0 is no limit"
+    )
+    queue: bool = _of("Calls", True, "Queues further calls; `false` answers RESOURCE_EXHAUSTED")
+    unimplemented: str = _of("Calls", "", "RPCs that are not implemented, such as `Status,Free`")
+    call_memory_mib: int = _of("Calls", 0, "Memory (MiB) that each call allocates until its end")
+    leak_mib: int = _of("Calls", 0, "Memory (MiB) that each call allocates and never frees")
     message_bytes: int = _of("Calls", 0, "Fills `Reply.message` up to this size")
     write_files: bool = _of("Calls", True, "Writes the files that a request names as `dst`")
     check_token: bool = _of("Calls", True, "Checks `LOCALAI_GRPC_AUTH_TOKEN`")
     echo: str = _of(
         "Calls",
         "prompt",
-        "What Predict answers: the `prompt`, or as JSON all of the `request` with its metadata",
+        "The answer to Predict: the `prompt`, or as JSON the `request` with its metadata",
         "prompt",
         "request",
     )
-    state: str = _of("Calls", "", "State that Status reports; the true one if empty")
-    memory_mib: int = _of("Calls", 0, "Memory that Status reports; the true one if 0")
+    state: str = _of("Calls", "", "The state in Status; the real one if empty")
+    memory_mib: int = _of("Calls", 0, "The memory (MiB) in Status; the real amount if 0")
 
     tokens: int = _of(
-        "Streams", 0, "Messages of PredictStream if the request does not say; 0 is one a word"
+        "Streams", 0, "Messages of PredictStream if the request has no limit; 0 is one per word"
     )
     token_seconds: float = _of("Streams", 0.0, "Seconds between two messages of a stream")
-    stall_after: int = _of("Streams", 0, "Sends so many messages and then none, without an end")
-    ignore_cancel: bool = _of("Streams", False, "Works on after a call was cancelled")
+    stall_after: int = _of(
+        "Streams", 0, "Stops sending after this many messages, without ending the stream"
+    )
+    ignore_cancel: bool = _of("Streams", False, "Keeps working on a call after it was cancelled")
 
     crash: bool = _of("Crashes", False, "Crashes at the next call of the model")
-    crash_after: float = _of("Crashes", 0.0, "Crashes so many seconds after the model is loaded")
-    crash_after_messages: int = _of("Crashes", 0, "Crashes when a stream has sent so many messages")
+    crash_after: float = _of("Crashes", 0.0, "Seconds after the load at which it crashes")
+    crash_after_messages: int = _of("Crashes", 0, "Messages of a stream after which it crashes")
     crash_with: str = _of(
-        "Crashes", "", "How: `exit:CODE` or a signal; if empty SIGABRT in a load, else SIGKILL"
+        "Crashes",
+        "",
+        "How it crashes: `exit:CODE` or a signal; if empty SIGABRT in a load, SIGKILL otherwise",
     )
-    crash_text: str = _of("Crashes", "", "Last words on stderr; the usual ones if empty")
-    freeze_after: float = _of(
-        "Crashes", 0.0, "Stops (SIGSTOP) so many seconds after the model is loaded"
-    )
+    crash_text: str = _of("Crashes", "", "The last line on stderr; a default if empty")
+    freeze_after: float = _of("Crashes", 0.0, "Seconds after the load at which it stops (SIGSTOP)")
 
     stderr_lines: int = _of("Output", 0, "Lines written to stderr before it listens")
     stdout_lines: int = _of("Output", 0, "Lines written to stdout before it listens")
     flood: str = _of(
-        "Output", "", "Writes to `stderr` or `stdout` without end", "", "stderr", "stdout"
+        "Output", "", "Writes to `stderr` or `stdout` endlessly", "", "stderr", "stdout"
     )
     flood_kind: str = _of(
         "Output",
@@ -159,28 +163,26 @@ class Behaviour:
         "binary",
         "progress",
     )
-    flood_bytes: int = _of("Output", 0, "Bytes a second of the flood; 0 is as many as it can")
+    flood_bytes: int = _of("Output", 0, "Bytes per second of the flood; 0 is no limit")
     log: str = _of(
         "Output",
         "",
-        "Writes a line a call, of changing levels: `text`, `json`, `glog`, `python`",
+        "Writes a line per call, with changing levels: `text`, `json`, `glog`, `python`",
         "",
         "text",
         "json",
         "glog",
         "python",
     )
-    notes: str = _of("Output", "", "File in which it notes loads, cancellations and a slow end")
-    load_request: str = _of(
-        "Output", "", "File in which it keeps LoadModel's request, as on the wire"
-    )
+    notes: str = _of("Output", "", "File to which it appends loads, cancellations and a slow end")
+    load_request: str = _of("Output", "", "File to which it writes LoadModel's request, serialized")
 
     children: int = _of("Processes", 0, "Helper processes in its own group")
-    escapee: int = _of("Processes", 0, "Helper processes in sessions of their own")
+    escapee: int = _of("Processes", 0, "Helper processes in their own sessions")
     stubborn_children: int = _of("Processes", 0, "Helper processes that ignore SIGTERM")
 
     ignore_sigterm: bool = _of("End", False, "Does not end on SIGTERM")
-    sigterm_seconds: float = _of("End", 0.0, "How long it takes to end on SIGTERM")
+    sigterm_seconds: float = _of("End", 0.0, "Seconds it takes to end on SIGTERM")
     free: str = _of(
         "End",
         "ok",
@@ -194,7 +196,7 @@ class Behaviour:
 
 
 def settings() -> Iterator[tuple[str, str, str, Any, str]]:
-    """Yield group, name, type, default and meaning of every setting."""
+    """Yield group, name, type, default and help of every setting."""
     for item in fields(Behaviour):
         yield item.metadata["group"], item.name, str(item.type), item.default, item.metadata["help"]
 
@@ -226,7 +228,7 @@ def from_pairs(pairs: Iterable[str]) -> dict[str, object]:
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
-    """Return the settings that variables give."""
+    """Return the settings in environment variables."""
     return {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()
@@ -235,10 +237,10 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
 
 
 class Script:
-    """The behaviour now: the file is read again when it has changed."""
+    """The current behaviour: the file is read again when it changes."""
 
     def __init__(self, base: Behaviour, file: Path) -> None:
-        """Take what holds without the file. Raises BehaviourError."""
+        """`base` is the behaviour without the file. Raises BehaviourError."""
         self._base = base
         self._file = file.absolute()
         self._seen: tuple[int, int] | None = None
@@ -250,7 +252,7 @@ class Script:
         try:
             self._read()
         except BehaviourError as error:
-            # The one who edits the file may be in the middle of it.
+            # The file may be half edited.
             sys.stderr.write(f"{FILE}: {error}\n")
         pairs = from_pairs(overrides)
         return with_settings(self._now, pairs) if pairs else self._now
@@ -287,10 +289,10 @@ def _value(item: Field[Any], value: object) -> object:
         choices = item.metadata["choices"]
         if choices and text.partition(":")[0] not in choices:
             named = ", ".join(choice or "(empty)" for choice in choices)
-            raise BehaviourError(f"{item.name}: {text!r} is none of {named}")
+            raise BehaviourError(f"{item.name}: {text!r} is not one of {named}")
         return str(value)
     number = {"true": "1", "false": "0"}.get(text.lower(), text)
     try:
         return int(number) if kind == "int" else float(number)
     except ValueError:
-        raise BehaviourError(f"{item.name}: {text!r} is no number") from None
+        raise BehaviourError(f"{item.name}: {text!r} is not a number") from None

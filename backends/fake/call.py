@@ -1,4 +1,4 @@
-"""One call, and the places that calls take."""
+"""A call, and the slots that calls take."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .behaviour import METADATA, Script
 
 
 class Call:
-    """One call: how it is to be answered, and what it holds meanwhile."""
+    """A call: its behaviour, and the resources that it holds."""
 
     __slots__ = ("context", "how", "memory", "metadata", "name", "slot", "worker")
 
     def __init__(self, name: str, context: Any, script: Script) -> None:
-        """Raises BehaviourError for a `fake-set` that makes no sense."""
+        """Raises BehaviourError for an invalid `fake-set`."""
         self.name = name
         self.context = context
         self.metadata: Sequence[tuple[str, Any]] = context.invocation_metadata() or ()
@@ -28,7 +28,7 @@ class Call:
 
 
 def allowed(metadata: Sequence[tuple[str, Any]], token: str) -> bool:
-    """Whether a call brought the token of this process; without one all are allowed."""
+    """Whether a call has the process's token; without a token, all are allowed."""
     expected = f"Bearer {token}".encode()
     return not token or any(
         key == "authorization"
@@ -38,15 +38,15 @@ def allowed(metadata: Sequence[tuple[str, Any]], token: str) -> bool:
 
 
 class Slots:
-    """Places that are taken in the order of asking; how many there are may change."""
+    """Slots, taken first come first served; their number may change."""
 
     def __init__(self) -> None:
-        """Begin with all of them free."""
+        """All slots are free."""
         self.taken = 0
         self._waiting: list[asyncio.Future[None]] = []
 
     async def take(self, limit: int) -> None:
-        """Take a place, as soon as there is one."""
+        """Wait for a free slot and take it."""
         if self.taken >= limit or self._waiting:
             place = asyncio.get_running_loop().create_future()
             self._waiting.append(place)
@@ -63,10 +63,10 @@ class Slots:
         self.taken += 1
 
     def give_back(self) -> None:
-        """Hand the place on, or leave it empty."""
+        """Give the slot to the next call, or free it."""
         while self._waiting:
             place = self._waiting.pop(0)
-            if not place.done():  # its call may have been cancelled in this moment
+            if not place.done():  # its call may just have been cancelled
                 place.set_result(None)
                 return
         self.taken -= 1

@@ -1,4 +1,4 @@
-"""What it does to its process, its pipes and its memory."""
+"""Misbehaviour of the process: its pipes, memory, connections and end."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _FLOOD_STEP = 0.02
 
 
 def note(how: Behaviour, text: str) -> None:
-    """Add a line to the file of notes, if there is one."""
+    """Append a line to the file `notes`, if it is set."""
     if how.notes:
         with Path(how.notes).open("a") as file:
             file.write(text + "\n")
 
 
 def keep_request(how: Behaviour, request: bytes) -> None:
-    """Put the last request to load a model into the file for it, if there is one."""
+    """Write the request to the file `load_request`, if it is set."""
     if how.load_request:
         Path(how.load_request).write_bytes(request)
 
 
 def begin(how: Behaviour) -> None:
-    """Do what comes before the program listens; may not return."""
+    """Do everything that comes before the program listens; may not return."""
     if how.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for program, count, own_session in (
@@ -71,13 +71,13 @@ def say(text: str) -> None:
 
 
 def crash(how: Behaviour, *, words: str, default: str) -> NoReturn:
-    """End this process at once, as `crash_with` says."""
+    """End this process at once, as set by `crash_with`."""
     say(how.crash_text or words)
     _end(how.crash_with or default)
 
 
 def freeze() -> None:
-    """Stop until somebody sends SIGCONT."""
+    """Stop until SIGCONT arrives."""
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -105,12 +105,12 @@ def signal_number(text: str) -> int:
 
 
 def memory(mib: int) -> bytearray:
-    """Return so much memory, all of it touched."""
+    """Return this much memory, with every page touched."""
     return bytearray(b"\1") * (mib * _MIB)
 
 
 def burn(seconds: float) -> None:
-    """Use a processor for so long; others get their turn."""
+    """Use a CPU for this long; other threads still run."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         sum(range(1000))
@@ -130,15 +130,15 @@ def close_connections() -> None:
 
 
 class Flood:
-    """Writes to a pipe without end, from a thread, for as long as the behaviour says so."""
+    """Writes to a pipe endlessly, from a thread, while `flood` is set."""
 
     def __init__(self, now: Callable[[], Behaviour]) -> None:
-        """Ask `now` again and again."""
+        """`now` returns the current behaviour."""
         self._now = now
         self._thread: threading.Thread | None = None
 
     def ensure(self) -> None:
-        """Begin, if it is wanted and does not run."""
+        """Start the flood if it is set and not running."""
         if self._now().flood and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._run, name="flood", daemon=True)
             self._thread.start()
@@ -166,17 +166,17 @@ def _chunk(kind: str) -> bytes:
 
 
 class LogWriter:
-    """Writes one line a call, of the levels in turn."""
+    """Writes a line per call, with each level in turn."""
 
     _LEVELS = ("debug", "info", "warning", "error")
     _GLOG: ClassVar = {"debug": "I", "info": "I", "warning": "W", "error": "E"}
 
     def __init__(self) -> None:
-        """Begin with the lowest level."""
+        """The first line has the lowest level."""
         self._count = 0
 
     def write(self, form: str, name: str) -> None:
-        """Write the line of a call of this RPC."""
+        """Write a line for a call of this RPC."""
         level = self._LEVELS[self._count % len(self._LEVELS)]
         self._count += 1
         text = f"call {self._count}: {name}"

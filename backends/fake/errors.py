@@ -1,4 +1,4 @@
-"""How a call is refused, and what answers one."""
+"""Refusing a call with a status."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import grpc
 from .behaviour import Behaviour, BehaviourError
 
 Answer = Callable[[Any, Behaviour], Any]
-"""Takes a request and the behaviour; returns the response, or raises Refused."""
+"""Called with a request and the behaviour; returns the response, or raises Refused."""
 
 
 class Refused(Exception):
     """Ends a call with a status."""
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
-        """Take the code and the text."""
+        """`code` and `text` become the status."""
         super().__init__(text)
         self.code = code
         self.text = text

@@ -1,4 +1,4 @@
-"""Writing the folder by which a loader finds the backend."""
+"""Writing the folder in which a loader finds the backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import VERSION
 from .behaviour import FILE, Behaviour, with_settings
 
 _RUN = """#!/bin/sh
-# Starts the fake backend; behaviour.json beside this file says how it behaves.
+# Starts the fake backend; behaviour.json in this folder sets its behaviour.
 set -eu
 cd "$(dirname -- "$0")"
 python=${{CORRAL_PYTHON:-{python}}}
@@ -21,17 +21,17 @@ python=${{CORRAL_PYTHON:-{python}}}
 
 
 class InstallError(Exception):
-    """The folder cannot be written; the text says why."""
+    """The folder cannot be written."""
 
 
 def install(folder: Path, name: str, values: Mapping[str, object], *, exec_: bool) -> Path:
     """Write the backend `name` below `folder` and return its own folder.
 
-    Raises InstallError, and BehaviourError for settings that there are not.
+    Raises InstallError, and BehaviourError for unknown settings.
     """
     behaviour = with_settings(Behaviour(), values)
     if not name or "/" in name or name.startswith("."):
-        raise InstallError(f"--name {name!r} is no name for a folder")
+        raise InstallError(f"--name {name!r} is not a name for a folder")
     own = folder.expanduser().absolute() / name
     try:
         own.mkdir(parents=True)
@@ -55,7 +55,7 @@ def install(folder: Path, name: str, values: Mapping[str, object], *, exec_: boo
                 },
             },
         )
-        # As they were typed would do; as they are understood is easier to edit.
+        # The parsed values are easier to edit than the text from the command line.
         _write(own / FILE, {key: getattr(behaviour, key) for key in values})
     except FileExistsError:
         raise InstallError(f"{own} exists; edit its {FILE}, or remove it first") from None

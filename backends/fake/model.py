@@ -1,4 +1,4 @@
-"""The model, as far as there is one: loading and freeing it, its state, and what it says."""
+"""The fake model: loading and freeing it, its state, and its answers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _MIB = 1024 * 1024
 
 
 class Model:
-    """The one model of this process. Every answer takes the request and its call."""
+    """The model of this process. Every RPC's method takes the request and its call."""
 
     def __init__(self, script: Script) -> None:
-        """Begin without a model."""
+        """No model is loaded."""
         self.options: pb.ModelOptions | None = None
         self.slots = Slots()
         self._script = script
@@ -41,11 +41,11 @@ class Model:
         self._prompts = 0
 
     def leak(self, mib: int) -> None:
-        """Take memory and never give it back."""
+        """Allocate memory and never free it."""
         self._kept.append(disorder.memory(mib))
 
     async def health(self, _: Any, call: Call) -> pb.Reply:
-        """Tell that the process serves."""
+        """Report that the process serves."""
         how = call.how
         left = self._began + how.health_seconds - time.monotonic()
         if left > 0:
@@ -58,7 +58,7 @@ class Model:
         return pb.Reply(message=b"OK" if kind == "ok" else b"not yet")
 
     async def load(self, request: pb.ModelOptions, call: Call) -> pb.Result:
-        """Take the model that the request names."""
+        """Load the model that the request names."""
         how = call.how
         disorder.note(how, f"load {request.Model}")
         disorder.keep_request(how, request.SerializeToString())
@@ -103,7 +103,7 @@ class Model:
         return count
 
     async def free(self, _: Any, call: Call) -> pb.Result:
-        """Forget the model."""
+        """Free the model."""
         how = call.how
         disorder.note(how, "free")
         kind, _, code = how.free.partition(":")
@@ -119,7 +119,7 @@ class Model:
         return pb.Result(success=True)
 
     async def predict(self, request: pb.PredictOptions, call: Call) -> pb.Reply:
-        """Answer with what was received, or fail as the prompt says."""
+        """Return the prompt or the request, or fail as the prompt demands."""
         prompt = request.Prompt
         if prompt.startswith("fail:"):
             code = prompt.removeprefix("fail:")
@@ -146,7 +146,7 @@ class Model:
         return reply
 
     def filled(self, message: Any, how: Behaviour) -> Any:
-        """Count what is said, and make it as long as it is to be."""
+        """Count a reply, and pad it to `message_bytes`."""
         if isinstance(message, pb.Reply):
             self._tokens += 1
             if how.message_bytes > len(message.message):
@@ -154,7 +154,7 @@ class Model:
         return message
 
     def status(self, _: Any, call: Call) -> pb.StatusResponse:
-        """Tell the state and the memory."""
+        """Return the state and the memory."""
         how = call.how
         if how.state:
             try:
@@ -171,7 +171,7 @@ class Model:
         )
 
     def metrics(self, _: Any, call: Call) -> pb.MetricsResponse:
-        """Tell what was counted."""
+        """Return the counters."""
         how = call.how
         return pb.MetricsResponse(
             tokens_per_second=1 / how.token_seconds if how.token_seconds else 0,

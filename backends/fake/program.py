@@ -1,4 +1,4 @@
-"""The process: its arguments, what it does before it serves, and its end."""
+"""The process: command line, start, serving and end."""
 
 from __future__ import annotations
 
@@ -39,36 +39,42 @@ _FALSE = ("false", "0", "no", "off")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return what reads the command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="corral backend fake",
-        description="Serves backend.Backend without an engine, well or badly, as it is told to.",
+        description="Serves backend.Backend without an engine, well or badly, as configured.",
     )
     made.add_argument(
         "--addr", default=DEFAULT_ADDRESS, help="host:port or unix:/path (default: %(default)s)"
     )
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="repeatable")
-    made.add_argument("--list", action="store_true", help="show all settings and end")
-    made.add_argument("--install", metavar="DIR", help="write a backend folder into DIR and end")
+    made.add_argument("--list", action="store_true", help="list all settings and exit")
+    made.add_argument("--install", metavar="DIR", help="write a backend folder into DIR and exit")
     made.add_argument("--name", default=NAME, help="the installed backend's name (default: fake)")
-    made.add_argument("--no-exec", action="store_true", help="install a run.sh that stays a shell")
+    made.add_argument(
+        "--no-exec",
+        action="store_true",
+        help="install a run.sh that does not exec, so that its shell stays",
+    )
     made.add_argument("--version", action="version", version=f"{NAME} {VERSION}")
     return made
 
 
 def main(argv: Sequence[str], parent: int) -> int:
-    """Run the program; returns the exit code. `parent` is who started it."""
+    """Run the program; return the exit code. `parent` is the parent process's id."""
     given = parser().parse_args(argv)
     if given.list:
         sys.stdout.write("\n".join(listing()) + "\n")
         return 0
     try:
-        told = from_pairs(given.set)
+        given_settings = from_pairs(given.set)
         if given.install is not None:
-            folder = install(Path(given.install), given.name, told, exec_=not given.no_exec)
+            folder = install(
+                Path(given.install), given.name, given_settings, exec_=not given.no_exec
+            )
             sys.stdout.write(f"{folder}\n")
             return 0
-        base = with_settings(Behaviour(), from_environment(os.environ) | told)
+        base = with_settings(Behaviour(), from_environment(os.environ) | given_settings)
         script = Script(base, Path(FILE))
     except (BehaviourError, InstallError) as error:
         disorder.say(f"{NAME}: {error}")
@@ -84,12 +90,12 @@ def main(argv: Sequence[str], parent: int) -> int:
         disorder.say(f"{NAME}: cannot listen on {given.addr}: {error}")
         code = EXIT_BIND
     sys.stdout.flush()
-    # Not sys.exit: a thread that floods a pipe would be waited for.
+    # Not sys.exit: it would wait for a thread that floods a pipe.
     os._exit(code)
 
 
 def listing() -> list[str]:
-    """Return all settings, for people."""
+    """Return the lines of `--list`."""
     lines = [
         f"Set with --set key=value, as {PREFIX}KEY=value in the environment, in {FILE} in the working",
         "folder (read again when it changes), or for one call as metadata `fake-set: key=value`.",
@@ -103,7 +109,7 @@ def listing() -> list[str]:
 
 
 def table() -> str:
-    """Return all settings as the README shows them."""
+    """Return the README's tables of settings."""
     lines = []
     for group, items in itertools.groupby(settings(), key=lambda item: item[0]):
         lines += [f"**{group}**", "", "| Variable | Default | What |", "|---|---|---|"]
@@ -121,10 +127,10 @@ def _shown(default: object) -> str:
 
 
 async def _serve(script: Script, address: str, parent: int) -> int:
-    # Here, not above: what ends or hangs at the start does so without them.
+    # Imported here: a backend that fails or hangs at the start does so without them.
     import grpc
 
-    from corral.backend import backend_pb2  # noqa: F401 - fails here rather than in a call
+    from corral.backend import backend_pb2  # noqa: F401 - to fail here rather than in a call
 
     from .servicer import Backend, Newer
     from .steps import Steps
@@ -166,7 +172,7 @@ async def _serve(script: Script, address: str, parent: int) -> int:
 
 
 def _bind(server: Any, address: str) -> str:
-    """Listen; returns the address with the port that was taken."""
+    """Listen; return the address with the real port."""
     port = server.add_insecure_port(address)
     if address.startswith("unix:"):
         return address
@@ -174,11 +180,11 @@ def _bind(server: Any, address: str) -> str:
 
 
 async def _watch_parent(how: Behaviour, parent: int) -> None:
-    """End this process when the one that started it is gone."""
+    """End this process when its parent is gone."""
     unwanted = os.environ.get(_PARENT_WATCH, "").strip().lower() in _FALSE
     if not how.parent_watch or unwanted or parent == 1:
         return
-    # Nothing tells of it that every system has.
+    # Polled: no notification exists on every system.
     while os.getppid() == parent:  # noqa: ASYNC110
         await asyncio.sleep(_PARENT_INTERVAL)
     disorder.say(f"{NAME}: the parent process {parent} is gone")

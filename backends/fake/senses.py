@@ -1,4 +1,4 @@
-"""What a well-behaved backend sees and hears: always the same in the same file."""
+"""Answers about pictures and sounds: always the same for the same file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _THRESHOLD = 0.5
 
 
 def transcript(path: str, language: str = "") -> pb.TranscriptResult:
-    """Return what is heard in a file."""
+    """Return the transcript of a file."""
     heard = ["You", " said", f" {words.contents(path)}"]
     result = pb.TranscriptResult(
         text="".join(heard),
@@ -35,7 +35,7 @@ def transcript(path: str, language: str = "") -> pb.TranscriptResult:
 
 
 def detect(request: Any, _: Behaviour) -> Any:
-    """Find one thing, named like the prompt."""
+    """Detect one object, named like the prompt."""
     name = request.prompt or "thing"
     return pb.DetectResponse(
         Detections=[pb.Detection(x=10, y=20, width=30, height=40, confidence=0.9, class_name=name)]
@@ -43,7 +43,7 @@ def detect(request: Any, _: Behaviour) -> Any:
 
 
 def sounds(request: Any, _: Behaviour) -> Any:
-    """Hear speech or music."""
+    """Detect speech or music."""
     heard = words.contents(request.src)
     scores = sorted(
         ((words.share(heard + label), at, label) for at, label in enumerate(("speech", "music"))),
@@ -59,7 +59,7 @@ def sounds(request: Any, _: Behaviour) -> Any:
 
 
 def depth(request: Any, _: Behaviour) -> Any:
-    """Look at a picture of two by two."""
+    """Return the depth of a picture of two by two pixels."""
     seen = words.contents(request.src)
     grid = [words.share(f"{seen}{at}") for at in range(4)]
     one = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
@@ -79,7 +79,7 @@ def depth(request: Any, _: Behaviour) -> Any:
 
 
 def _same(one: str, other: str, wanted: float) -> dict[str, Any]:
-    """Compare two pictures or voices by what they contain."""
+    """Compare two pictures or voices by their content."""
     near = words.similarity(words.vector(words.contents(one)), words.vector(words.contents(other)))
     distance, threshold = 1 - near, wanted or _THRESHOLD
     return {
@@ -135,7 +135,7 @@ def voice_embed(request: Any, _: Behaviour) -> Any:
 
 
 def vad(request: Any, _: Behaviour) -> Any:
-    """Take everything that is not silent for speech."""
+    """Report everything that is not silent as speech."""
     answer = pb.VADResponse()
     began: int | None = None
     for at, sample in enumerate([*request.audio, 0.0]):
@@ -148,7 +148,7 @@ def vad(request: Any, _: Behaviour) -> Any:
 
 
 def diarize(request: Any, _: Behaviour) -> Any:
-    """Let each speaker speak for a second."""
+    """Give each speaker a second."""
     speakers = request.num_speakers if 0 < request.num_speakers < 10 else 1
     answer = pb.DiarizeResponse(
         num_speakers=speakers, duration=speakers, language=request.language or "en"

@@ -1,4 +1,4 @@
-"""The RPCs: each call passes the misbehaviour that is switched on, then gets its good answer."""
+"""The RPCs: each call goes through the configured misbehaviour, and then gets its normal answer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Backend"]
 INITIAL = (("fake-initial", "i"),)
 TRAILING = (("fake-trailing", "t"), ("fake-bin", b"\0\1"))
 ECHO = "fake-echo-"
-"""Metadata whose keys begin like this come back, at the beginning and at the end."""
+"""Metadata with this prefix are returned, in the initial and the trailing metadata."""
 
-# What is done by the process, not by its model.
+# RPCs of the process, not of its model.
 _CONTROL = frozenset({"Health", "LoadModel", "Free", "Status"})
 _NEEDS_NO_MODEL = _CONTROL | {
     "StartFineTune",
@@ -44,7 +44,7 @@ class Backend:
     """All RPCs of the contract, and the state of the one model."""
 
     def __init__(self, script: Script, flood: disorder.Flood, token: str) -> None:
-        """Begin without a model; calls bring the `token`, if there is one."""
+        """`token`, if not empty, is required of every call."""
         self._script = script
         self._model = Model(script)
         self._flood = flood
@@ -65,7 +65,7 @@ class Backend:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """Return the handlers of all RPCs that the contract has."""
+        """Return the handlers of all RPCs in the contract."""
         made = {}
         for method in SERVICE.methods:
             streams_in, streams_out = method.client_streaming, method.server_streaming
@@ -153,7 +153,7 @@ class Backend:
 
         return both_streams
 
-    # The way of a call
+    # The stages of a call
 
     async def _enter(self, name: str, context: Any) -> Call:
         try:
@@ -209,10 +209,10 @@ class Backend:
             await asyncio.Event().wait()
 
     async def _between(self, call: Call, sent: int) -> None:
-        """Do what comes after a message of a stream."""
+        """Pause or misbehave after a message of a stream."""
         how = call.how
         if sent == how.crash_after_messages:
-            # The message is still on its way out of this process.
+            # The message has not left this process yet.
             await asyncio.sleep(how.token_seconds or 0.01)
             disorder.crash(how, words="about to crash", default="SIGKILL")
         if sent == how.stall_after:
@@ -234,7 +234,7 @@ class Backend:
     def _cancelled(self, call: Call, text: str) -> None:
         disorder.note(call.how, text)
         if call.how.ignore_cancel and call.slot:
-            # Nobody waits for the answer, but the engine does not know.
+            # The client is gone, but the engine keeps working.
             call.slot = False
             self._hold(self._work_on)
 
@@ -259,7 +259,7 @@ def _of_behaviour(answer: Answer) -> Callable[[Any, Call], Any]:
 
 
 class Newer(grpc.GenericRpcHandler):
-    """RPCs that the contract does not have yet, of the fourth kind among them."""
+    """RPCs that are not in the contract yet, one of them with a stream of requests."""
 
     def service(self, details: Any) -> Any:
         """Return the handler of `CountUploads` or `Reverse`."""

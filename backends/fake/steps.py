@@ -1,7 +1,7 @@
-"""Calls that are told step by step what to do: on bare bytes, for every RPC, known or not.
+"""Calls scripted step by step, on plain bytes, for every RPC, known or not.
 
-The steps come as JSON in the call's metadata (`fake-steps`), so that a test of a proxy can say exactly
-what the backend does, and when. README.md lists them.
+The steps are JSON in the call's metadata (`fake-steps`), so that a test of a proxy controls exactly what
+the backend does, and when. README.md lists them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .errors import status_code
 
 STEPS = "fake-steps"
 NAME = "fake-call"
-"""The metadata that names a call, so that others can ask for its progress."""
+"""The metadata that names a call, so that other calls can read its progress."""
 
 _SERVICE = "/backend.Backend/"
 _KEPT = 1000
@@ -31,15 +31,15 @@ _LENGTH = 4
 
 
 class Progress:
-    """How far a call has come."""
+    """The progress of a call."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """The call has not started."""
         self.received = 0
         self.sent = 0
         self.half_closed = False
         self.end = ""
-        """`done`, `cancelled`, or the status that it was told; empty while it runs."""
+        """`done`, `cancelled`, or its status; empty while it runs."""
         self.seen: dict[str, Any] = {}
 
     def shown(self) -> bytes:
@@ -48,17 +48,17 @@ class Progress:
 
 
 class Steps(grpc.GenericRpcHandler):
-    """Answers the calls that bring their steps with them, and leaves the others alone."""
+    """Handles the calls with steps in their metadata, and no others."""
 
     def __init__(self, script: Script, token: str) -> None:
-        """Check calls for the `token`, if there is one and the behaviour says so."""
+        """`token`, if not empty, is required of calls unless `check_token` is off."""
         self._script = script
         self._token = token
         self._calls: OrderedDict[str, Progress] = OrderedDict()
         self._released: dict[str, asyncio.Event] = {}
 
     def service(self, details: Any) -> Any:
-        """Return the handler: every kind of RPC is, on the wire, a stream both ways."""
+        """Return the handler: on the wire, every RPC is a stream in both directions."""
         if details.method.startswith(_SERVICE) and any(
             key == STEPS for key, _ in details.invocation_metadata or ()
         ):
@@ -69,8 +69,8 @@ class Steps(grpc.GenericRpcHandler):
         metadata = context.invocation_metadata()
         if self._script.now().check_token and not allowed(metadata, self._token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong bearer token")
-        told = dict(metadata)
-        progress = self._calls[told.get(NAME, "")] = Progress()
+        given = dict(metadata)
+        progress = self._calls[given.get(NAME, "")] = Progress()
         progress.seen = {
             "metadata": [_text(key, value) for key, value in metadata],
             "remaining": context.time_remaining(),
@@ -80,7 +80,7 @@ class Steps(grpc.GenericRpcHandler):
             self._calls.popitem(last=False)
         try:
             run = _Run(context, progress, self)
-            for name, *arguments in json.loads(told[STEPS]):
+            for name, *arguments in json.loads(given[STEPS]):
                 await run.steps[name](*arguments)
             progress.end = "done"
         except asyncio.CancelledError:
@@ -88,11 +88,11 @@ class Steps(grpc.GenericRpcHandler):
             raise
 
     def progress(self, name: str) -> Progress:
-        """Return how far a call has come; one that did not arrive has not begun."""
+        """Return the progress of a call; an empty one if it has not arrived."""
         return self._calls.get(name) or Progress()
 
     def released(self, name: str) -> asyncio.Event:
-        """Return the event for which `wait` waits."""
+        """Return the event that `wait` awaits."""
         return self._released.setdefault(name, asyncio.Event())
 
 
@@ -123,7 +123,7 @@ class _Run:
         await self._context.send_initial_metadata(_pairs(pairs))
 
     async def read(self, count: int = 0) -> None:
-        """Read so many messages; 0 is all until the client closes its side."""
+        """Read `count` messages; 0 is all until the client closes its side."""
         await self._each(count, None)
 
     async def echo(self, count: int = 0) -> None:
@@ -131,7 +131,7 @@ class _Run:
         await self._each(count, self._send)
 
     async def split(self) -> None:
-        """Send what the last message holds: messages with their length before them."""
+        """Send the messages contained in the last one, each with its length in front."""
         at = 0
         while at < len(self._last):
             size = int.from_bytes(self._last[at : at + _LENGTH], "big")
@@ -140,16 +140,16 @@ class _Run:
             at += size
 
     async def write(self, size: int, count: int) -> None:
-        """Send so many messages of so many bytes; the first ones hold their number."""
+        """Send `count` messages of `size` bytes; each begins with its number."""
         for number in range(count):
             await self._send(number.to_bytes(_LENGTH, "big").ljust(size, b".")[:size])
 
     async def see(self) -> None:
-        """Send what this call brought with it."""
+        """Send this call's metadata, deadline and process id."""
         await self._send(json.dumps(self._progress.seen).encode())
 
     async def progress(self, name: str) -> None:
-        """Send how far another call has come."""
+        """Send the progress of another call."""
         await self._send(self._calls.progress(name).shown())
 
     async def wait(self, name: str) -> None:
@@ -157,7 +157,7 @@ class _Run:
         await self._calls.released(name).wait()
 
     async def release(self, name: str) -> None:
-        """Let the calls go on that wait for this."""
+        """Let the calls continue that wait for `name`."""
         self._calls.released(name).set()
 
     async def hang(self) -> None:
@@ -165,7 +165,7 @@ class _Run:
         await asyncio.Event().wait()
 
     async def crash(self) -> None:
-        """Die at once."""
+        """Crash at once."""
         disorder.crash(self._calls._script.now(), words="about to crash", default="SIGKILL")
 
     async def end(self, code: str, text: str = "", trailing: list[list[str]] | None = None) -> None:
@@ -194,7 +194,7 @@ class _Run:
         try:
             await self._context.write(message)
         except Exception:
-            # What grpc.aio raises when the client goes while it waits for room.
+            # grpc.aio raises this when the client leaves while the write waits for flow control.
             self._progress.end = "cancelled"
             raise
         self._progress.sent += 1

@@ -1,4 +1,4 @@
-"""What a backend remembers from call to call: stored vectors, and jobs."""
+"""State across calls: stored vectors, and jobs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .errors import Refused
 
 
 class Stores:
-    """The vector store: values by their vectors, in the order in which they came."""
+    """The vector store: values by their vectors, in insertion order."""
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """The store is empty."""
         self._values: dict[tuple[float, ...], bytes] = {}
 
     def set(self, request: Any, _: Behaviour) -> pb.Result:
@@ -35,13 +35,13 @@ class Stores:
         return pb.Result(success=True)
 
     def delete(self, request: Any, _: Behaviour) -> pb.Result:
-        """Forget values."""
+        """Delete values."""
         for key in request.Keys:
             self._values.pop(tuple(key.Floats), None)
         return pb.Result(success=True)
 
     def get(self, request: Any, _: Behaviour) -> pb.StoresGetResult:
-        """Return the values of the keys that there are."""
+        """Return the values of the keys that exist."""
         keys = [key for key in request.Keys if tuple(key.Floats) in self._values]
         values = [pb.StoresValue(Bytes=self._values[tuple(key.Floats)]) for key in keys]
         return pb.StoresGetResult(Keys=keys, Values=values)
@@ -62,12 +62,12 @@ class Stores:
 
 
 class Jobs:
-    """Training and quantization: a job has a few steps and is done when somebody followed it."""
+    """Training and quantization jobs: a job has a few steps, and is done once its progress was read."""
 
     STEPS = 4
 
     def __init__(self) -> None:
-        """Begin without jobs."""
+        """There are no jobs."""
         self._stopped: dict[str, bool] = {}
 
     def start(self, job: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Jobs:
         return pb.Result(success=True)
 
     def stopped(self, job: str) -> bool:
-        """Whether a job was stopped. Raises Refused if there is none of that name."""
+        """Whether a job was stopped. Raises Refused for an unknown job."""
         if job not in self._stopped:
             raise Refused(grpc.StatusCode.NOT_FOUND, f"no job {job!r}")
         return self._stopped[job]

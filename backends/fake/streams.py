@@ -1,4 +1,4 @@
-"""What a well-behaved backend streams; every generator yields as soon as it can."""
+"""The streams of a well-behaved backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .senses import transcript
 from .stores import Jobs
 
 Stream = Callable[[Any, Behaviour], AsyncIterator[Any]]
-"""Takes a request, or what yields requests."""
+"""Called with an iterator of requests and the behaviour."""
 
 _FRAMES = 10
 
@@ -57,14 +57,14 @@ def server(jobs: Jobs) -> Mapping[str, Callable[[Any, Behaviour], Iterator[Any]]
 
 
 def spoken(request: Any) -> str:
-    """Return what a prompt or a chat says last."""
+    """Return the prompt, or the last message of a chat."""
     if request.UseTokenizerTemplate and request.Messages:
         return str(request.Messages[-1].content)
     return str(request.Prompt)
 
 
 def predict(request: Any, how: Behaviour) -> Iterator[Any]:
-    """Say the prompt again and again, a word a message; numbers, if there is none to say."""
+    """Repeat the prompt, one word per message; numbers, if it is empty."""
     said = words.pieces(spoken(request)) if how.echo == "prompt" else []
     count = request.Tokens if request.Tokens > 0 else how.tokens or len(said)
     pieces = itertools.cycle(said) if said else (f"{number} " for number in itertools.count())
@@ -73,7 +73,7 @@ def predict(request: Any, how: Behaviour) -> Iterator[Any]:
 
 
 def transcribe(request: Any, _: Behaviour) -> Iterator[Any]:
-    """Send the words of a transcript, then the whole."""
+    """Send the words of a transcript, then the whole text."""
     result = transcript(request.dst, request.language)
     for at, word in enumerate(result.segments[0].words):
         yield pb.TranscriptStreamResponse(delta=f" {word.text}" if at else word.text)
@@ -90,7 +90,7 @@ def speak(request: Any, _: Behaviour) -> Iterator[Any]:
 
 
 async def transcribe_live(requests: Any, _: Behaviour) -> AsyncIterator[Any]:
-    """Tell of each piece of audio how long it was."""
+    """Send the length of each piece of audio."""
     heard: list[str] = []
     language: str | None = None
     async for request in requests:
@@ -118,7 +118,7 @@ async def transform(requests: Any, _: Behaviour) -> AsyncIterator[Any]:
 
 
 async def converse(requests: Any, _: Behaviour) -> AsyncIterator[Any]:
-    """Say what was said, when the user's turn ends."""
+    """Echo the audio when the user's turn ends."""
     rate, heard, sequence = words.RATE, b"", 0
 
     def event(name: str, **more: Any) -> Any:
@@ -146,7 +146,7 @@ async def converse(requests: Any, _: Behaviour) -> AsyncIterator[Any]:
 
 
 async def forward(requests: Any, _: Behaviour) -> AsyncIterator[Any]:
-    """Answer like an HTTP server that returns the body it got."""
+    """Answer like an HTTP server that echoes the request's body."""
     begun = False
     async for request in requests:
         if not begun:

@@ -1,4 +1,4 @@
-"""Deterministic stand-ins for what an engine would compute: tokens, vectors, sounds, pictures."""
+"""Deterministic replacements for an engine's results: tokens, vectors, sounds, pictures."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ WORD_TICKS = _TICKS_PER_SECOND // 4
 
 
 def pieces(text: str) -> list[str]:
-    """Split a text into words with the space before them; together they are the text."""
+    """Split a text into words, each with the space before it."""
     return _WORD.findall(text)
 
 
 def tokens(text: str) -> list[int]:
-    """Return a text's tokens: its characters' code points, so that every text comes back."""
+    """Return a text's tokens: the code points of its characters."""
     return [ord(char) for char in text]
 
 
 def untokenized(ids: Sequence[int]) -> str:
-    """Return the text of tokens. Raises ValueError for one that is in no vocabulary."""
+    """Return the text of tokens. Raises ValueError for an unknown token."""
     return "".join(chr(number) for number in ids)
 
 
@@ -101,7 +101,7 @@ def glb(text: str) -> bytes:
 
 
 def contents(path: str) -> str:
-    """Return what stands for a file's content: a digest if it can be read, else its name."""
+    """Return a digest of a file's content; its name if it cannot be read."""
     try:
         if not Path(path).is_file():
             return path

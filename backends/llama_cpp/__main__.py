@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-# Who started this process, before anything slow could let it die unseen.
+# The parent process, read before slow imports: it may die meanwhile.
 PARENT = os.getppid()
 EXIT_INCOMPLETE = 3
 _PACKAGE = "corral_llama_cpp"
@@ -16,13 +16,13 @@ _NEEDED = {
     "xllamacpp": "xllamacpp",
 }
 
-# As in run.sh, for those who start it another way; read when the engine is imported.
+# As in run.sh, which is not the only way to start; read when the engine is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 
 def _missing() -> list[str]:
-    """Distributions that have to be installed first; looks without importing the engine."""
+    """Return the distributions that are not installed, without importing the engine."""
     missing = []
     for module, distribution in _NEEDED.items():
         try:
@@ -65,5 +65,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: a thread inside the engine would be waited for.
+    # Not sys.exit: it would wait for a thread inside the engine.
     os._exit(status)

@@ -10,7 +10,7 @@ from .scratch import MAX_SOCKET_PATH, listening
 
 
 class AddressError(Exception):
-    """The address can not be used; the text says why."""
+    """The address cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Address:
         return f"unix:{self.path}" if self.path else f"{self.host}:{self.port}"
 
     def bound(self, port: int) -> str:
-        """The address that was taken, with the port that was chosen."""
+        """The address with the real port."""
         return self.target if self.path else f"{self.host}:{port}"
 
 
@@ -35,7 +35,7 @@ def parse(text: str) -> Address:
     """Read an address.
 
     Raises:
-        AddressError: it is no address.
+        AddressError: it is not an address.
     """
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
@@ -53,23 +53,23 @@ def parse(text: str) -> Address:
 
 
 def make_way(address: Address) -> None:
-    """Remove the socket file of a backend that is gone; gRPC would take a live one over too.
+    """Remove the socket file of a backend that is gone; gRPC would also replace one in use.
 
     Raises:
-        AddressError: somebody listens there, or the path is something else than a socket.
+        AddressError: another process listens there, or the path is not a socket.
     """
     path = address.path
     if path is None or not path.exists():
         return
     if not stat.S_ISSOCK(path.stat().st_mode):
-        raise AddressError(f"{path} exists and is no socket")
+        raise AddressError(f"{path} exists and is not a socket")
     if listening(path):
         raise AddressError(f"{path} is in use by a running process")
     path.unlink(missing_ok=True)
 
 
 def inode(address: Address) -> int:
-    """What identifies the socket file that was made; 0 without one."""
+    """The inode of the socket file; 0 without one."""
     try:
         return address.path.stat().st_ino if address.path else 0
     except OSError:

@@ -1,7 +1,7 @@
-"""The queue in front of the engine: who generates now, who waits, who is turned away.
+"""The queue in front of the engine: which requests run, wait or are refused.
 
-llama.cpp has a queue of its own, but a request that waits there can not be cancelled. So no
-request is handed over before a slot is free, and the waiting happens here.
+llama.cpp has its own queue, but a request that waits there cannot be cancelled. So requests
+wait here until a slot is free.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from .errors import Exhausted, Unloaded
 class Admission:
     """Lets at most `slots` requests run, first come first served; `max_queue` may wait.
 
-    Used from one event loop only. A slot stays taken until `release`, whoever calls it: the
-    caller that acquired it may be cancelled while its work goes on.
+    Used from one event loop only. A slot stays taken until `release`, also if the caller that
+    acquired it is cancelled: its work may still go on.
     """
 
     def __init__(self, slots: int, max_queue: int) -> None:
-        """Start with every slot free and nobody waiting."""
+        """Every slot is free, and the queue is empty."""
         self.slots = slots
         self.max_queue = max_queue
         self._free = list(range(slots - 1, -1, -1))
@@ -64,7 +64,7 @@ class Admission:
             raise
 
     def release(self, slot: int) -> None:
-        """Give a slot to who has waited longest, or put it back."""
+        """Give the slot to the request that has waited longest, or free it."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
@@ -73,7 +73,7 @@ class Admission:
         self._free.append(slot)
 
     def close(self) -> None:
-        """Turn away everyone who waits and everyone who comes; running requests stay."""
+        """Refuse all waiting and new requests; running ones continue."""
         self._closed = True
         while self._waiting:
             turn = self._waiting.popleft()

@@ -31,7 +31,7 @@ class Counters:
 def resident_bytes(pid: int = 0) -> int:
     """Memory of a process (0: this one) that is in RAM, mapped model pages included.
 
-    0 when it can not be told.
+    0 if it is not known.
     """
     try:
         statm = Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii")
@@ -39,6 +39,6 @@ def resident_bytes(pid: int = 0) -> int:
     except OSError:
         if pid:
             return 0
-    # No /proc: the peak is the best there is.
+    # Without /proc only the peak is known.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

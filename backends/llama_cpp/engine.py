@@ -28,7 +28,7 @@ SIDE_TIMEOUT = 60.0
 SIDE_THREADS = 4
 # The last words of a process that is gone are in the pipe already.
 LAST_WORDS_TIMEOUT = 0.5
-# Whoever breaks an answer off has ended, or is stuck; which one it is, is known by then.
+# If an answer breaks off, the engine has ended or is stuck; after this time it is known which.
 END_KNOWN_TIMEOUT = 2.0
 KEPT_LINES = 50
 REASON_LINES = 6
@@ -100,15 +100,15 @@ class Engine:
         if word == "loaded":
             return
         if word:
-            self._ending = True  # it told why, so its end is no crash
+            self._ending = True  # it gave a reason, so its end is not a crash
             await self._last_words()
         elif self._watching is not None:
             await self._watching  # which ends this process too
         if word == "refused":
             raise errors.InvalidRequest(json.loads(reason))
-        # llama.cpp's own exception says nothing, its log does.
-        told = self._reason() or (json.loads(reason) if reason else "its process ended")
-        raise errors.EngineFailed(f"llama.cpp can not load {str(plan.path)!r}: {told}")
+        # llama.cpp's exception has no reason, but its log has.
+        why = self._reason() or (json.loads(reason) if reason else "its process ended")
+        raise errors.EngineFailed(f"llama.cpp cannot load {str(plan.path)!r}: {why}")
 
     async def close(self) -> None:
         """Kill the process; the memory is back when this returns."""
@@ -213,7 +213,7 @@ class Engine:
         return prompt
 
     async def properties(self) -> Chunk:
-        """What the engine says about the loaded model."""
+        """The engine's properties of the loaded model."""
         found: Chunk = await self.call("/props", None, SIDE_TIMEOUT)
         return found
 
@@ -240,12 +240,12 @@ class Engine:
             await asyncio.wait({self._reading}, timeout=LAST_WORDS_TIMEOUT)
 
     async def _end_known(self) -> None:
-        """Wait for an end that nobody asked for to be reported: it ends this process, which says more than any answer."""
+        """Wait until an unexpected end is reported: that ends this process, a clearer sign than an answer."""
         if self._watching is not None and not self._ending:
             await asyncio.wait({self._watching}, timeout=END_KNOWN_TIMEOUT)
 
     async def _watch(self) -> None:
-        """Report an end that nobody asked for."""
+        """Report an unexpected end."""
         status = await self._started().wait()
         await self._last_words()
         if not self._ending:

@@ -1,4 +1,4 @@
-"""What can go wrong, one exception for each meaning; nothing here knows gRPC."""
+"""One exception for each kind of error, without gRPC."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ class BackendError(Exception):
 
 
 class InvalidRequest(BackendError):
-    """The request can never succeed as it is; the text says what to change."""
+    """The request can never succeed as it is; the text names the remedy."""
 
 
 class Missing(BackendError):

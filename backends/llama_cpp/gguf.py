@@ -1,4 +1,4 @@
-"""GGUF headers: what a model file says about itself, read without its tensors.
+"""GGUF headers: a model file's metadata, read without its tensors.
 
 The reader maps the file, skips long arrays and checks every count against the bytes that are
 left, so a truncated, corrupt or hostile file costs milliseconds and raises `BadModel`.
@@ -105,7 +105,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands in front of the weights."""
+    """The part of the file before the weights."""
 
     path: Path
     file_size: int
@@ -124,7 +124,7 @@ class Header:
 
     @property
     def context_length(self) -> int:
-        """Tokens the model was trained for; 0 when the file does not say."""
+        """Tokens the model was trained for; 0 if the file has no value."""
         return self._own("context_length")
 
     @property
@@ -255,7 +255,7 @@ def parse(data: "mmap.mmap | bytes", path: Path = Path()) -> Header:
     """Read a header from the bytes of a whole file.
 
     Raises:
-        BadModel: not a GGUF file, an unknown version, corrupt, or shorter than it says.
+        BadModel: not a GGUF file, an unknown version, corrupt, or truncated.
     """
     if bytes(data[:4]) != MAGIC:
         raise BadModel(f"not a GGUF file: it starts with {bytes(data[:4])!r}")
@@ -271,7 +271,7 @@ def parse(data: "mmap.mmap | bytes", path: Path = Path()) -> Header:
     for _ in range(metadata_count):
         key = reader.string()
         if key in metadata:
-            raise BadModel(f"corrupt: metadata key {key!r} stands twice")
+            raise BadModel(f"corrupt: metadata key {key!r} appears twice")
         metadata[key] = reader.value(reader.scalar(_U32))
     tensors = tuple(reader.tensor() for _ in range(tensor_count))
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)

@@ -1,4 +1,4 @@
-"""What a loaded model's chat template tells about it."""
+"""The properties of a loaded model that its chat template shows."""
 
 from corral.backend import backend_pb2 as pb
 

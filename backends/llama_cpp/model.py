@@ -37,7 +37,7 @@ class Model:
     def __init__(
         self, key: bytes, identity: str, plan: Plan, header: gguf.Header, engine: Engine
     ) -> None:
-        """Take over a loaded engine; `key` tells whether two loads want the same."""
+        """`engine` has loaded the model; equal loads have equal keys."""
         self.key = key
         self.identity = identity
         self.plan = plan
@@ -60,8 +60,8 @@ class Model:
     ) -> AsyncIterator[tuple[int, AsyncIterator[Chunk]]]:
         """Wait for a slot and run a request in it; leaving the block early stops the request.
 
-        The slot stays taken until the engine has let go, also when the caller is long gone: a
-        prompt that is being read can not be interrupted.
+        The slot stays taken until the engine has released it, even if the caller is gone: a prompt
+        that is being read cannot be interrupted.
 
         Raises:
             Exhausted: the queue is full.
@@ -81,7 +81,7 @@ class Model:
             with self._explained():
                 yield slot, chunks()
         except errors.BackendError:
-            ended = True  # the engine has spoken its last word
+            ended = True  # the engine will send no more
             raise
         finally:
             if ended:
@@ -117,7 +117,7 @@ class Model:
             await asyncio.wait(self._endings)
 
     def _end_later(self, exchange: Exchange, slot: int) -> None:
-        """Wait for the engine to notice that nobody listens, then give the slot back."""
+        """Wait until the engine notices that the caller is gone, then free the slot."""
 
         async def end() -> None:
             try:
@@ -158,7 +158,7 @@ class ModelHost:
     """Holds at most one model; loads and frees it, one after the other."""
 
     def __init__(self, scratch: Scratch, on_crash: OnCrash) -> None:
-        """Start empty; `on_crash` hears of an engine that ended by itself."""
+        """`on_crash` is called when the engine ends unexpectedly."""
         self._scratch = scratch
         self._on_crash = on_crash
         self._model: Model | None = None

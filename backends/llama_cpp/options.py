@@ -69,7 +69,7 @@ _FLOATS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a load needs: parameters by path, and what the caller should hear."""
+    """Everything a load needs: parameters by path, and what was ignored."""
 
     path: Path
     parameters: dict[str, Any]
@@ -104,7 +104,7 @@ class _Draft:
 
 
 def model_path(options: pb.ModelOptions) -> Path:
-    """The model's file: ModelFile, else ModelPath/Model.
+    """The model's file: ModelFile if set, otherwise ModelPath/Model.
 
     Raises:
         InvalidRequest: neither is given.
@@ -204,7 +204,7 @@ def _flash(text: str) -> Enum:
     for name, words in names.items():
         if word in words:
             return Enum("llama_flash_attn_type", "LLAMA_FLASH_ATTN_TYPE_" + name)
-    raise ValueError(f"{text!r} is none of auto, on, off")
+    raise ValueError(f"{text!r} is not one of auto, on, off")
 
 
 def _placement(out: dict[str, Any], options: pb.ModelOptions) -> None:

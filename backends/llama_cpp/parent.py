@@ -1,4 +1,4 @@
-"""Leaving when the parent dies, so that a killed loader leaves nothing behind."""
+"""Exiting when the parent dies, so that a killed loader leaves no process behind."""
 
 import ctypes
 import logging
@@ -23,7 +23,7 @@ _NOTICE = signal.SIGUSR2
 
 
 def interval(text: str) -> float:
-    """Seconds between two looks, from `2`, `2s` or `500ms`; the default for anything else."""
+    """Seconds between two checks, from `2`, `2s` or `500ms`; the default for anything else."""
     number, scale = text.strip(), 1.0
     for unit, factor in _UNITS.items():
         if number.endswith(unit):
@@ -39,8 +39,8 @@ def interval(text: str) -> float:
 def watch(env: Mapping[str, str], parent: int, leave: Callable[[], None]) -> None:
     """Call `leave` once the process `parent` is gone; call this from the main thread.
 
-    `parent` is what getppid said when this process began. Process 1 is never watched: it is the
-    container's own, or the parent was gone before anybody could look.
+    `parent` is the parent's id when this process started. Process 1 is never watched: it is the
+    container's init, or the parent was already gone.
     """
     if env.get(SWITCH, "").strip().lower() in FALSE or parent == 1:
         return

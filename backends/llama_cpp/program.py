@@ -50,7 +50,7 @@ def arguments(argv: Sequence[str], env: Mapping[str, str]) -> Arguments:
     """Read the command line.
 
     Raises:
-        AddressError: `--addr` is no address.
+        AddressError: `--addr` is not an address.
     """
     parser = argparse.ArgumentParser(prog=NAME, description="Serves a GGUF model over gRPC.")
     parser.add_argument(
@@ -68,14 +68,14 @@ class Announcement:
     """
 
     def __init__(self) -> None:
-        """Take stdout away from everybody else."""
+        """Redirect stdout of all other code to stderr."""
         sys.stdout.flush()
         self._stdout = os.dup(1)
         os.dup2(2, 1)
 
     def say(self, bound: str) -> None:
-        """Tell whoever started this process that it serves, and where."""
-        # Whoever does not listen is no reason to stop.
+        """Write the ready line with the address, for the parent process."""
+        # The parent may have closed its end; that must not stop the backend.
         with contextlib.suppress(OSError):
             os.write(self._stdout, f"ready {NAME} {bound}\n".encode())
 
@@ -84,7 +84,7 @@ class Program:
     """The server, from its start to its end."""
 
     def __init__(self, given: Arguments, announcement: Announcement, parent_pid: int) -> None:
-        """Prepare; nothing is opened yet. `parent_pid` is who started this process."""
+        """Prepare; nothing is opened yet. `parent_pid` is the parent process."""
         self._given = given
         self._announcement = announcement
         self._parent = parent_pid
@@ -114,8 +114,8 @@ class Program:
         log.info("stopping")
         if stop_health is not None:
             await stop_health()
-        # Requests are told at once: a long generation would only be cut off at the end. The kill
-        # also ends a load, which could not be interrupted otherwise.
+        # Requests are ended at once: a long generation would not finish in time anyway. The kill also
+        # ends a load, which cannot be interrupted otherwise.
         warm.cancel()
         self._host.kill()
         freeing = asyncio.create_task(self._host.free())
@@ -160,7 +160,7 @@ class Program:
         os._exit(EXIT_ORPHAN)
 
     def _engine_crashed(self, status: int, reason: str) -> None:
-        """End as the engine ended, so that whoever watches this process sees the same."""
+        """End as the engine ended, so that the parent sees the same exit status."""
         if self._stop.is_set():
             return
         log.error("the engine is gone (%s): %s", describe_status(status), reason)
@@ -178,7 +178,7 @@ def _complain(text: str) -> None:
 
 
 async def _add_health(server: aio.Server) -> Callable[[], Awaitable[None]] | None:
-    """Serve grpc.health.v1 where its package is there; returns how to say that the end comes."""
+    """Serve grpc.health.v1 if its package is installed; return the function that starts its shutdown."""
     try:
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
     except ImportError:

@@ -22,7 +22,7 @@ class Usage:
     generation_ms: float = 0.0
 
     def update(self, chunk: Mapping[str, Any]) -> None:
-        """Take over what a chunk tells."""
+        """Update the counts from a chunk."""
         if timings := chunk.get("timings"):
             self.tokens = timings["predicted_n"]
             self.reused_tokens = timings["cache_n"]
@@ -108,10 +108,10 @@ def reply_of(delta: Delta, usage: Usage, chat: bool) -> pb.Reply:
 
 
 class Whole:
-    """Puts streamed replies together to the one that Predict returns."""
+    """Merges streamed replies into the one that Predict returns."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """No reply has arrived yet."""
         self._message: list[bytes] = []
         self._logprobs: list[Any] = []
         self._reasoning: list[str] = []

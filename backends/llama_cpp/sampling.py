@@ -1,6 +1,6 @@
 """PredictOptions as the body of a llama.cpp request.
 
-Proto3 can not tell 0 from unset. `Temperature` 0 means greedy; 0 in any other sampler means
+Proto3 cannot distinguish 0 from unset. `Temperature` 0 means greedy; 0 in any other sampler means
 llama.cpp's default. A negative `TopK`, `MinP` or `Seed` means off, off and random.
 """
 
@@ -93,20 +93,20 @@ def body(
     strict_engine: bool = True,
     reuse: bool = True,
 ) -> Body:
-    """The request for llama.cpp; stop words are left out, they are matched here.
+    """The request for llama.cpp, without stop words: these are matched in this process.
 
-    `strict_engine` is whether the engine's own JSON schemas hold with this model's vocabulary, `reuse`
-    whether the part of the prompt that a slot has read already is not read again.
+    `strict_engine`: the engine's own JSON schemas work with this model's vocabulary. `reuse`: the part
+    of the prompt that a slot has read already is not read again.
 
     Raises:
-        InvalidRequest: a field can not be understood.
+        InvalidRequest: a field cannot be understood.
         Unsupported: video input.
     """
     if request.Videos:
         raise Unsupported("Videos: this backend takes images and audio only")
     out: Body = {
         "stream": True,
-        # Every chunk tells the counts so far: a request that a stop word ends has no last chunk.
+        # Counts in every chunk: a request that a stop word ends has no last chunk.
         "timings_per_token": True,
         "cache_prompt": reuse,
         "n_predict": request.Tokens if request.Tokens > 0 else -1,
@@ -151,7 +151,7 @@ def _constrain(
 
 
 def _follow(out: Body, schema: Any, strict_engine: bool) -> None:
-    """Constrain the answer to a schema, with a grammar when one can say it."""
+    """Constrain the answer to a schema, with a grammar if one can express it."""
     try:
         out["grammar"] = to_grammar(schema)
     except UnsupportedSchemaError as error:

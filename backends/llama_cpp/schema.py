@@ -1,16 +1,16 @@
 """JSON schemas as GBNF grammars.
 
-llama.cpp in this build hands schemas to llguidance, which knows every keyword. But with a
-SentencePiece vocabulary that puts a space in front of a text it gives up at the first brace, and
-the answer comes without any constraint. GBNF works with every vocabulary, so whatever can be said
-in it is said in it.
+llama.cpp in this build passes schemas to llguidance, which knows every keyword. But with a
+SentencePiece vocabulary that puts a space in front of a text, llguidance fails at the first brace,
+and the answer has no constraint. GBNF works with every vocabulary, so it is used wherever it can
+express the schema.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-# Keywords that say nothing about what is generated.
+# Keywords that do not affect the generated text.
 _NOTES = frozenset(
     [
         *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
@@ -44,14 +44,14 @@ MAX_DEPTH = 64
 
 
 class UnsupportedSchemaError(Exception):
-    """The schema says something that GBNF can not; the text names it."""
+    """The schema has something that GBNF cannot express; the text names it."""
 
 
 def to_grammar(schema: Any) -> str:
     """A grammar for the JSON texts that a schema allows.
 
     Objects get their properties in the order of the schema, the required ones first, and no others
-    unless `additionalProperties` says so.
+    unless `additionalProperties` allows them.
 
     Raises:
         UnsupportedSchemaError: the schema has a keyword that is not known here.

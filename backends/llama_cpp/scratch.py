@@ -53,10 +53,10 @@ def sweep(base: Path) -> None:
 
 
 def _in_use(folder: Path) -> bool:
-    """Whether the folder's backend lives, as far as can be told.
+    """Whether the folder's backend is probably running.
 
-    The process id alone says little where containers share the folder, so a socket that answers
-    counts too, and a folder so young that its socket may not be there yet.
+    The process id is not enough where containers share the folder, so a socket that answers counts
+    too, and so does a folder so new that its socket may not exist yet.
     """
     owner = folder.name.removeprefix(PREFIX).split("-")[0]
     if not owner.isdigit() or _alive(int(owner)):
@@ -73,7 +73,7 @@ def listening(path: Path) -> bool:
         try:
             probe.connect(str(path))
         except TimeoutError:
-            return True  # its backlog is full: somebody is there
+            return True  # its backlog is full: a process listens
         except OSError:
             return False
         return True

@@ -33,7 +33,7 @@ class BackendServicer:
         self._reported: set[str] = set()
 
     async def Health(self, _: pb.HealthMessage, __: Context) -> pb.Reply:
-        """The process serves; says nothing about a model."""
+        """The process serves, with or without a model."""
         return pb.Reply(message=b"OK")
 
     async def LoadModel(self, request: pb.ModelOptions, _: Context) -> pb.Result:

@@ -64,7 +64,7 @@ def choice(type_name: str, prefix: str, *words: str) -> Parser:
     def parse(text: str) -> Enum:
         word = text.strip().lower().replace("-", "_")
         if word not in words:
-            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+            raise ValueError(f"{text!r} is not one of {', '.join(words)}")
         return Enum(type_name, prefix + word.upper())
 
     return parse
@@ -93,7 +93,7 @@ def _speculation(text: str) -> list[Enum]:
     for word in filter(None, text.lower().replace("-", "_").split(",")):
         name = {"draft": "draft_simple", "eagle3": "draft_eagle3"}.get(word.strip(), word.strip())
         if name not in _SPECULATIONS:
-            raise ValueError(f"{word!r} is none of {', '.join(_SPECULATIONS)}")
+            raise ValueError(f"{word!r} is not one of {', '.join(_SPECULATIONS)}")
         names.append(Enum("common_speculative_type", "COMMON_SPECULATIVE_TYPE_" + name.upper()))
     return names
 
@@ -111,7 +111,7 @@ _count, _any = whole(low=0), whole()
 
 
 def _table(*rows: tuple[str, Parser, str]) -> dict[str, Setting]:
-    """Rows of `names path-or-nothing`, the first name being the parameter unless a path stands."""
+    """The settings by name; the first name is the parameter unless there is a path."""
     table: dict[str, Setting] = {}
     for names, parse, path in rows:
         words = names.split()

@@ -32,7 +32,7 @@ class StopMatcher:
         self.stopped = False
 
     def feed(self, piece: Piece) -> list[Piece]:
-        """Take the next piece; return the pieces that are now certain, in order."""
+        """Add the next piece; return the pieces that can be sent now, in order."""
         if self.stopped:
             return []
         if not self._stops:

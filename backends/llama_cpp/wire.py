@@ -30,7 +30,7 @@ class Exchange:
         """Connect and send: POST with a body, GET without.
 
         Raises:
-            WireError: nobody listens.
+            WireError: nothing listens.
         """
         payload = b"" if body is None else json.dumps(body).encode()
         method = "GET" if body is None else "POST"

@@ -75,9 +75,9 @@ def _parameters(module: Any, order: dict[str, Any]) -> Any:
 def main() -> int:
     """Load the model that stdin names, and serve it until stdin ends."""
     _die_with(int(sys.argv[1]))
-    # The backend tells when it is time; a Ctrl-C for the whole group must not come first.
+    # The backend ends this process; a Ctrl-C for the whole group must not.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # llama.cpp prints to stdout at times; the answer must stand there alone.
+    # llama.cpp sometimes prints to stdout; only the answer may go there.
     answer = os.dup(1)
     os.dup2(2, 1)
     try:

@@ -46,7 +46,7 @@ async def silent(call: Any) -> None:
         ({"start": "kill:SIGSEGV", "start_text": "boo"}, -signal.SIGSEGV, "boo"),
         ({"start": "exit:1", "start_seconds": 0.1}, 1, "cannot open"),
         ({"no_such_thing": 1}, 2, "no setting 'no_such_thing'"),
-        ({"start": "sulk"}, 2, "is none of"),
+        ({"start": "sulk"}, 2, "is not one of"),
     ],
 )
 async def test_ends_at_start(

@@ -220,7 +220,7 @@ def test_a_file_is_not_replaced(tmp_path: Path) -> None:
     run = Backend.spawn(["--addr", f"unix:{tmp_path}/b.sock"], tmp_path)
     assert run.process.wait(STOP_TIMEOUT) == 1
     run.stop()
-    assert "is no socket" in run.errors()
+    assert "is not a socket" in run.errors()
     assert (tmp_path / "b.sock").read_text() == "precious"
 
 

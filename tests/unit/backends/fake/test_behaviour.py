@@ -1,4 +1,4 @@
-"""How the fake backend is told to behave, and what its answers always are."""
+"""The settings of the fake backend, and its deterministic answers."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_the_environment() -> None:
     ("pair", "said"),
     [
         ("lode=refuse", "did you mean 'load'"),
-        ("load=refuze", "is none of ok, refuse"),
-        ("load_seconds=soon", "is no number"),
+        ("load=refuze", "is not one of ok, refuse"),
+        ("load_seconds=soon", "is not a number"),
         ("crash=perhaps", "neither true nor false"),
         ("crash", "is not key=value"),
     ],
