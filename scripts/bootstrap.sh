@@ -75,7 +75,7 @@ esac
 say "installing Corral for $for_whom into $venv ($size)"
 pip() { PYTHONUNBUFFERED=1 "$venv/bin/python" -m pip --disable-pip-version-check install "$@"; }
 pip --require-hashes --progress-bar off --requirement "$lock" | show_progress
-pip --quiet --no-deps --no-build-isolation --editable .
+pip --quiet --no-deps --no-build-isolation --editable sdk/python --editable .
 say "installed"
 
 # The llama.cpp engine is built with OpenMP, whose library minimal systems lack.

@@ -19,7 +19,7 @@ from pathlib import Path
 from scripts.breaks import BREAKS, Break
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("services", "backends", "protos", "scripts", "tests", "pyproject.toml")
+PARTS = ("services", "backends", "protos", "sdk", "scripts", "tests", "pyproject.toml")
 TIMEOUT = 300.0
 """Seconds for one test; one that hangs has seen the break too, but should say so sooner."""
 
@@ -90,7 +90,7 @@ def try_break(tree: Path, each: Break) -> tuple[bool, str]:
 
 def run(tree: Path, tests: Collection[str]) -> tuple[int, str]:
     """Run tests in the tree; return pytest's exit code and what it wrote."""
-    path = os.pathsep.join([str(tree), str(tree / "protos" / "gen")])
+    path = os.pathsep.join([str(tree), str(tree / "sdk" / "python")])
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     try:
         done = subprocess.run(

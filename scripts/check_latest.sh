@@ -7,7 +7,7 @@ venv=$1 latest=$2
 "$venv/bin/python" -m venv --clear "$latest"
 pip() { "$latest/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
 pip install --upgrade "pip>=25.1"
-pip install --upgrade --upgrade-strategy eager --editable ".[llama-cpp]" --group protos --group test
+pip install --upgrade --upgrade-strategy eager --editable sdk/python --editable ".[llama-cpp]" --group protos --group test
 "$latest/bin/python" -m pip --disable-pip-version-check list --format freeze >"$latest/versions"
 echo "newer than the lock:"
 grep -vxFf <(grep -oE '^[A-Za-z0-9._-]+==[^ ]+' requirements/developers.lock) "$latest/versions" | sed 's/^/  /' || true

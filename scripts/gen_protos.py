@@ -1,7 +1,7 @@
-"""Generate the committed Python stubs in protos/gen from protos/corral.
+"""Generate the committed Python stubs in sdk/python/corral from protos/corral.
 
-The output folder is replaced whole, so that a deleted .proto leaves nothing behind. With --check
-nothing is written: the script compares and exits with 1 when the committed stubs are stale.
+All packages there but the handwritten ones are replaced, so that a deleted .proto leaves nothing behind. With
+--check nothing is written: the script compares and exits with 1 when the committed stubs are stale.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
-GEN = PROTOS / "gen"
+SDK = ROOT / "sdk" / "python" / "corral"
+HANDWRITTEN = ("client",)
 
 
 def include_paths() -> list[str]:
@@ -48,16 +49,25 @@ def generate(target: Path) -> None:
         if "class " not in stub.read_text():  # a .proto without a service
             stub.unlink()
             stub.with_suffix(".pyi").unlink(missing_ok=True)
-    (target / "corral" / "py.typed").touch()
+    for folder in sorted(path for path in (target / "corral").rglob("*") if path.is_dir()):
+        name = ".".join(folder.relative_to(target).parts)
+        (folder / "__init__.py").write_text(f'"""The messages and stubs of {name}, generated."""\n')
+
+
+def generated_packages(corral: Path) -> list[Path]:
+    """Return the folders of generated code, sorted."""
+    skipped = (*HANDWRITTEN, "__pycache__")
+    return sorted(path for path in corral.iterdir() if path.is_dir() and path.name not in skipped)
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """Return the relative paths that differ between two trees, sorted."""
+    """Return the relative paths of generated files that differ between two trees, sorted."""
 
     def files(base: Path) -> set[Path]:
         return {
             path.relative_to(base)
-            for path in base.rglob("*")
+            for package in generated_packages(base)
+            for path in package.rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         }
 
@@ -71,18 +81,19 @@ def differences(left: Path, right: Path) -> list[str]:
 def main() -> int:
     """Run the generator; return the process's exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when protos/gen is stale")
+    parser.add_argument("--check", action="store_true", help="fail when the stubs are stale")
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:
-        fresh = Path(folder)
-        generate(fresh)
+        generate(Path(folder))
+        fresh = Path(folder) / "corral"
         if check:
-            stale = differences(fresh, GEN)
+            stale = differences(fresh, SDK)
             if stale:
                 print("stale stubs, run `make gen`:", *stale, sep="\n  ", file=sys.stderr)
             return 1 if stale else 0
-        shutil.rmtree(GEN, ignore_errors=True)
-        shutil.copytree(fresh, GEN)
+        for package in generated_packages(SDK):
+            shutil.rmtree(package)
+        shutil.copytree(fresh, SDK, dirs_exist_ok=True)
     return 0
 
 

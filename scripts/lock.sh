@@ -6,7 +6,7 @@ uv=$1/bin/uv
 
 compile() {
     "$uv" pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-        --custom-compile-command "make lock" --extra llama-cpp pyproject.toml "$@"
+        --custom-compile-command "make lock" --no-emit-package corral-sdk --extra llama-cpp pyproject.toml "$@"
 }
 
 compile --group dev --output-file requirements/developers.lock

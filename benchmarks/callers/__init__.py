@@ -80,7 +80,7 @@ class Caller:
 
 async def _python(program: str, calling: Calling) -> tuple[list[str], dict[str, str]]:
     command = [sys.executable, str(PROGRAMS / program), json.dumps(asdict(calling))]
-    return command, {"PYTHONPATH": str(ROOT / "protos" / "gen")}
+    return command, {"PYTHONPATH": str(ROOT / "sdk" / "python")}
 
 
 async def _node(program: str, calling: Calling) -> tuple[list[str], dict[str, str]]:

@@ -101,7 +101,7 @@ def _ray(place: Place) -> Command:
     return Command(
         [*program, str(place.port), str(http), str(place.folder / "ray")],
         # Its proxy and its replica import our stubs: it serves our own method.
-        {"PYTHONPATH": str(ROOT / "protos" / "gen"), "RAY_USAGE_STATS_ENABLED": "0"},
+        {"PYTHONPATH": str(ROOT / "sdk" / "python"), "RAY_USAGE_STATS_ENABLED": "0"},
     )
 
 

@@ -81,7 +81,7 @@ async def live(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "protos" / "gen")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "sdk" / "python")},
         limit=LONGEST_LINE,
     )
     hearing = asyncio.create_task(_hear(process, way, story))

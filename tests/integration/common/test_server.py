@@ -106,7 +106,7 @@ async def toy(tmp_path: Path) -> AsyncIterator[Any]:
     started: list[Process] = []
 
     async def start(*flags: str, listen: str = "127.0.0.1:0") -> Process:
-        path = f"{ROOT}:{ROOT}/protos/gen"
+        path = f"{ROOT}:{ROOT}/sdk/python"
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(script),

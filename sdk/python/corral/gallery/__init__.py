@@ -1,0 +1,1 @@
+"""The messages and stubs of corral.gallery, generated."""
