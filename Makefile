@@ -15,11 +15,11 @@ help: ## List the targets
 
 install: $(READY) ## Make the virtual environment with everything for users and developers
 
-$(READY): pyproject.toml requirements/developers.lock scripts/bootstrap.sh
+$(READY): pyproject.toml sdk/python/pyproject.toml requirements/developers.lock scripts/bootstrap.sh
 	@scripts/bootstrap.sh $(VENV) developers
 	@touch $@
 
-$(VENV)/.usable: pyproject.toml requirements/users.lock scripts/bootstrap.sh
+$(VENV)/.usable: pyproject.toml sdk/python/pyproject.toml requirements/users.lock scripts/bootstrap.sh
 	@scripts/bootstrap.sh $(VENV) users
 	@touch $@
 
@@ -49,6 +49,7 @@ check: $(READY) ## Everything that holds without running the program: format, li
 	$(BIN)/buf breaking --against protos/baseline.binpb
 	$(BIN)/python scripts/gen_protos.py --check
 	$(BIN)/python scripts/gen_readme.py --check
+	$(BIN)/python scripts/check_versions.py
 
 unit: $(READY) ## The tests that start no service, in under a minute
 	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4
@@ -77,7 +78,7 @@ walk: $(READY) ## Record the walks of a call through the modules (ONLY=cold: lis
 demo: $(USABLE) ## Install a real language model, load it, and see it answer
 	@$(BIN)/python scripts/demo.py
 
-wheel: $(READY) ## Build the wheel and try it in an empty environment
+wheel: $(READY) ## Build the suite and the SDK and try each in an empty environment
 	scripts/check_wheel.sh $(VENV)
 
 clean: ## Remove what the other targets made

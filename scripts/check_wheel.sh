@@ -1,16 +1,24 @@
 #!/usr/bin/env bash
-# Builds the wheel and uses it as someone would who has nothing but it: an empty environment, with the
-# newest versions of all dependencies, from another folder. $1 is the developers' environment.
+# Builds both distributions, the suite and its SDK, and uses them as someone would who has nothing but them: in empty
+# environments, with the newest versions of all dependencies, from another folder. $1 is the developers' environment.
 set -euo pipefail
 venv=$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-"$venv/bin/python" -m build --wheel --outdir "$work/dist" . >"$work/build.log" 2>&1 ||
-    { cat "$work/build.log" >&2; exit 1; }
-"$venv/bin/python" -m venv "$work/venv"
-"$work/venv/bin/python" -m pip install --quiet --upgrade pip
-"$work/venv/bin/python" -m pip install --quiet "$(echo "$work"/dist/*.whl)[llama-cpp]"
+# Each wheel is built from the source distribution, so that is tried too.
+for source in sdk/python .; do
+    "$venv/bin/python" -m build --outdir "$work/dist" "$source" >"$work/build.log" 2>&1 ||
+        { cat "$work/build.log" >&2; exit 1; }
+done
+for name in venv client; do
+    "$venv/bin/python" -m venv "$work/$name"
+    "$work/$name/bin/python" -m pip install --quiet --upgrade pip
+done
+install() { "$work/$1/bin/python" -m pip install --quiet --find-links "$work/dist" "$2"; }
+install venv "$(echo "$work"/dist/corral-[0-9]*.whl)[llama-cpp]"
+install client "$(echo "$work"/dist/corral_sdk-*.whl)"
+cp tests/tools/sdk_client.py "$work/sdk_client.py"
 mkdir -p "$work/home/models"
 "$venv/bin/python" -m tests.tools.tiny_gguf count "$work/home/models/tiny.gguf"
 cd /
@@ -52,6 +60,13 @@ done
 answer=$("$work/venv/bin/corral" run tiny.gguf "one two three" --raw --max-tokens 3 2>"$work/run.err") ||
     { cat "$work/run.err" "$work/up.err" >&2; exit 1; }
 [ "$answer" = " four five six" ] || { echo "the model said: $answer" >&2; exit 1; }
+
+# A client that installed only the SDK streams from that loader.
+loader=$("$work/venv/bin/python" -c '
+import json, sys
+print(json.load(open(sys.argv[1]))["addresses"]["loader"])' "$work/home/run/endpoints.json")
+answer=$(env -u CORRAL_HOME "$work/client/bin/python" "$work/sdk_client.py" "$loader" tiny.gguf "one two three")
+[ "$answer" = " four five six" ] || { echo "the SDK received: $answer" >&2; exit 1; }
 kill -TERM $pid
 wait $pid
-echo "the wheel works in an empty environment"
+echo "the suite and the SDK work in empty environments"
