@@ -8,7 +8,7 @@ READY := $(VENV)/.installed
 USABLE := $(or $(wildcard $(READY)),$(VENV)/.usable)
 LATEST := .venv-latest
 
-.PHONY: help install lock gen baseline fmt check check-latest unit test e2e bench bench-full demo prove walk wheel clean
+.PHONY: help install lock gen go-module baseline fmt check check-latest unit test e2e bench bench-full demo prove walk wheel clean
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,11 @@ lock: $(READY) ## Renew the lock files with the newest versions that pyproject.t
 gen: $(READY) ## Regenerate what is generated: the stubs from protos/, the tables of the README
 	$(BIN)/python scripts/gen_protos.py
 	$(BIN)/python scripts/gen_readme.py
+
+go-module: $(READY) ## Set the Go module of the generated Go code: MODULE=example.org/you/corral
+	@test -n "$(MODULE)" || { echo "name it: make go-module MODULE=example.org/you/corral"; exit 1; }
+	echo "$(MODULE)" >protos/go_module.txt
+	$(MAKE) gen baseline
 
 baseline: $(READY) ## Take the contracts as they are for the ones that later changes must not break
 	$(BIN)/buf build --exclude-source-info -o protos/baseline.binpb

@@ -1,7 +1,9 @@
-"""Generate the committed Python stubs in sdk/python/corral from protos/corral.
+"""Generate what is made from protos/corral: `go_package` in each .proto, the Python stubs in sdk/python/corral.
 
-All packages there but the handwritten ones are replaced, so that a deleted .proto leaves nothing behind. With
---check nothing is written: the script compares and exits with 1 when the committed stubs are stale.
+`go_package` is the Go module of protos/go_module.txt followed by the file's folder, so that the module is set in one
+place and protoc-gen-go's output compiles as it is.
+All Python packages but the handwritten ones are replaced, so that a deleted .proto leaves nothing behind. With
+--check nothing is written: the script compares and exits with 1 when something committed is stale.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import filecmp
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -21,12 +24,33 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 SDK = ROOT / "sdk" / "python" / "corral"
 HANDWRITTEN = ("client",)
+GO_PACKAGE = re.compile(r'^option go_package = "[^"]*";$', re.MULTILINE)
 
 
 def include_paths() -> list[str]:
     """Return protoc's include path: our protos, Google's common ones, the well-known types."""
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     return [str(PROTOS), str(PROTOS / "third_party"), str(well_known)]
+
+
+def go_package(module: str, proto: Path) -> str:
+    """Return the line that a .proto must have, given its path below protos/corral."""
+    folder = proto.parent
+    return f'option go_package = "{module}/{folder.as_posix()};{"".join(folder.parts)}";'
+
+
+def set_go_packages(*, write: bool) -> list[str]:
+    """Return the .proto files whose go_package is not that of the Go module; correct them if `write`."""
+    module = (PROTOS / "go_module.txt").read_text().strip()
+    stale = []
+    for path in sorted((PROTOS / "corral").rglob("*.proto")):
+        text = path.read_text()
+        line = go_package(module, path.relative_to(PROTOS / "corral"))
+        if (correct := GO_PACKAGE.sub(line, text)) != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if write:
+                path.write_text(correct)
+    return stale
 
 
 def generate(target: Path) -> None:
@@ -81,15 +105,16 @@ def differences(left: Path, right: Path) -> list[str]:
 def main() -> int:
     """Run the generator; return the process's exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when the stubs are stale")
+    parser.add_argument("--check", action="store_true", help="fail when something is stale")
     check = parser.parse_args().check
+    stale = set_go_packages(write=not check)
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         fresh = Path(folder) / "corral"
         if check:
-            stale = differences(fresh, SDK)
+            stale += differences(fresh, SDK)
             if stale:
-                print("stale stubs, run `make gen`:", *stale, sep="\n  ", file=sys.stderr)
+                print("stale, run `make gen`:", *stale, sep="\n  ", file=sys.stderr)
             return 1 if stale else 0
         for package in generated_packages(SDK):
             shutil.rmtree(package)
