@@ -194,14 +194,14 @@ BREAKS = (
     Break(
         6,
         "health changes with the next look only",
-        f"{LOADER}/__main__.py",
-        "    loader.listen(tell_health)\n",
+        f"{LOADER}/wiring.py",
+        "    loader.listen(reported.changed)\n",
         "    async def poll() -> None:\n"
         "        import asyncio\n"
-        "        from .loader import ModelFilter\n"
+        "        from .views.model import ModelFilter\n"
         "        while True:\n"
-        "            for model in loader.select(ModelFilter()):\n"
-        "                tell_health(model.name, model)\n"
+        "            for model in views.select(ModelFilter()):\n"
+        "                reported.changed(model.name, model)\n"
         "            await asyncio.sleep(2)\n"
         '    tasks.spawn(poll(), name="poll")\n',
         f"{PROMISES}::test_6_a_death_is_seen_at_once",

@@ -132,9 +132,9 @@ BREAKS = (
         10,
         "any change in the folder is one of all models",
         f"{LOADER}/loader.py",
-        "        if supervisor := self._supervisors.get(name):\n"
+        "        if supervisor := self._fleet.get(name):\n"
         "            supervisor.configuration_is(revision)\n",
-        "        for supervisor in self._supervisors.values():\n"
+        "        for supervisor in self._fleet:\n"
         "            supervisor.configuration_is(revision)\n",
         f"{PROMISES}::test_10_a_changed_configuration_disturbs_nobody_else",
     ),
@@ -178,7 +178,7 @@ BREAKS = (
         12,
         "the queue has no bound",
         f"{LOADER}/admission/leases.py",
-        "        if self._waiters.calls >= self._queue_size():\n",
+        "        if self._waiters.calls >= self._settings.now.queue_size:\n",
         "        if self._waiters.calls >= 1_000_000:\n",
         f"{HEAD}::test_head_07_a_full_queue_stays_that_and_is_no_failure_of_the_load",
     ),

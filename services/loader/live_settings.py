@@ -215,6 +215,10 @@ class LiveSettings:
         """Call `listener` after every change."""
         self._listeners.append(listener)
 
+    def call_ceiling(self) -> int:
+        """Return how many calls may be in progress or waiting, over all models."""
+        return self.now.max_concurrent_backend_requests
+
     @property
     def sources(self) -> dict[str, Source]:
         """Where each value comes from, by its name."""

@@ -32,19 +32,19 @@ from services.loader.models.pins import Pins
 from services.loader.models.watcher import Follower
 from services.loader.scheduling.ledger import Ledger
 from services.loader.scheduling.scheduler import Scheduler
+from services.loader.supervision.fleet import Fleet
 from services.loader.supervision.restarts import Restarts
 from services.loader.supervision.supervisor import Supervisor
 from services.loader.views.change_log import ChangeLog
-from services.loader.views.forecast import Prospects
+from services.loader.views.forecast import Forecast
 from services.loader.views.model import ModelView
-from services.loader.views.models import Views
+from services.loader.views.models import ModelEndpoint, Views
 
 from .live_settings import LiveSettings
 
 _log = get_logger(__name__)
 
 Listener = Callable[[str, ModelView | None], None]
-MakeSupervisor = Callable[[str, Callable[[Supervisor], None]], Supervisor]
 
 
 class Loader:
@@ -55,7 +55,10 @@ class Loader:
         *,
         models: ModelCatalog,
         backends: BackendCatalog,
-        make_supervisor: MakeSupervisor,
+        fleet: Fleet,
+        scheduler: Scheduler,
+        views: Views,
+        forecast: Forecast,
         changes: ChangeLog[ModelView],
         calls: CallMeter,
         pins: Pins,
@@ -72,41 +75,33 @@ class Loader:
         """
         self._leave_ready = leave_ready
         self._force_in_the_end = force_in_the_end
-        self.scheduler: Scheduler
-        """Set by the wiring: the scheduler asks the models, and they ask it."""
+        self._scheduler = scheduler
         self._calls = calls
         self._pins = pins
         self._ledger = ledger
         self.changes = changes
         self._models = models
         self._backends = backends
-        self._make_supervisor = make_supervisor
+        self._fleet = fleet
         self._tasks = tasks
-        self._supervisors: dict[str, Supervisor] = {}
         self._refusing = ""
-        self.views = Views(models, self._supervisors, pins)
-        self.prospects = Prospects(
-            models,
-            backends,
-            self._supervisors,
-            scheduler=lambda: self.scheduler,
-            ledger=ledger,
-            settings=settings,
-            calls=calls,
-        )
+        self._views = views
+        self._forecast = forecast
         self._restarts = Restarts(
-            pinned=self.views.pinned,
+            pinned=views.pinned,
             begin_load=self.begin_load,
-            cooldown=lambda: settings.now.model_load_failure_cooldown,
+            settings=settings,
             tasks=tasks,
         )
         self._follower = Follower(
             models,
-            active=lambda: tuple(self._supervisors),
+            active=fleet.names,
             changed=self._publish,
             revision_is=self._revision_is,
         )
         self._listeners: list[Listener] = []
+        fleet.listen(self._changed)
+        scheduler.listen(self._publish)
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` after every change of a model: its name, and what it is now, if it still is."""
@@ -127,7 +122,7 @@ class Loader:
         await self._follower.follow(interval)
 
     def _revision_is(self, name: str, revision: str) -> None:
-        if supervisor := self._supervisors.get(name):
+        if supervisor := self._fleet.get(name):
             supervisor.configuration_is(revision)
             entry = supervisor.entry
             if supervisor.state.phase is Phase.WAITING and entry and entry.revision != revision:
@@ -146,10 +141,10 @@ class Loader:
             raise expired()
         supervisor = self._running(name)
         if supervisor is not None and not self._refusing:
-            if lease := supervisor.try_acquire(calls=True, caller=caller):
+            if lease := supervisor.leases.take(calls=True, client=caller.client):
                 return lease
             if supervisor.joinable:
-                return await supervisor.join(caller)
+                return await supervisor.leases.join(caller)
         # Before all that costs; whether somebody makes way is seen then.
         self._calls.check(caller.client)
         entry, supervisor, candidates = self._prepare(name)
@@ -168,8 +163,8 @@ class Loader:
 
         `stands_still` returns since when the backend owes something, by the monotonic clock.
         """
-        supervisor = self._supervisors[instance.model]
-        return supervisor.count_calls(instance, stands_still=stands_still)
+        supervisor = self._fleet.ensure(instance.model)
+        return supervisor.leases.count_calls(instance, stands_still=stands_still)
 
     def entries(self) -> Mapping[str, ModelEntry]:
         """Return all models by name as they were at the last look, usable or not."""
@@ -177,8 +172,8 @@ class Loader:
 
     def probe(self, name: str) -> Lease | None:
         """Return a lease that neither counts nor holds, if the model is ready now; never loads."""
-        supervisor = self._running(name) or self._supervisors.get(self._models.resolve(name).name)
-        return supervisor.probe() if supervisor else None
+        supervisor = self._running(name) or self._fleet.get(self._models.resolve(name).name)
+        return supervisor.leases.probe() if supervisor else None
 
     async def load(self, name: str, *, reset_backoff: bool = False) -> ModelView:
         """Load the model and wait until it is ready."""
@@ -188,18 +183,18 @@ class Loader:
         with await supervisor.acquire(entry, candidates, calls=False) as instance:
             if not instance.memory:
                 await self._ledger.take_measure(instance)
-            return self.views.of(entry)
+            return self._views.of(entry)
 
     def draining(self, instance: Instance) -> str:
         """Why the instance is being unloaded, for people; empty if it is not."""
-        supervisor = self._supervisors.get(instance.model)
+        supervisor = self._fleet.get(instance.model)
         if supervisor is None or supervisor.state.phase is not Phase.DRAINING:
             return ""
         return supervisor.state.message if supervisor.instance is instance else ""
 
     def wanting_room(self) -> str:
         """Which model waits for room, for people; empty if none does."""
-        queue = self.scheduler.queue
+        queue = self._scheduler.queue
         return f"model {queue[0].name!r} waits for room" if queue else ""
 
     def begin_load(self, name: str, *, reset_backoff: bool = False) -> ModelView:
@@ -208,7 +203,7 @@ class Loader:
         if reset_backoff:
             supervisor.reset()
         supervisor.begin_load(entry, candidates)
-        return self.views.of(entry)
+        return self._views.of(entry)
 
     def preload(self, names: Iterable[str]) -> None:
         """Begin to load these models; what cannot be loaded is logged, and keeps no other from it."""
@@ -226,7 +221,7 @@ class Loader:
     ) -> ModelView:
         """Unload the model; returns when its process group is gone."""
         # One whose configuration cannot be used any more may still run, and can be unloaded.
-        supervisor = self._running(name) or self._supervisors.get(self._meant(name))
+        supervisor = self._running(name) or self._fleet.get(self._meant(name))
         if supervisor is None:
             return self.get(name)
         reason = reason or StopReason(Cause.REQUESTED, "unloaded on request")
@@ -239,23 +234,23 @@ class Loader:
         try:
             return self.get(supervisor.name)
         except ModelNotFoundError:  # its file went while it ran
-            return self.views.of(supervisor.entry or ModelEntry(supervisor.name))
+            return self._views.of(supervisor.entry or ModelEntry(supervisor.name))
 
     def pin(self, name: str, pinned: bool) -> ModelView:
         """Pin or unpin the model; kept over restarts."""
         name = self._meant(name)
         self._pins.set(name, pinned)
-        self.views.forget(name)
+        self._views.forget(name)
         self._publish(name)
-        self.scheduler.wake()
-        return self.views.get(name)
+        self._scheduler.wake()
+        return self._views.get(name)
 
     async def drain(self, timeout: float) -> int:
         """Refuse new work, let calls end for `timeout` seconds, unload all; return how many were cut."""
         self._refusing = "the loader drains and takes no more calls"
         self._restarts.refuse()
         reason = StopReason(Cause.SHUTDOWN, "the loader drains")
-        running = [each for each in self._supervisors.values() if each.state.phase not in RESTING]
+        running = [each for each in self._fleet if each.state.phase not in RESTING]
         soft = [asyncio.ensure_future(_stop_gently(each, reason)) for each in running]
         cut = 0
         try:
@@ -270,37 +265,28 @@ class Loader:
         return cut
 
     async def _stop_all(self, reason: StopReason) -> None:
-        stops = [supervisor.stop(reason, force=True) for supervisor in self._supervisors.values()]
+        stops = [supervisor.stop(reason, force=True) for supervisor in self._fleet]
         await asyncio.gather(*stops, return_exceptions=True)
 
     def report_lost(self, instance: Instance, error: CorralError) -> None:
         """An external backend does not answer any more; the next call connects anew."""
-        self._supervisors[instance.model].report_lost(instance, error)
+        self._fleet.ensure(instance.model).report_lost(instance, error)
 
     async def close(self) -> None:
         """Refuse new work and end every backend, whatever it is doing, unless it may stay."""
         self._refusing = "the loader stops and loads no more models"
         self._restarts.close()
         if self._leave_ready:
-            for supervisor in list(self._supervisors.values()):
+            for supervisor in self._fleet:
                 if await supervisor.leave():
-                    del self._supervisors[supervisor.name]
+                    self._fleet.remove(supervisor.name)
         await self._stop_all(StopReason(Cause.SHUTDOWN, "the loader stops"))
-
-    def supervisor(self, name: str) -> Supervisor:
-        """Return who drives a model, for an instance to be handed over that runs already."""
-        return self._supervisor(name)
-
-    @property
-    def supervisors(self) -> Iterable[Supervisor]:
-        """Every model that was ever asked for."""
-        return self._supervisors.values()
 
     # Looking
 
     def get(self, name: str) -> ModelView:
         """Return one model, also one that runs though its file is gone. Raises ModelNotFoundError."""
-        return self.views.get(name)
+        return self._views.get(name)
 
     def backends(self) -> list[Backend]:
         """Return the installed backends."""
@@ -308,7 +294,7 @@ class Loader:
 
     def logs(self, name: str, query: LogQuery) -> AsyncGenerator[LogNews, None]:
         """Return what the model's backends wrote. Raises ModelNotFoundError."""
-        supervisor = self._running(name) or self._supervisor(self._meant(name))
+        supervisor = self._running(name) or self._fleet.ensure(self._meant(name))
         return supervisor.logs.read(query)
 
     # Routing
@@ -339,40 +325,29 @@ class Loader:
         if self._refusing:
             raise ShuttingDownError(self._refusing)
         entry = self._models.resolve(name)
-        selection = self.prospects.select(entry)
-        supervisor = self._supervisor(entry.name)
+        selection = self._forecast.select(entry)
+        supervisor = self._fleet.ensure(entry.name)
         supervisor.not_tried = selection.excluded
         return entry, supervisor, selection.names
 
     def _running(self, name: str) -> Supervisor | None:
         """Return the supervisor of a model that was asked for before, without a look at the folder."""
-        return self._supervisors.get(self._follower.known_as(name) or name)
+        return self._fleet.get(self._follower.known_as(name) or name)
 
     def _meant(self, name: str) -> str:
         """Return the name of the model that a name, an alias or a file means, usable or not."""
         entry = self._models.find(name)
         return entry.config.alias or entry.name
 
-    def _supervisor(self, name: str) -> Supervisor:
-        supervisor = self._supervisors.get(name)
-        if supervisor is None:
-            supervisor = self._make_supervisor(name, self._changed)
-            self._supervisors[name] = supervisor
-        return supervisor
-
-    def endpoints_changed(self, name: str) -> None:
-        """Tell that a model has other endpoints now."""
-        self.views.forget(name)
+    def endpoint_changed(self, name: str, endpoint: ModelEndpoint | None, error: str) -> None:
+        """Publish a model's endpoint, and why it lacks an address that it should have."""
+        self._views.endpoint_is(name, endpoint, error)
         self._publish(name)
 
     def backends_changed(self, names: Collection[str]) -> None:
         """Take note that these backends came, went or were replaced."""
-        for supervisor in list(self._supervisors.values()):
+        for supervisor in self._fleet:
             supervisor.backends_changed(names)
-
-    def waits_otherwise(self, name: str) -> None:
-        """Tell that a model waits for something else now."""
-        self._publish(name)
 
     def _changed(self, supervisor: Supervisor) -> None:
         self._publish(supervisor.name)
@@ -382,13 +357,13 @@ class Loader:
         self._restarts.look(supervisor)
 
     def _publish(self, name: str) -> None:
-        supervisor = self._supervisors.get(name)
+        supervisor = self._fleet.get(name)
         # Not the folder again: this comes with every transition, and for every model at the start.
         entry = self._follower.models.by_name.get(name)
         if entry is None and supervisor is not None:
             running = supervisor.state.phase not in RESTING
             entry = supervisor.entry if running else self._models.models().get(name)
-        model = self.views.of(entry) if entry is not None else None
+        model = self._views.of(entry) if entry is not None else None
         self.changes.append(name, model)
         for listener in self._listeners:
             listener(name, model)

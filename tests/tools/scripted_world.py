@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.common.backoff import Backoff
 from services.common.tasks import Background
 from services.loader.admission.meter import CallMeter
 from services.loader.backends.catalog import Backend
@@ -18,7 +17,7 @@ from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
 from services.loader.processes.interface import Exit
 from services.loader.scheduling.scheduler import Scheduler
-from services.loader.supervision.dependencies import Services
+from services.loader.supervision.dependencies import SupervisorDependencies
 from services.loader.supervision.runner import Timeouts
 from services.loader.supervision.supervisor import Supervisor
 
@@ -77,7 +76,13 @@ class World:
 
     def __init__(self) -> None:
         self.live = LiveSettings(
-            {"lru_eviction_max_retries": 1000, "starvation_bound": 1000, "queue_size": 6}, ()
+            {
+                "lru_eviction_max_retries": 1000,
+                "starvation_bound": 1000,
+                "queue_size": 6,
+                "model_load_failure_cooldown": 1e6,
+            },
+            (),
         )
         self.meter = CallMeter(lambda: 10)
         self.tasks = Background()
@@ -91,41 +96,41 @@ class World:
         self.taken = 0
         """Memory that others have."""
         self.supervisors: dict[str, Supervisor] = {}
-        self.scheduler = Scheduler(
-            tenants=lambda: self.supervisors.values(), settings=self.live, free=self.free
-        )
-        services = Services(
+        self.scheduler = Scheduler(settings=self.live, free=self.free)
+        dependencies = SupervisorDependencies(
             starter=self,
-            find_backend=self.find_backend,
+            backends=self,
             models_path=Path("/none"),
             timeouts=Timeouts(1e6, 0, 1e6, 1e6, 1, 1e6, 0.0, 1e6),
-            backoff=lambda: Backoff(initial=1e6, maximum=1e6),
+            settings=self.live,
+            backoff_maximum=1e6,
             options=self,
             scheduler=self.scheduler,
-            estimate=self.estimate,
-            pinned=lambda entry: entry.name == "p",
+            ledger=self,
+            pins=self,
             activity=self.activity,
-            released=self.released,
-            queue_size=lambda: self.live.now.queue_size,
             calls=self.meter,
             tasks=self.tasks,
         )
         for name in MEMORY:
             self.supervisors[name] = Supervisor(
-                name, services=services, logs=LogBook(10), changed=self.changed
+                name, dependencies=dependencies, logs=LogBook(10), changed=self.changed
             )
 
     def changed(self, supervisor: Supervisor) -> None:
         return
 
-    def find_backend(self, name: str) -> Backend:
+    def find(self, name: str) -> Backend:
         return Backend(name, Path("/fake"), address="far:1" if name in self.external else "")
 
-    def estimate(self, entry: ModelEntry, candidate: str, more: bool) -> Reservation:
+    def pinned(self, name: str, configured: bool) -> bool:
+        return name == "p"
+
+    def reserve(self, entry: ModelEntry, backend: Backend, *, more: bool) -> Reservation:
         if self.estimate_fails:
             raise self.estimate_fails
-        options = self.sent(entry, candidate)
-        if candidate in self.external:
+        options = self.sent(entry, backend.name)
+        if backend.external:
             return Reservation(options=options)
         memory = {"ram": int(MEMORY[entry.name] * (1.5 if more else 1))}
         return Reservation(memory, options=options)

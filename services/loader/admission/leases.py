@@ -8,10 +8,12 @@ from typing import Any
 
 from services.common.errors import CorralError
 from services.loader.instances.instance import Instance, Lease
+from services.loader.live_settings import LiveSettings
 from services.loader.models.catalog import ModelEntry
 
 from . import errors
 from . import wait_estimate as pace
+from .connection_lease import CountedCalls
 from .meter import Caller, CallMeter, calls_at_once
 from .wait_estimate import Pace, Stopwatch
 from .waiters import LeaseWaiters
@@ -29,15 +31,15 @@ class Leases:
         name: str,
         *,
         meter: CallMeter,
-        queue_size: Callable[[], int],
+        settings: LiveSettings,
         entry: Callable[[], ModelEntry | None],
         released: Callable[[Instance], None],
     ) -> None:
-        """`released` hears of each lease that was let go."""
+        """`entry` returns the model as loaded last; `released` is called with the instance of each released lease."""
         self.pace = Pace()
         self._name = name
         self._meter = meter
-        self._queue_size = queue_size
+        self._settings = settings
         self._entry = entry
         self._released = released
         self._loading = Stopwatch()
@@ -116,6 +118,13 @@ class Leases:
             return None
         return Lease(self._ready, self._released, holds=False)
 
+    def count_calls(self, instance: Instance, *, stands_still: Callable[[], float]) -> CountedCalls:
+        """Return the lease that counts the calls of a connection which bypasses the gateway.
+
+        `stands_still` returns since when the backend has owed something, by the monotonic clock.
+        """
+        return CountedCalls(instance, self._released, self._meter, stands_still=stands_still)
+
     def join(self, caller: Caller | None) -> Coroutine[Any, Any, Lease]:
         """Wait for the load or for a place; the place among those who wait is taken at once.
 
@@ -129,7 +138,7 @@ class Leases:
             position = self._waiters.next_position(caller.client)
         if caller.deadline is not None:
             self._check_deadline(caller.deadline, position)
-        if self._waiters.calls >= self._queue_size():
+        if self._waiters.calls >= self._settings.now.queue_size:
             refused = errors.queue_full(self._name, self._waiters.calls, self.retry_after())
             greedy = self._waiters.crowding(caller.client)
             if greedy is None:

@@ -7,7 +7,7 @@ import os
 import resource
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from services.common.tasks import Background, wait_until
 from services.loader.loader import Loader
 from services.loader.models.catalog import ModelEntry
 from services.loader.models.config import AUTO
+from services.loader.views.model import ModelView
 
 from .endpoint import Endpoint, EndpointTimeouts
 from .folder import socket_path
@@ -64,8 +65,6 @@ class Endpoints:
         self._refusing = False
         self._refusing_since = 0.0
         self._told = False
-        self.published: Callable[[str], None] = lambda name: None
-        """Called when a model's addresses changed."""
 
     def addresses(self, name: str) -> tuple[str, ...]:
         """Return where clients reach the model."""
@@ -81,8 +80,8 @@ class Endpoints:
         """Open calls through all endpoints."""
         return sum(endpoint.calls for endpoint in (*self._open.values(), *self._leaving))
 
-    def changed(self, name: str) -> None:
-        """Take note that a model came, changed or went."""
+    def changed(self, name: str, model: ModelView | None = None) -> None:
+        """Called when a model came, changed or went."""
         if self._seen.get(name) is not self._loader.entries().get(name):
             self._dirty[name] = None
             self._changed.set()
@@ -132,7 +131,7 @@ class Endpoints:
             self._errors[name] = text
             _log.error("a model lacks an endpoint", model=name, why=text)
         if (self.addresses(name), self.error(name)) != before:
-            self.published(name)
+            self._publish(name)
 
     def _socket(self, endpoint: Endpoint) -> None:
         folder = self._settings.folder
@@ -203,7 +202,10 @@ class Endpoints:
         endpoint.drain()
         if endpoint.connections:
             self._leaving.add(endpoint)
-        self.published(name)
+        self._publish(name)
+
+    def _publish(self, name: str) -> None:
+        self._loader.endpoint_changed(name, self._open.get(name), self.error(name))
 
     def _limit(self) -> int:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -10,6 +10,7 @@ from typing import Any
 from services.common.files import Stamp, file_stamp
 from services.common.process.logging import get_logger
 from services.loader.backends.backend import Backend
+from services.loader.live_settings import LiveSettings
 from services.loader.memory.estimate import estimate
 from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
@@ -28,6 +29,21 @@ _KEPT = 1024
 class _Kept:
     stamp: Stamp
     header: Header | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderDefaults:
+    """The loader's settings that fill what models leave open: fixed ones, and those that change."""
+
+    at_start: OptionSettings
+    live: LiveSettings
+
+    def now(self) -> OptionSettings:
+        """Return the settings in force."""
+        live = self.live.now
+        return replace(
+            self.at_start, threads=live.threads, context_size=live.context_size, f16=live.f16
+        )
 
 
 class OptionMaker:

@@ -16,6 +16,8 @@ from services.loader.direct.resolver import Resolutions
 from services.loader.live_settings import LiveSettings
 from services.loader.loader import Loader
 from services.loader.options.resolver import OptionMaker
+from services.loader.views.forecast import Forecast
+from services.loader.views.models import Views
 from services.loader.views.watch import Said, watch
 
 from . import convert
@@ -30,12 +32,17 @@ _CHANGES = {
 }
 
 
+SERVICE = pb.DESCRIPTOR.services_by_name["LoaderService"].full_name
+
+
 class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
     """Serves `corral.loader.v1.LoaderService`."""
 
     def __init__(
         self,
         loader: Loader,
+        views: Views,
+        forecast: Forecast,
         settings: LiveSettings,
         options: OptionMaker,
         resolutions: Resolutions,
@@ -49,6 +56,8 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         `drained` is called when a drain begins.
         """
         self._loader = loader
+        self._views = views
+        self._forecast = forecast
         self._settings = settings
         self._options = options
         self._resolutions = resolutions
@@ -77,13 +86,13 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """Return one model."""
         name = resource_id(MODELS, request.name)
-        view = self._loader.get(name)
+        view = self._views.get(name)
         effective = await asyncio.to_thread(self._effective, name)
         return pb.GetModelResponse(model=convert.model(view), effective_options=effective)
 
     def _effective(self, name: str) -> list[pb.EffectiveOption]:
         try:
-            load = self._loader.prospects.next_load(name)
+            load = self._forecast.next_load(name)
         except CorralError:
             return []  # the model itself says why
         values = self._options.values(load.entry, load.backend)
@@ -95,7 +104,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         """List models."""
         condition = convert.model_filter(request.filter)
         page = paginate(
-            self._loader.views.select(condition),
+            self._views.select(condition),
             size=request.page_size,
             token=request.page_token,
             key=lambda view: view.name,
@@ -112,7 +121,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
     ) -> AsyncIterator[pb.WatchModelsResponse]:
         """Stream the state of models."""
         condition = convert.model_filter(request.filter)
-        changes = watch(self._loader.views, self._loader.changes, condition, request.resume_token)
+        changes = watch(self._views, self._loader.changes, condition, request.resume_token)
         async for news in until(self._stopping, changes):
             yield pb.WatchModelsResponse(
                 change_type=_CHANGES[news.said],
@@ -144,7 +153,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         self, request: pb.PlanEvictionRequest, context: Any
     ) -> pb.PlanEvictionResponse:
         """Explain an eviction."""
-        plan, needs = await self._loader.prospects.plan(resource_id(MODELS, request.name))
+        plan, needs = await self._forecast.plan(resource_id(MODELS, request.name))
         return scheduling.plan(plan, needs)
 
     async def ResolveModel(
@@ -203,7 +212,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         self, request: pb.GetCapacityRequest, context: Any
     ) -> pb.GetCapacityResponse:
         """Return what there is to give."""
-        capacity = self._loader.prospects.capacity()
+        capacity = self._forecast.capacity()
         return pb.GetCapacityResponse(
             devices=[
                 scheduling.device(room.device, room.reserved, room.budget)

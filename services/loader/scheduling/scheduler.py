@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -114,23 +114,39 @@ class Scheduler:
     def __init__(
         self,
         *,
-        tenants: Callable[[], Iterable[Tenant]],
         settings: LiveSettings,
         free: Callable[[Iterable[Occupant], Tunables], Mapping[str, int]],
-        changed: Callable[[str], None] = lambda name: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`free` tells what may be given out beside the occupants; `changed` hears who waits otherwise now."""
-        self._tenants = tenants
+        """`free` returns the bytes by device that are left by the occupants."""
+        self._tenants: dict[str, Tenant] = {}
+        """Models that have room, by name."""
+        self._listeners: list[Callable[[str], None]] = []
         self._settings = settings
         self._free = free
-        self._changed = changed
         self._clock = clock
         self._queue: list[Wish] = []
         self._timer: asyncio.TimerHandle | None = None
         self._deciding = False
         self._again = False
         settings.listen(self.wake)
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with a model's name when what it waits for changes."""
+        self._listeners.append(listener)
+
+    def add(self, tenant: Tenant) -> None:
+        """Count a model among those that have room, from when it was granted until it is gone."""
+        self._tenants[tenant.name] = tenant
+
+    def remove(self, name: str) -> None:
+        """Forget a model that has no room any more."""
+        self._tenants.pop(name, None)
+
+    def occupants(self) -> list[Occupant]:
+        """Return the models that have room, as they are now."""
+        found = (tenant.occupancy() for tenant in self._tenants.values())
+        return [occupant for occupant in found if occupant is not None]
 
     @property
     def queue(self) -> tuple[Wish, ...]:
@@ -190,7 +206,7 @@ class Scheduler:
 
     def plan(self, wish: Wish) -> Plan:
         """Return what would happen for a wish now, without doing it."""
-        occupants = self._occupants()
+        occupants = self.occupants()
         settings = self._settings.now
         free = self._free(occupants, settings)
         return plan(wish.newcomer(self._clock()), occupants, limits(settings), free)
@@ -203,13 +219,16 @@ class Scheduler:
         Those who need as much as one that does not fit are passed over, but for `exact` and newcomers.
         """
         self._again = False
-        if self._enforce_limit():
+        settings = self._settings.now
+        crowded = 0 < settings.active_limit < len(self._tenants)
+        if not self._queue and not crowded:
+            return False  # most wakes: nothing waits, and nobody has to be asked
+        occupants = self.occupants()
+        if crowded and self._enforce_limit(occupants, settings):
             return True
         now = self._clock()
-        occupants = self._occupants()
-        settings = self._settings.now
         free = self._free(occupants, settings) if self._queue else {}
-        loading = {tenant.name for tenant in self._tenants() if tenant.loading}
+        loading = {tenant.name for tenant in self._tenants.values() if tenant.loading}
         loads = len(loading)
         claims = 0
         hopeless = Hopeless()
@@ -253,7 +272,7 @@ class Scheduler:
     def _evict(self, wish: Wish, decided: Plan) -> None:
         victims = {victim.name: victim for victim in decided.victims}
         self._tell(wish, f"room: {', '.join(sorted(victims))} makes way")
-        for tenant in list(self._tenants()):
+        for tenant in list(self._tenants.values()):
             victim = victims.get(tenant.name)
             if victim is None:
                 continue
@@ -272,29 +291,21 @@ class Scheduler:
         wish.refused(no_room(wish.name, decided, settings))
         return True
 
-    def _enforce_limit(self) -> bool:
+    def _enforce_limit(self, occupants: Sequence[Occupant], settings: Tunables) -> bool:
         """After the limit was lowered: evict what is too much."""
-        settings = self._settings.now
-        if not settings.active_limit:
-            return False
-        occupants = self._occupants()
         staying = [each for each in occupants if each.counts and not each.leaving]
         if len(staying) <= settings.active_limit:
             return False
         nobody = Newcomer("", counts=False)
         decided = plan(nobody, occupants, limits(settings), {})
         victims = {victim.name: victim for victim in decided.victims}
-        for tenant in list(self._tenants()):
+        for tenant in list(self._tenants.values()):
             if victim := victims.get(tenant.name):
                 text = f"only {settings.active_limit} models may be active now; {victim.why}"
                 tenant.evict(StopReason(Cause.LIMITS, text), force=victim.way is Way.FORCE)
         return bool(victims)
 
     # Helpers
-
-    def _occupants(self) -> list[Occupant]:
-        found = (tenant.occupancy() for tenant in self._tenants())
-        return [occupant for occupant in found if occupant is not None]
 
     def _remove(self, wish: Wish) -> None:
         self._queue.remove(wish)
@@ -304,7 +315,8 @@ class Scheduler:
         now = self._clock()
         if wish.told != text and now - wish.told_at >= TELL:
             wish.told, wish.told_at = text, now
-            self._changed(wish.name)
+            for listener in self._listeners:
+                listener(wish.name)
 
 
 def limits(settings: Tunables) -> Limits:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 from services.common.process.logging import get_logger
@@ -18,6 +18,7 @@ from services.loader.lifecycle.events import Cause, StopReason
 from services.loader.live_settings import LiveSettings, Tunables
 
 from .eviction import Occupant, first_to_go
+from .ledger import Ledger
 from .scheduler import limits
 
 _log = get_logger(__name__)
@@ -87,19 +88,14 @@ class Watchdog:
 
     def __init__(
         self,
-        *,
-        models: Callable[[], Iterable[Watched]],
+        models: Iterable[Watched],
         settings: LiveSettings,
-        devices: Callable[[], tuple[Device, ...]],
-        measure: Callable[[Instance], Awaitable[bool]],
-        measure_interval: float,
+        ledger: Ledger,
     ) -> None:
-        """`measure` brings an instance's memory up to date, every `measure_interval` seconds."""
+        """`models` are iterated over again in each round."""
         self._models = models
         self._settings = settings
-        self._devices = devices
-        self._measure = measure
-        self._measure_interval = measure_interval
+        self._ledger = ledger
         self._changed = asyncio.Event()
         self._quiet_until = 0.0
         settings.listen(self._changed.set)
@@ -123,7 +119,7 @@ class Watchdog:
         """Look once, and begin to unload what is overdue."""
         settings = self._settings.now
         occupants = []
-        for model in list(self._models()):
+        for model in list(self._models):
             occupant = model.occupancy()
             if occupant is None or model.instance is None:
                 continue
@@ -144,7 +140,7 @@ class Watchdog:
             return
         if now < self._quiet_until or not occupants:
             return
-        device = short_of_memory(self._devices(), settings.memory_reclaimer_threshold)
+        device = short_of_memory(self._ledger.devices(), settings.memory_reclaimer_threshold)
         if device is None:
             return
         victim = first_to_go(occupants, limits(settings), device.name)
@@ -156,16 +152,16 @@ class Watchdog:
             " (memory_reclaimer_threshold)"
         )
         self._quiet_until = now + SETTLE
-        for model in list(self._models()):
+        for model in list(self._models):
             if model.name == victim.name:
                 _log.warning("memory reclaimer", model=model.name, why=text)
                 model.evict(StopReason(Cause.MEMORY, text), force=victim.busy)
 
-    async def keep_measuring(self) -> None:
-        """Bring the memory of all loaded models up to date every `measure_interval`, for ever."""
+    async def keep_measuring(self, interval: float) -> None:
+        """Measure the memory of all loaded models every `interval` seconds, until cancelled."""
         while True:
-            for model in list(self._models()):
+            for model in list(self._models):
                 instance = model.instance
                 if instance is not None and instance.ready_since and not instance.stopping:
-                    await self._measure(instance)
-            await asyncio.sleep(self._measure_interval)
+                    await self._ledger.take_measure(instance)
+            await asyncio.sleep(interval)

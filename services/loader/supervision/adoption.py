@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -14,13 +14,13 @@ from services.common.process.logging import get_logger
 from services.loader.backends.catalog import Backend, BackendCatalog
 from services.loader.instances.instance import Connection, Instance
 from services.loader.logs.log_book import Level, LogBook, Stream
-from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelCatalog, ModelEntry
 from services.loader.processes.interface import GroupWatch
 from services.loader.processes.leftovers import Leftovers
 from services.loader.processes.registry import ProcessRecord
 
-from .supervisor import Supervisor
+from .dependencies import Ledger
+from .fleet import Fleet
 
 _log = get_logger(__name__)
 
@@ -49,18 +49,18 @@ class Adoption:
         *,
         models: ModelCatalog,
         backends: BackendCatalog,
-        supervisor: Callable[[str], Supervisor],
+        fleet: Fleet,
         starter: Starter,
-        reserve: Callable[[ModelEntry, Backend], Reservation],
+        ledger: Ledger,
         leftovers: Leftovers,
         watch: GroupWatch,
     ) -> None:
-        """`watch` watches over them already (see `Leftovers.claim`); `reserve` says what they need."""
+        """`watch` is the guard that watches over the instances already (see `Leftovers.claim`)."""
         self._models = models
         self._backends = backends
-        self._supervisor = supervisor
+        self._fleet = fleet
         self._starter = starter
-        self._reserve = reserve
+        self._ledger = ledger
         self._leftovers = leftovers
         self._watch = watch
 
@@ -88,7 +88,7 @@ class Adoption:
             return
         backend, same = self._backend(record)
         revision = self._models.revision(entry)
-        supervisor = self._supervisor(record.model)
+        supervisor = self._fleet.ensure(record.model)
         now = time.monotonic()
         instance = Instance(
             uid=record.uid,
@@ -115,7 +115,7 @@ class Adoption:
             await self._leftovers.end(self._watch, [record])
             return
         self._starter.loaded(instance)
-        reservation = await asyncio.to_thread(self._reserve, entry, backend)
+        reservation = await asyncio.to_thread(self._ledger.reserve, entry, backend, more=False)
         supervisor.adopt(instance, reservation)
         _log.info("adopted", model=record.model, backend=record.backend, pid=record.pid)
         supervisor.configuration_is(revision)

@@ -1,4 +1,4 @@
-"""The room of one model: what it was granted, and what it asks for before each start."""
+"""The reservation of one model: what it was granted, and what it asks for before each start."""
 
 from __future__ import annotations
 
@@ -14,37 +14,47 @@ from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
 from services.loader.scheduling.scheduler import Wish
 
-from .dependencies import Services
+from .dependencies import SupervisorDependencies
 
 _log = get_logger(__name__)
 
 
-class Room:
-    """Asks the scheduler; what comes of it is posted as an event."""
+class ModelReservation:
+    """Asks the scheduler for room; the answer is posted as an event."""
 
-    def __init__(self, name: str, services: Services, post: Callable[[Event], None]) -> None:
-        """Begin without any."""
-        self.reservation = Reservation()
+    def __init__(
+        self, name: str, dependencies: SupervisorDependencies, post: Callable[[Event], None]
+    ) -> None:
+        """Begin with no memory; `post` takes the answers."""
+        self.current = Reservation()
         """The memory it was granted, or asks for."""
         self.counts = True
         """Whether it takes one of the places for active models."""
         self._name = name
-        self._services = services
+        self._scheduler = dependencies.scheduler
+        self._ledger = dependencies.ledger
+        self._backends = dependencies.backends
         self._post = post
         self._asked = 0.0
         """When the round in progress asked first; by the monotonic clock."""
 
+    @property
+    def waits_for(self) -> str:
+        """What the model waits for before it can load, for people; empty if it does not wait."""
+        return self._scheduler.waits_for(self._name)
+
     def taken_by(self, instance: Instance, reservation: Reservation) -> None:
-        """Take note of the room of an instance that runs already."""
-        self.reservation, self.counts = reservation, not instance.backend.external
+        """Set the reservation of an instance that runs already."""
+        self.current, self.counts = reservation, not instance.backend.external
 
     async def estimate(
         self, entry: ModelEntry, candidate: str, *, more: bool
     ) -> tuple[Reservation, bool]:
         """Return what a start with this backend needs, and whether it takes a place. Never raises."""
         try:
-            needs = await asyncio.to_thread(self._services.estimate, entry, candidate, more)
-            return needs, not self._services.find_backend(candidate).external
+            backend = self._backends.find(candidate)
+            needs = await asyncio.to_thread(self._ledger.reserve, entry, backend, more=more)
+            return needs, not backend.external
         except CorralError:
             pass  # the start will say what is wrong
         except Exception:  # noqa: BLE001 - whatever it was, nobody must wait for it
@@ -65,7 +75,7 @@ class Room:
         Posts `Granted` or `Refused`, perhaps before this returns. `first`: no other candidate of the
         round has asked before; the next one goes on waiting where the last one stood.
         """
-        self.reservation, self.counts = needs
+        self.current, self.counts = needs
         if first:
             self._asked = time.monotonic()
 
@@ -74,12 +84,12 @@ class Room:
 
         wish = Wish(
             self._name,
-            self.reservation.memory,
+            self.current.memory,
             granted=lambda: self._post(Granted(generation)),
             refused=refused,
             counts=self.counts,
             groups=frozenset(entry.config.concurrency_groups),
             asked=self._asked,
         )
-        self._services.scheduler.ask(wish)
-        return self._services.scheduler.position(self._name) > 0
+        self._scheduler.ask(wish)
+        return self._scheduler.position(self._name) > 0

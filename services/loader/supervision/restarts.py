@@ -10,6 +10,7 @@ from services.common.errors import CorralError
 from services.common.process.logging import get_logger
 from services.common.tasks import Background
 from services.loader.lifecycle.state import Phase
+from services.loader.live_settings import LiveSettings
 from services.loader.models.catalog import ModelEntry
 
 from .supervisor import Supervisor
@@ -28,13 +29,13 @@ class Restarts:
         *,
         pinned: Callable[[ModelEntry], bool],
         begin_load: Callable[[str], object],
-        cooldown: Callable[[], float],
+        settings: LiveSettings,
         tasks: Background,
     ) -> None:
-        """`cooldown`: seconds between two loads of a model, if that is more than one."""
+        """`begin_load` begins the load of a model by its name; `pinned` is whether it is pinned."""
         self._pinned = pinned
         self._begin_load = begin_load
-        self._cooldown = cooldown
+        self._settings = settings
         self._tasks = tasks
         self._closing = asyncio.Event()
         self._recent: set[str] = set()
@@ -67,8 +68,9 @@ class Restarts:
             _log.warning(
                 "a pinned model is not loaded again", model=supervisor.name, why=str(error)
             )
+        cooldown = self._settings.now.model_load_failure_cooldown
         try:
-            async with asyncio.timeout(max(self._cooldown(), _PAUSE)):
+            async with asyncio.timeout(max(cooldown, _PAUSE)):
                 await self._closing.wait()
         except TimeoutError:
             self._recent.discard(supervisor.name)

@@ -14,7 +14,6 @@ from typing import Any
 
 from services.common.errors import BackendNotFoundError, CorralError, DeadlineTooShortError
 from services.common.process.logging import get_logger
-from services.loader.admission.connection_lease import CountedCalls
 from services.loader.admission.leases import Leases
 from services.loader.admission.meter import ANYONE, Caller
 from services.loader.admission.waiters import StopWaiters
@@ -30,8 +29,8 @@ from services.loader.scheduling.occupancy import LastUnload, occupant
 
 from . import errors
 from .backoffs import Backoffs
-from .dependencies import Services
-from .reservation import Room
+from .dependencies import SupervisorDependencies
+from .reservation import ModelReservation
 from .runner import Runner
 from .timers import Timers
 
@@ -42,7 +41,12 @@ class Supervisor:
     """One model, over all its instances."""
 
     def __init__(
-        self, name: str, *, services: Services, logs: LogBook, changed: Callable[[Supervisor], None]
+        self,
+        name: str,
+        *,
+        dependencies: SupervisorDependencies,
+        logs: LogBook,
+        changed: Callable[[Supervisor], None],
     ) -> None:
         """`changed` is called after every transition, when the state can be read."""
         self.name = name
@@ -55,39 +59,39 @@ class Supervisor:
         self.not_tried: Mapping[str, str] = {}
         """Backends that are no candidates, and why."""
         self.last_unload: LastUnload | None = None
+        self.leases = Leases(
+            name,
+            meter=dependencies.calls,
+            settings=dependencies.settings,
+            entry=lambda: self.entry,
+            released=self._released,
+        )
+        self.reservation = ModelReservation(name, dependencies, self._post)
         self.backoffs = Backoffs(
             name,
-            backoff=services.backoff,
-            quarantine=services.timeouts.quarantine,
+            backoff=dependencies.backoff,
+            quarantine=dependencies.timeouts.quarantine,
             ended=lambda candidate: self._post(events.BackoffEnded(candidate)),
         )
-        self._services = services
+        self._dependencies = dependencies
         self._changed = changed
         self._runner = Runner(
             name,
-            starter=services.starter,
-            find_backend=services.find_backend,
-            models_path=services.models_path,
-            timeouts=services.timeouts,
+            starter=dependencies.starter,
+            find_backend=dependencies.backends.find,
+            models_path=dependencies.models_path,
+            timeouts=dependencies.timeouts,
             logs=logs,
-            options=services.options,
-            activity=services.activity,
-            released=services.released,
+            options=dependencies.options,
+            activity=dependencies.activity,
+            released=dependencies.ledger.released,
             post=self._post,
             spawn=self._spawn,
-        )
-        self._leases = Leases(
-            name,
-            meter=services.calls,
-            queue_size=services.queue_size,
-            entry=lambda: self.entry,
-            released=self._released,
         )
         self._stops = StopWaiters()
         self._events: deque[events.Event] = deque()
         self._posting = False
         self._timers = Timers(self._post)
-        self._room = Room(name, services, self._post)
         self._forced = False
 
     # What others ask for
@@ -106,25 +110,18 @@ class Supervisor:
         it only holds the model. A caller that is cancelled leaves the load alone. Raises LoadBackoffError,
         QueueFullError, DeadlineTooShortError, or what the load failed with.
         """
-        if lease := self._leases.take(calls=calls, client=caller.client):
+        if lease := self.leases.take(calls=calls, client=caller.client):
             return lease
         usable = self._usable(entry, candidates)
         self._take_entry(entry, usable)
         try:
-            joining = self._leases.join(caller if calls else None)
+            joining = self.leases.join(caller if calls else None)
         except DeadlineTooShortError:
             # Else clients that cannot wait for the load would never find it loaded.
             self._post(events.LoadRequested(usable))
             raise
         self._post(events.LoadRequested(usable))
         return await joining
-
-    def join(self, caller: Caller) -> Coroutine[Any, Any, Lease]:
-        """Wait for the load in progress, or a place; the place among those who wait is taken at once.
-
-        Raises QueueFullError, DeadlineTooShortError.
-        """
-        return self._leases.join(caller)
 
     @property
     def loading(self) -> bool:
@@ -135,34 +132,6 @@ class Supervisor:
     def joinable(self) -> bool:
         """Whether whoever comes now has only to wait: for the load, or for a place."""
         return self.state.phase in (Phase.WAITING, Phase.STARTING, Phase.LOADING, Phase.READY)
-
-    @property
-    def queued_calls(self) -> int:
-        """Calls that wait."""
-        return self._leases.calls
-
-    @property
-    def waits_for(self) -> str:
-        """What it waits for before it can load, for people."""
-        return self._services.scheduler.waits_for(self.name)
-
-    def try_acquire(self, *, calls: bool, caller: Caller = ANYONE) -> Lease | None:
-        """Return a lease if the model is ready now and, for a call, has a place. Raises QueueFullError."""
-        return self._leases.take(calls=calls, client=caller.client)
-
-    def retry_after(self) -> float:
-        """Return after how many seconds a refused call may try again."""
-        return self._leases.retry_after()
-
-    def probe(self) -> Lease | None:
-        """Return a lease that neither counts nor holds, if the model is ready."""
-        return self._leases.probe()
-
-    def count_calls(self, instance: Instance, *, stands_still: Callable[[], float]) -> CountedCalls:
-        """Return what counts the calls of a connection to the instance that goes past the gateway."""
-        return CountedCalls(
-            instance, self._released, self._services.calls, stands_still=stands_still
-        )
 
     def begin_load(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
         """Begin to load, without waiting for it. Raises LoadBackoffError."""
@@ -178,7 +147,7 @@ class Supervisor:
             return
         before, self.entry = self.entry, entry
         if before is not None and before.revision != entry.revision:
-            self._leases.forget_pace()
+            self.leases.forget_pace()
         if self.state.phase is Phase.WAITING and before and before.revision != entry.revision:
             self._post(events.Changed())
             self._post(events.Reconfigured(candidates))
@@ -186,9 +155,9 @@ class Supervisor:
     def adopt(self, instance: Instance, reservation: Reservation) -> None:
         """Take over a backend that holds the model already."""
         self.entry, self.instance = instance.entry, instance
-        self._room.taken_by(instance, reservation)
+        self.reservation.taken_by(instance, reservation)
         instance.generation = self.state.generation + 1
-        self._leases.begins(instance)
+        self.leases.begins(instance)
         self._post(events.Adopted(instance.backend.name))
         self._runner.watch(instance)
 
@@ -202,7 +171,10 @@ class Supervisor:
             return False
         if instance.holds or instance.outdated:
             return False
-        return await self._services.starter.leave(instance)
+        if not await self._dependencies.starter.leave(instance):
+            return False
+        self._dependencies.scheduler.remove(self.name)
+        return True
 
     async def stop(self, reason: StopReason, *, force: bool) -> None:
         """Unload and wait until the process group is gone. Raises ModelBusyError. Idempotent."""
@@ -246,12 +218,12 @@ class Supervisor:
                 self._post(events.Changed())
         instance = self.instance
         if instance is None:
-            self._leases.forget_pace_with(names)
+            self.leases.forget_pace_with(names)
             return
         if instance.backend.name not in names:
             return
         try:
-            found = self._services.find_backend(instance.backend.name)
+            found = self._dependencies.backends.find(instance.backend.name)
         except BackendNotFoundError:
             return  # it is gone, and this instance is all that is left of it
         before = instance.leaving
@@ -271,23 +243,18 @@ class Supervisor:
             instance.entry if instance else self.entry,
             instance,
             memory=self.memory,
-            wanted=self._leases.wanted,
-            pinned=self._services.pinned(self.entry),
-            counts=self._room.counts,
+            wanted=self.leases.wanted,
+            pinned=self._dependencies.pins.pinned(self.entry.name, self.entry.config.pinned),
+            counts=self.reservation.counts,
             last_unload=self.last_unload,
         )
-
-    @property
-    def reservation(self) -> Reservation:
-        """The room it was granted, or asks for."""
-        return self._room.reservation
 
     @property
     def memory(self) -> Mapping[str, int]:
         """Bytes by device: measured, else what was reserved; nothing if it has no room."""
         if self.instance is not None and self.instance.memory:
             return self.instance.memory
-        return {} if self.state.phase in RESTING else self.reservation.memory
+        return {} if self.state.phase in RESTING else self.reservation.current.memory
 
     # The machine
 
@@ -303,7 +270,7 @@ class Supervisor:
         finally:
             self._posting = False
         if self.state.phase is not began.phase:
-            self._services.scheduler.wake()
+            self._dependencies.scheduler.wake()
 
     def _take(self, event: events.Event) -> None:
         before = self.state
@@ -315,7 +282,7 @@ class Supervisor:
         if (
             before.phase is Phase.READY
             and self.state.phase is not Phase.READY
-            and self._leases.wanted
+            and self.leases.wanted
         ):
             # Calls that waited for a place are not part of what ends: they wait for the next instance.
             self._post(events.LoadRequested(before.candidates))
@@ -330,9 +297,13 @@ class Supervisor:
     def _entered(self, before: Lifecycle) -> None:
         self.state_time = time.time()
         phase = self.state.phase
+        if phase in RESTING or phase is Phase.WAITING:
+            self._dependencies.scheduler.remove(self.name)
+        else:
+            self._dependencies.scheduler.add(self)
         ready = self.instance if phase is Phase.READY else None
         loaded = before.phase is Phase.LOADING
-        self._leases.turns(ready, loading=self.loading, loaded=loaded)
+        self.leases.turns(ready, loading=self.loading, loaded=loaded)
         if before.phase is Phase.STOPPING and before.stop is not None:
             self.last_unload = LastUnload(before.stop, self.state_time, self._forced)
         if before.phase is Phase.STOPPING:
@@ -352,17 +323,19 @@ class Supervisor:
                 self._timers.cancel()
                 self._spawn(self._ask(generation, candidate, more), "ask room for")
             case effects.LeaveQueue():
-                self._services.scheduler.withdraw(self.name)
+                self._dependencies.scheduler.withdraw(self.name)
             case effects.Start(generation, candidate):
                 assert self.entry is not None
                 self._runner.start(generation, candidate, self.entry, self._begun)
             case effects.SendLoad():
-                self._runner.load(self._current(), self.state.candidate, self.reservation.options)
+                self._runner.load(
+                    self._current(), self.state.candidate, self.reservation.current.options
+                )
             case effects.AdmitWaiters(generation):
                 self.backoffs.disarm(self.state.candidate)
-                self._timers.later(self._services.timeouts.stable, events.Stable(generation))
+                self._timers.later(self._dependencies.timeouts.stable, events.Stable(generation))
                 if self.state.phase is Phase.READY:
-                    self._leases.admit()
+                    self.leases.admit()
                 self._stop_if_outdated(self._current())
             case effects.FailWaiters(failures):
                 self._fail_waiters(failures)
@@ -378,22 +351,22 @@ class Supervisor:
             case effects.DisarmBackoff():
                 self.backoffs.disarm()
             case effects.RefuseStop():
-                drain = self._services.timeouts.drain
+                drain = self._dependencies.timeouts.drain
                 self._stops.answer(errors.busy(self._current(), drain))
 
     async def _ask(self, generation: int, candidate: str, more: bool) -> None:
         entry = self.entry
         assert entry is not None
-        needs = await self._room.estimate(entry, candidate, more=more)
+        needs = await self.reservation.estimate(entry, candidate, more=more)
         if generation != self.state.generation or self.state.phase is not Phase.WAITING:
             return
         first = not self.state.failures
-        if self._room.ask(needs, entry, candidate, generation=generation, first=first):
-            self._leases.lack_room()
+        if self.reservation.ask(needs, entry, candidate, generation=generation, first=first):
+            self.leases.lack_room()
 
     def _begun(self, instance: Instance) -> None:
         self.instance = instance
-        self._leases.begins(instance)
+        self.leases.begins(instance)
         self._forced = False
 
     def _stop(self, reason: StopReason, *, force: bool) -> None:
@@ -407,7 +380,7 @@ class Supervisor:
             self._post(events.Drained(instance.generation))
         else:
             self._timers.later(
-                self._services.timeouts.drain, events.DrainTimedOut(instance.generation)
+                self._dependencies.timeouts.drain, events.DrainTimedOut(instance.generation)
             )
 
     def _released(self, instance: Instance) -> None:
@@ -415,12 +388,12 @@ class Supervisor:
             return
         phase = self.state.phase
         if phase is Phase.READY:
-            if self._leases.wanted:
-                self._leases.admit()
+            if self.leases.wanted:
+                self.leases.admit()
             if not instance.holds:
                 self._stop_if_outdated(instance)
-                if self._services.scheduler.in_demand:
-                    self._services.scheduler.wake()
+                if self._dependencies.scheduler.in_demand:
+                    self._dependencies.scheduler.wake()
         elif phase is Phase.DRAINING and not instance.holds:
             self._post(events.Drained(instance.generation))
 
@@ -439,10 +412,10 @@ class Supervisor:
     def _fail_waiters(self, failures: tuple[Failure, ...]) -> None:
         if self.state.phase is Phase.BACKOFF and self.state.after is After.CRASHED:
             # They did not see the crash; to them it is the reason why they must wait.
-            self._leases.fail(self.backoffs.error(self.state))
+            self.leases.fail(self.backoffs.error(self.state))
         else:
             every = (*_left_out(self.state, failures), *failures)
-            self._leases.fail(errors.all_failed(self.name, every, self.not_tried))
+            self.leases.fail(errors.all_failed(self.name, every, self.not_tried))
 
     def _usable(self, entry: ModelEntry, candidates: tuple[str, ...]) -> tuple[str, ...]:
         """Return the candidates that need not wait. Raises LoadBackoffError if all must."""
@@ -459,7 +432,7 @@ class Supervisor:
         return self.instance
 
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-        return self._services.tasks.spawn(work, name=f"{what} {self.name}")
+        return self._dependencies.tasks.spawn(work, name=f"{what} {self.name}")
 
 
 def _left_out(state: Lifecycle, failures: tuple[Failure, ...]) -> Iterable[Failure]:

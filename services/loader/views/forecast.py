@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from services.common.errors import BackendNotFoundError
@@ -17,29 +16,29 @@ from services.loader.models.catalog import ModelCatalog, ModelEntry
 from services.loader.scheduling.eviction import Plan
 from services.loader.scheduling.ledger import Ledger
 from services.loader.scheduling.scheduler import Scheduler, Wish
-from services.loader.supervision.supervisor import Supervisor
+from services.loader.supervision.fleet import Fleet
 
 from .capacity import Capacity, NextLoad
 
 
-class Prospects:
+class Forecast:
     """Answers for all models."""
 
     def __init__(
         self,
         models: ModelCatalog,
         backends: BackendCatalog,
-        supervisors: Mapping[str, Supervisor],
+        fleet: Fleet,
         *,
-        scheduler: Callable[[], Scheduler],
+        scheduler: Scheduler,
         ledger: Ledger,
         settings: LiveSettings,
         calls: CallMeter,
     ) -> None:
-        """`supervisors` by name, of the models that were ever asked for, as they are at any time."""
+        """Answer from these; nothing is changed."""
         self._models = models
         self._backends = backends
-        self._supervisors = supervisors
+        self._fleet = fleet
         self._scheduler = scheduler
         self._ledger = ledger
         self._settings = settings
@@ -60,7 +59,7 @@ class Prospects:
             entry = self._models.resolve(name)
         if entry.error:
             raise entry.error
-        supervisor = self._supervisors.get(entry.name)
+        supervisor = self._fleet.get(entry.name)
         chosen = supervisor.state.candidate if supervisor else ""
         backend = entry.config.backend or chosen or self.select(entry).names[0]
         with suppress(BackendNotFoundError):
@@ -70,7 +69,7 @@ class Prospects:
     async def plan(self, name: str) -> tuple[Plan, Reservation]:
         """Return what loading the model would evict now, and the memory that it is expected to need."""
         entry = self._models.resolve(name)
-        supervisor = self._supervisors.get(entry.name)
+        supervisor = self._fleet.get(entry.name)
         if supervisor is not None and supervisor.state.phase not in (*RESTING, Phase.WAITING):
             return Plan(fits=True), Reservation(supervisor.memory)
         backend = self._backends.find(self.select(entry).names[0])
@@ -83,20 +82,19 @@ class Prospects:
             counts=not backend.external,
             groups=frozenset(entry.config.concurrency_groups),
         )
-        return self._scheduler().plan(wish), needs
+        return self._scheduler.plan(wish), needs
 
     def capacity(self) -> Capacity:
         """Return what there is to give: memory, and places for models and calls."""
-        supervisors = self._supervisors.values()
-        occupants = [found for each in supervisors if (found := each.occupancy())]
+        occupants = self._scheduler.occupants()
         settings = self._settings.now
         return Capacity(
             rooms=self._ledger.rooms(occupants, settings),
             active_models=sum(occupant.counts for occupant in occupants),
             max_active_models=settings.active_limit,
-            loads=sum(each.loading for each in supervisors),
+            loads=sum(each.loading for each in self._fleet),
             max_loads=settings.parallel_loads,
             calls=self._calls.total,
             max_calls=settings.max_concurrent_backend_requests,
-            waiting=self._scheduler().queue,
+            waiting=self._scheduler.queue,
         )

@@ -131,7 +131,7 @@ def view(
         if supervisor and backing_off
         else None,
         instance=instance_view(instance) if instance else None,
-        queued_calls=supervisor.queued_calls if supervisor else 0,
+        queued_calls=supervisor.leases.calls if supervisor else 0,
         calls_at_once=calls_at_once(entry, instance.backend if instance else None),
         groups=tuple(entry.config.concurrency_groups),
         memory=tuple(sorted(supervisor.memory.items())) if supervisor else (),
@@ -147,7 +147,7 @@ def view(
 def _state(phase: Phase, supervisor: Supervisor | None) -> str:
     if phase is Phase.STOPPED:
         return UNLOADED
-    if phase is Phase.WAITING and supervisor and not supervisor.waits_for:
+    if phase is Phase.WAITING and supervisor and not supervisor.reservation.waits_for:
         return Phase.STARTING.name  # it asks for room, and will know in a moment
     return phase.name
 
@@ -156,7 +156,11 @@ def _message(supervisor: Supervisor | None) -> str:
     if supervisor is None:
         return ""
     if supervisor.state.phase is Phase.WAITING:
-        return f"waits for {supervisor.waits_for}" if supervisor.waits_for else ""
+        return (
+            f"waits for {supervisor.reservation.waits_for}"
+            if supervisor.reservation.waits_for
+            else ""
+        )
     return supervisor.state.message
 
 
@@ -165,7 +169,7 @@ def _basis(supervisor: Supervisor | None) -> Basis:
         return Basis.ESTIMATED
     if supervisor.instance is not None and supervisor.instance.memory:
         return Basis.MEASURED
-    return supervisor.reservation.basis
+    return supervisor.reservation.current.basis
 
 
 def _failures(supervisor: Supervisor | None) -> tuple[FailureView, ...]:

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from services.common.errors import ModelNotFoundError
 from services.loader.lifecycle.state import RESTING
 from services.loader.models.catalog import ModelCatalog, ModelEntry
 from services.loader.models.pins import Pins
+from services.loader.supervision.fleet import Fleet
 from services.loader.supervision.supervisor import Supervisor
 
 from .model import ModelFilter, ModelView, view
 
 
+class ModelEndpoint(Protocol):
+    """The address of a model at which it looks like a backend."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where clients reach it now."""
+        ...
+
+
 class Views:
     """Makes the pictures of models; of those that rest it keeps them."""
 
-    def __init__(
-        self, models: ModelCatalog, supervisors: Mapping[str, Supervisor], pins: Pins
-    ) -> None:
-        """`supervisors` by name, of the models that were ever asked for, as they are at any time."""
-        self.endpoints_of: Callable[[str], tuple[tuple[str, ...], str]] = lambda name: ((), "")
-        """A model's endpoints, and why it lacks one."""
+    def __init__(self, models: ModelCatalog, fleet: Fleet, pins: Pins) -> None:
+        """Begin without endpoints; see `endpoint_is`."""
         self._models = models
-        self._supervisors = supervisors
+        self._fleet = fleet
         self._pins = pins
+        self._endpoints: dict[str, tuple[ModelEndpoint | None, str]] = {}
         self._resting: dict[str, tuple[ModelEntry, ModelView]] = {}
         """Pictures of models that nobody asked for, which change only with their configuration or a pin."""
 
@@ -32,13 +39,20 @@ class Views:
         """Whether the model is pinned."""
         return self._pins.pinned(entry.name, entry.config.pinned)
 
+    def endpoint_is(self, name: str, endpoint: ModelEndpoint | None, error: str) -> None:
+        """Set a model's endpoint, and why it lacks an address that it should have."""
+        self._endpoints[name] = (endpoint, error)
+        if endpoint is None and not error:
+            del self._endpoints[name]
+        self.forget(name)
+
     def forget(self, name: str) -> None:
         """Take note that a model looks otherwise now, whatever its configuration is."""
         self._resting.pop(name, None)
 
     def of(self, entry: ModelEntry) -> ModelView:
         """Return the picture of a model."""
-        supervisor = self._supervisors.get(entry.name)
+        supervisor = self._fleet.get(entry.name)
         if supervisor is not None:
             return self._picture(entry, supervisor)
         kept = self._resting.get(entry.name)
@@ -49,7 +63,7 @@ class Views:
 
     def get(self, name: str) -> ModelView:
         """Return one model, also one that runs though its file is gone. Raises ModelNotFoundError."""
-        supervisor = self._supervisors.get(name)
+        supervisor = self._fleet.get(name)
         try:
             entry = self._models.find(name)
         except ModelNotFoundError:
@@ -63,20 +77,20 @@ class Views:
         entries = self._models.models()
         views = [self.of(entry) for entry in entries.values()]
         gone = [
-            self.of(supervisor.entry or ModelEntry(name))
-            for name, supervisor in self._supervisors.items()
-            if name not in entries and supervisor.state.phase not in RESTING
+            self.of(supervisor.entry or ModelEntry(supervisor.name))
+            for supervisor in self._fleet
+            if supervisor.name not in entries and supervisor.state.phase not in RESTING
         ]
         if gone:
             views = sorted([*views, *gone], key=lambda model: model.name)
         return views if condition == ModelFilter() else list(filter(condition.matches, views))
 
     def _picture(self, entry: ModelEntry, supervisor: Supervisor | None) -> ModelView:
-        endpoints, error = self.endpoints_of(entry.name)
+        endpoint, error = self._endpoints.get(entry.name, (None, ""))
         return view(
             entry,
             supervisor,
             pinned=self.pinned(entry),
-            endpoints=endpoints,
+            endpoints=endpoint.addresses if endpoint else (),
             endpoint_error=error,
         )

@@ -99,7 +99,7 @@ async def test_a_silent_call_and_a_silent_load_end_well_with_a_default_grpcio_se
     async with silent_grpcio(listen) as address, connection(address) as backend:
         answer, load, error = await asyncio.gather(
             predict(backend),
-            backend.load(ENTRY, "any", timeout=30),
+            backend.load({}, timeout=30),
             pinged(address),
         )
     assert (answer, load.success) == (b"at last", True)

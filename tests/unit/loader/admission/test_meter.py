@@ -91,7 +91,7 @@ class Calls:
         return await first
 
     def pace(self, *, calls: float = 0.0, load: float = 0.0) -> None:
-        pace = self.supervisor._leases.pace
+        pace = self.supervisor.leases.pace
         if calls:
             pace.calls.extend([calls] * 64)
         if load:
@@ -137,7 +137,7 @@ async def test_a_full_queue_makes_way_for_who_has_less_of_it(world: World) -> No
     with pytest.raises(QueueFullError) as told:
         await many.pop()
     assert told.value.retry_after and told.value.metadata["queue_length"] == "4"
-    assert calls.supervisor.queued_calls == 4
+    assert calls.supervisor.leases.calls == 4
     (two,) = await calls.begin("one")
     with pytest.raises(QueueFullError):
         await many.pop()
@@ -163,7 +163,7 @@ async def test_so_does_the_ceiling_over_all_models(world: World) -> None:
     )
     with pytest.raises(QueueFullError, match="max_concurrent_backend_requests"):
         await many.pop()
-    assert world.meter.total == 4 and world.supervisors["c"].queued_calls == 1
+    assert world.meter.total == 4 and world.supervisors["c"].leases.calls == 1
     world.meter.check("two")
     with pytest.raises(QueueFullError):
         world.meter.check("many")
@@ -184,7 +184,7 @@ async def test_what_cannot_begin_in_time_is_refused_at_once(world: World) -> Non
     assert told.value.retry_after == pytest.approx(3.0)
     assert told.value.metadata["position"] == "3" and told.value.metadata["queue_length"] == "2"
     late = asyncio.create_task(calls.call("three", seconds=2.5))
-    await eventually(lambda: calls.supervisor.queued_calls == 3, what="a call that has the time")
+    await eventually(lambda: calls.supervisor.leases.calls == 3, what="a call that has the time")
     for task in (*waiting, late):
         task.cancel()
     await asyncio.gather(*waiting, late, return_exceptions=True)
@@ -194,10 +194,10 @@ async def test_what_cannot_begin_in_time_is_refused_at_once(world: World) -> Non
 async def test_without_evidence_nobody_is_refused_for_a_deadline(world: World) -> None:
     calls = Calls(world, entry())
     lease = await calls.running()
-    calls.supervisor._leases.pace.calls.extend([100.0] * (EVIDENCE - 1))
+    calls.supervisor.leases.pace.calls.extend([100.0] * (EVIDENCE - 1))
     waiting = await calls.begin("one")
     late = asyncio.create_task(calls.call("two", seconds=1.0))
-    await eventually(lambda: calls.supervisor.queued_calls == 2, what="both in the queue")
+    await eventually(lambda: calls.supervisor.leases.calls == 2, what="both in the queue")
     for task in (*waiting, late):
         task.cancel()
     await asyncio.gather(*waiting, late, return_exceptions=True)
@@ -206,7 +206,7 @@ async def test_without_evidence_nobody_is_refused_for_a_deadline(world: World) -
 
 async def test_the_first_load_alone_refuses_nobody(world: World) -> None:
     calls = Calls(world, entry())
-    calls.supervisor._leases.pace.loads.append(10.0)
+    calls.supervisor.leases.pace.loads.append(10.0)
     late = asyncio.create_task(calls.call(seconds=2.0))
     await calls.up()  # from the page cache
     (await late).release()

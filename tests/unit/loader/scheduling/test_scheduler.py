@@ -54,10 +54,10 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
 async def test_a_look_plans_for_those_only_that_may_fit(plans: Counting) -> None:
     busy = Busy()
     scheduler = Scheduler(
-        tenants=lambda: (busy,),
         settings=LiveSettings({"lru_eviction_max_retries": 1000}, ()),
         free=lambda occupants, settings: {"ram": 100 - sum(o.memory["ram"] for o in occupants)},
     )
+    scheduler.add(busy)
     granted: list[str] = []
 
     def ask(name: str, need: int) -> None:
@@ -108,7 +108,6 @@ class Room:
         self.shortcut = shortcut
         self.models: dict[str, Model] = {}
         self.scheduler = Scheduler(
-            tenants=lambda: self.models.values(),
             settings=LiveSettings(live, ()),
             free=self.free,
             clock=lambda: self.now,
@@ -128,6 +127,7 @@ class Room:
     def add(self, name: str, occupant: Occupant) -> None:
         model = self.models[name] = Model(name, replace(occupant, name=name))
         model.log = self.log
+        self.scheduler.add(model)
 
     def ask(self, name: str, need: Occupant) -> None:
         def granted() -> None:

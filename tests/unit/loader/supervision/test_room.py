@@ -146,7 +146,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(name=MODELS)
     def probe(self, name: str) -> None:
-        if lease := self.world.supervisors[name].probe():
+        if lease := self.world.supervisors[name].leases.probe():
             self.do(lease.release)
 
     @rule(name=MODELS)
@@ -236,7 +236,7 @@ class Scheduling(RuleBasedStateMachine):
         held = sum(lease.used and lease.instance.stopping for lease in self.leases)
         assert world.meter.running == len([lease for lease in self.leases if lease.used])
         assert active <= world.meter.running and active + held >= world.meter.running
-        assert world.meter.waiting == sum(s.queued_calls for s in world.supervisors.values())
+        assert world.meter.waiting == sum(s.leases.calls for s in world.supervisors.values())
         assert world.meter.waiting <= len(self.waiting)
         assert world.meter.total <= 10
 
@@ -254,7 +254,7 @@ class Scheduling(RuleBasedStateMachine):
     def whoever_waits_has_something_to_wait_for(self) -> None:
         if hasattr(self, "world"):
             for supervisor in self.world.supervisors.values():
-                if supervisor.queued_calls:
+                if supervisor.leases.calls:
                     assert supervisor.state.phase not in RESTING
 
     def teardown(self) -> None:
@@ -280,7 +280,7 @@ class Scheduling(RuleBasedStateMachine):
                 break
             if self.waiting:  # a model in demand is kept for a moment of real time
                 await asyncio.wait(self.waiting, timeout=0.02)
-        left = [(s.name, s.state.phase, s.queued_calls) for s in self.world.supervisors.values()]
+        left = [(s.name, s.state.phase, s.leases.calls) for s in self.world.supervisors.values()]
         assert not self.waiting, f"calls wait for ever: {left}"
         for supervisor in self.world.supervisors.values():
             self.world.allowed.add(supervisor.name)

@@ -182,7 +182,7 @@ async def test_unrelated_comings_and_goings_keep_nobody_waiting(world: World) ->
 
 async def test_what_a_model_waits_for_is_told_no_more_than_once_a_second(world: World) -> None:
     told: list[str] = []
-    world.scheduler._changed = told.append
+    world.scheduler.listen(told.append)
     first = call(world, entry("c"))
     await comes_up(world, "c")
     lease = await first
@@ -297,6 +297,6 @@ async def test_hundreds_of_queued_calls_leave_at_once(world: World) -> None:
         other.cancel()
     await asyncio.wait(others)
     assert time.monotonic() - began < 1.0
-    assert world.meter.waiting == 0 and world.supervisors["a"].queued_calls == 0
+    assert world.meter.waiting == 0 and world.supervisors["a"].leases.calls == 0
     first.release()
     assert world.meter.total == 0
