@@ -270,7 +270,7 @@ async def test_a_call_joins_a_load_that_is_nearly_over(world: World) -> None:
 
     async def joins() -> bool:
         try:
-            joining = calls.supervisor.join(calls.caller(seconds=0.1))
+            joining = calls.supervisor.leases.join(calls.caller(seconds=0.1))
         except DeadlineTooShortError:
             return False
         joined = asyncio.create_task(joining)
@@ -356,7 +356,7 @@ async def test_who_is_refused_is_told_how_long_the_queue_takes(world: World) -> 
         await calls.call()
     assert told.value.retry_after == pytest.approx(4 * 3.0 / 2)
     calls.pace(calls=1000.0)
-    assert calls.supervisor.retry_after() == LATEST
+    assert calls.supervisor.leases.retry_after() == LATEST
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
@@ -367,7 +367,7 @@ async def test_who_is_refused_is_told_how_long_the_queue_takes(world: World) -> 
 async def test_the_configuration_says_when_to_retry(world: World) -> None:
     calls = Calls(world, entry(retry_after_seconds=7))
     lease = await calls.running()
-    assert calls.supervisor.retry_after() == 7
+    assert calls.supervisor.leases.retry_after() == 7
     lease.release()
 
 
