@@ -147,10 +147,39 @@ def _has_unknown_escape(error: yaml.YAMLError) -> bool:
     return "unknown escape character" in str(error)
 
 
-def reads_as_text(text: str) -> bool:
+def _reads_as_text(text: str) -> bool:
     """Whether an unquoted text in a file is read as a text, and not as a number, a boolean or null."""
     candidates = _GoRules.yaml_implicit_resolvers.get(text[:1], ())
     return not any(pattern.match(text) for _, pattern in candidates)
+
+
+def dump(value: Any) -> str:
+    """Return plain data as YAML that Go and PyYAML read alike: keys in order, no anchors or aliases."""
+    text: str = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
+        width=120,
+    )
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    style = "|" if "\n" in value else None
+    # Quoted if Go would read it as something else, whatever YAML 1.1 says.
+    if style is None and not _reads_as_text(value):
+        style = "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def as_written(value: object) -> str | None:

@@ -1,13 +1,11 @@
-"""YAML as LocalAI's galleries write it: read leniently, written so that every YAML library reads it."""
+"""YAML documents of galleries, read leniently into plain data."""
 
 from __future__ import annotations
 
 import datetime
 from typing import Any, Final
 
-import yaml
-
-from services.common.go_yaml import first_document, reads_as_text
+from services.common.go_yaml import first_document
 from services.common.syntax_errors import TextSyntaxError
 
 # No real entry comes near: the largest of LocalAI's gallery has some hundred nodes, 8 deep. Aliases
@@ -41,38 +39,6 @@ def parse_mapping(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DocumentError(f"holds a {type(value).__name__} where a map is expected")
     return plain_mapping(value)
-
-
-def dump(value: Any) -> str:
-    """Return plain data as YAML; keys keep their order, nothing is an anchor or an alias."""
-    text: str = yaml.dump(
-        value,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=False,
-        width=120,
-    )
-    return text
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes long texts as blocks, and never an alias."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Copy what occurs twice: readers with a simple YAML library exist."""
-        return True
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    style = "|" if "\n" in value else None
-    # A text that Go would read as something else is quoted, whatever YAML 1.1 thinks of it.
-    if style is None and not reads_as_text(value):
-        style = "'"
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-
-_Dumper.add_representer(str, _text)
 
 
 def plain(value: Any) -> Any:
@@ -115,6 +81,3 @@ def _key(key: Any) -> str:
     if isinstance(key, bool):
         return "true" if key else "false"
     return str(key)
-
-
-__all__ = ["DocumentError", "dump", "parse", "parse_mapping", "plain", "plain_mapping"]

@@ -6,6 +6,7 @@ import enum
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 # Long enough to smooth over single reads, short enough to show a change while somebody looks.
@@ -32,6 +33,21 @@ class Phase(enum.StrEnum):
     def ended(self) -> bool:
         """Whether nothing comes after it."""
         return self in (Phase.DONE, Phase.FAILED, Phase.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How far an operation is at one moment."""
+
+    phase: Phase
+    message: str
+    file: str
+    source: str
+    done: int
+    total: int
+    percent: float
+    rate: float
+    eta: float | None
 
 
 class Progress:
@@ -73,6 +89,20 @@ class Progress:
     def add(self, filename: str, total: int = 0) -> FileProgress:
         """Count a file in; all of them should be, before the first begins."""
         return self._files.setdefault(filename, FileProgress(self, filename, total))
+
+    def snapshot(self) -> Snapshot:
+        """Return all figures as they are now."""
+        return Snapshot(
+            phase=self.phase,
+            message=self.message,
+            file=self.file,
+            source=self.source,
+            done=self.done,
+            total=self.total,
+            percent=self.percent,
+            rate=self.rate,
+            eta=self.eta,
+        )
 
     def restore(self, phase: Phase, done: int, total: int) -> None:
         """Show what an operation that ended before the last start had come to."""

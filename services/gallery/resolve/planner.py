@@ -16,8 +16,9 @@ from services.common.errors import (
     PathEscapeError,
     UnsupportedSourceError,
 )
+from services.common.go_yaml import dump
 from services.gallery.download.retry import RetryPolicy, retry
-from services.gallery.index.document import DocumentError, dump
+from services.gallery.index.document import DocumentError
 from services.gallery.index.entry import BaseConfig, Entry, FileSpec, Template, parse_base_config
 from services.gallery.index.galleries import Galleries, GalleryConfig
 from services.gallery.index.search import find_entry

@@ -162,11 +162,12 @@ def installed_model(model: InstalledModel) -> pb.InstalledModel:
 
 def operation(item: Operation) -> Any:
     """Write an operation as it is now, a `google.longrunning.Operation`."""
-    message = operations_pb2.Operation(name=item.name, done=item.done)
+    done = item.done
+    message = operations_pb2.Operation(name=item.name, done=done)
     message.metadata.Pack(_metadata(item))
-    if item.done and item.error is not None:
+    if done and item.error is not None:
         message.error.CopyFrom(status.to_status(item.error))
-    elif item.done and isinstance(item.result, Installed):
+    elif done and isinstance(item.result, Installed):
         message.response.Pack(_install_result(item.result))
     return message
 
@@ -179,7 +180,7 @@ def operations(items: Iterable[Operation], next_token: str) -> Any:
 
 
 def _metadata(item: Operation) -> pb.OperationMetadata:
-    progress = item.progress
+    progress = item.progress.snapshot()
     message = pb.OperationMetadata(
         kind=pb.OperationMetadata.Kind.Value(f"KIND_{item.kind.name.upper()}"),
         target=item.target,

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gallery.index.document import DocumentError, dump, parse, parse_mapping, plain
+from services.common.go_yaml import dump
+from services.gallery.index.document import DocumentError, parse, parse_mapping, plain
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=12)
 SCALARS = (
