@@ -150,10 +150,10 @@ BREAKS = (
     ),
     Break(
         11,
-        "one model may load at a time, unless somebody allows more",
+        "one model may load at a time, unless the settings allow more",
         f"{LOADER}/live_settings.py",
-        "    parallel_loads: int = Field(default=8, ge=1)\n",
-        "    parallel_loads: int = Field(default=1, ge=1)\n",
+        '    parallel_loads: Annotated[int, Unit("models")] = Field(default=8, ge=1)\n',
+        '    parallel_loads: Annotated[int, Unit("models")] = Field(default=1, ge=1)\n',
         f"{V2}::test_v2_01_one_slow_load_does_not_stall_other_models",
     ),
     Break(
