@@ -14,7 +14,7 @@ from services.common.addresses import parse_address
 from services.common.process import listen_address
 from services.common.rpc.channels import FOREIGN_KEEPALIVE, open_channel
 from services.common.rpc.health import HealthServicer
-from services.common.rpc.server import AnyMount, Mount
+from services.common.rpc.mounts import AnyMount, Mount
 from services.metrics.rpc import otlp_servicer
 from services.metrics.rpc.otlp_client import OtlpClient
 from services.metrics.rpc.otlp_servicer import OtlpServicer

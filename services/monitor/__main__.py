@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from services.common.rpc.server import run_service
+from services.common.rpc.service import run_service
 
 from .config import MonitorSettings
 from .wiring import build

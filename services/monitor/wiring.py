@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from corral.monitor.v1 import monitor_pb2_grpc
 from services.common.rpc.channels import open_channel
 from services.common.rpc.health import HealthServicer
-from services.common.rpc.server import AnyMount, Mount
+from services.common.rpc.mounts import AnyMount, Mount
 from services.monitor.rpc.loader_client import LoaderClient
 from services.monitor.rpc.servicer import SERVICE, MonitorServicer
 

@@ -26,21 +26,8 @@ from services.common.process.logging import bind_request_id, bound_request_id, g
 from services.common.streams import Counted, Until
 
 from . import status
-from .call_records import AccessLog, CallAccounts, CallObserver, CallRecord
+from .call_records import CallAccounts, CallRecord
 from .interceptor_base import Behaviour, Interceptor, close, responses
-
-__all__ = [
-    "REQUEST_ID_KEY",
-    "AccessLog",
-    "CallAccounts",
-    "CallInterceptor",
-    "CallObserver",
-    "CallRecord",
-    "ErrorInterceptor",
-    "abort",
-    "code_name",
-    "request_id",
-]
 
 REQUEST_ID_KEY: Final = "x-request-id"
 # Characters: enough for any tracing system's id, and too few to fill a log.

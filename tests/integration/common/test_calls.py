@@ -24,7 +24,8 @@ from services.common.rpc import status
 from services.common.rpc.call_records import CallRecord
 from services.common.rpc.channels import call, open_channel
 from services.common.rpc.interceptors import request_id
-from services.common.rpc.server import GenericMount, Observe, serving
+from services.common.rpc.mounts import GenericMount, Observe
+from services.common.rpc.server import serving
 from tests.tools.raw_service import DEADLINE, KINDS, Raw, Recorder, World, failing
 
 

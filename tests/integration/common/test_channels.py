@@ -19,7 +19,8 @@ from services.common.errors import (
 )
 from services.common.rpc import status
 from services.common.rpc.channels import call, open_channel
-from services.common.rpc.server import Mount, serving
+from services.common.rpc.mounts import Mount
+from services.common.rpc.server import serving
 
 DEADLINE = 5.0
 

@@ -17,8 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.common.config.settings import ServiceSettings
+from services.common.process.listen_address import AddressInUseError, StartError
 from services.common.rpc.channels import open_channel
-from services.common.rpc.server import AddressInUseError, GenericMount, StartError, serving
+from services.common.rpc.mounts import GenericMount
+from services.common.rpc.server import serving
 from tests.tools.service import ROOT, announced, environment
 
 DEADLINE = 10.0
@@ -30,7 +32,8 @@ TOY = textwrap.dedent('''
     import grpc
     from services.common.config.settings import ServiceSettings
     from services.common.errors import ModelConfigError
-    from services.common.rpc.server import GenericMount, run_service
+    from services.common.rpc.mounts import GenericMount
+    from services.common.rpc.service import run_service
 
     class ToySettings(ServiceSettings):
         service: ClassVar[str] = "toy"

@@ -15,7 +15,8 @@ from grpc import aio
 from services.common.config.settings import ServiceSettings
 from services.common.errors import QueueFullError
 from services.common.rpc.call_records import CallRecord
-from services.common.rpc.server import AnyMount, GenericMount, Observe, serving
+from services.common.rpc.mounts import AnyMount, GenericMount, Observe
+from services.common.rpc.server import serving
 from services.common.rpc.status import from_rpc_error
 from services.loader.admission.meter import Caller
 from services.loader.backends.catalog import Backend
