@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -52,22 +53,19 @@ class Stack:
         return [up.pid, *(child.pid for child in up.children(recursive=True))]
 
 
-def write_gallery(folder: Path, models: dict[str, dict[str, object]]) -> Path:
+def write_gallery(folder: Path, models: dict[str, dict[str, Any]]) -> Path:
     """Write a gallery in LocalAI's format whose models are tiny GGUFs, generated here."""
-    entries = []
+    entries: list[dict[str, Any]] = []
     for name, settings in models.items():
         file = folder / f"{name}.gguf"
         write_tiny(str(settings.pop("kind")), file)
+        parameters = {"model": file.name}
         entries.append(
             {
                 "name": name,
                 "url": "",
                 "tags": ["tiny"],
-                "config_file": {
-                    "backend": "llama-cpp",
-                    "parameters": {"model": file.name},
-                    **settings,
-                },
+                "config_file": {"backend": "llama-cpp", "parameters": parameters} | settings,
                 "files": [
                     {
                         "filename": file.name,

@@ -13,8 +13,8 @@ import grpc
 stubs, address, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 sys.path.insert(0, stubs)
 
-import backend_pb2 as pb
-import backend_pb2_grpc
+import backend_pb2 as pb  # type: ignore[import-not-found]
+import backend_pb2_grpc  # type: ignore[import-not-found]
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 METHODS = {

@@ -84,7 +84,7 @@ class World:
     async def run(self, *args: str, stdin: str | None = None, **extra: str) -> Any:
         return await corral(self.home, *args, stdin=stdin, **self.env(), **extra)
 
-    def env(self) -> dict[str, str]:
+    def env(self) -> dict[str, Any]:
         return {f"CORRAL_{name.upper()}": text for name, text in self.addresses.items()}
 
 

@@ -22,7 +22,7 @@ class Shop:
     def __init__(self, home: Path, gallery: FakeGallery, address: str) -> None:
         self.home = home
         self.gallery = gallery
-        self.env = {"CORRAL_GALLERY": address}
+        self.env: dict[str, Any] = {"CORRAL_GALLERY": address}
 
     async def run(self, *args: str) -> Any:
         return await corral(self.home, *args, **self.env)

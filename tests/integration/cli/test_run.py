@@ -27,7 +27,7 @@ class Model:
     def __init__(self, home: Path, loader: FakeLoader, address: str) -> None:
         self.home = home
         self.loader = loader
-        self.env = {"CORRAL_LOADER": address}
+        self.env: dict[str, Any] = {"CORRAL_LOADER": address}
 
     async def run(self, *args: str, stdin: str | None = None) -> Any:
         return await corral(self.home, "run", "m", *args, stdin=stdin, **self.env)

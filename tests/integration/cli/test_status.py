@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,11 @@ async def test_why_each_model_stands_where_it_does(world: World) -> None:
     broken = add("broken", STATE.STATE_BACKOFF, state_message="exit code 3", crash_count=3)
     broken.retry_time.GetCurrentTime()
     broken.retry_time.seconds += 90
-    add("next", STATE.STATE_WAITING, memory=[RESERVED(device="gpu0", bytes=GIB, basis=1)])
+    add(
+        "next",
+        STATE.STATE_WAITING,
+        memory=[RESERVED(device="gpu0", bytes=GIB, basis=RESERVED.BASIS_ESTIMATED)],
+    )
     world.loader.capacity.waiting.add(model="models/next", position=2, explanation="room on gpu0")
     gone = loader_pb2.Unload(
         cause=loader_pb2.Unload.CAUSE_EVICTED, message="idle the longest", for_model="models/next"
@@ -116,7 +121,7 @@ async def test_the_whole_picture_of_a_model_in_trouble(world: World) -> None:
         "m",
         STATE.STATE_BACKOFF,
         concurrency_groups=["big", "gpu"],
-        memory=[RESERVED(device="ram", bytes=GIB, basis=3)],
+        memory=[RESERVED(device="ram", bytes=GIB, basis=RESERVED.BASIS_LEARNED)],
         last_unload=loader_pb2.Unload(cause=loader_pb2.Unload.CAUSE_CRASHED, forced=True),
     )
     failed = model.failures.add(backend="llama-cpp", message="exit code 3", count=2)
@@ -229,7 +234,12 @@ async def test_changes_of_one_model_as_json(world: World) -> None:
 
 async def test_a_terminal_is_drawn_anew(world: World) -> None:
     world.loader.add("m", STATE.STATE_READY)
-    screen = {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm", "TTY_COMPATIBLE": "1"}
+    screen: dict[str, Any] = {
+        "FORCE_COLOR": "1",
+        "NO_COLOR": "1",
+        "TERM": "xterm",
+        "TTY_COMPATIBLE": "1",
+    }
     async with started(world.home, "status", "--watch", **world.env(), **screen) as process:
         await text_with(process, "ready  llama-cpp")
         world.loader.become("m", STATE.STATE_FAILED, state_message="exit code 3")

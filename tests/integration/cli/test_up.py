@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,9 @@ class Up:
         """Each start of a service: its pid and what it was told."""
         file = self.told / service
         return file.read_text().splitlines() if file.exists() else []
+
+    def has_started(self, service: str, times: int) -> bool:
+        return len(self.starts(service)) == times
 
     def pid(self, service: str) -> int:
         return int(self.starts(service)[-1].split()[0])
@@ -160,9 +164,7 @@ async def test_a_service_that_keeps_dying_ends_everything(up: Up) -> None:
     await up.start("json")
     await up.ready()
     for starts in (1, 2, 3):
-        await eventually(
-            lambda n=starts: len(up.starts("monitor")) == n, timeout=10, what="a restart"
-        )
+        await eventually(partial(up.has_started, "monitor", starts), timeout=10, what="a restart")
         os.kill(up.pid("monitor"), signal.SIGKILL)
     code, err = await up.ends()
     assert code == 1

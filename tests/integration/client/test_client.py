@@ -67,7 +67,7 @@ async def test_every_kind_of_call_goes_direct(running: LoaderUnderTest) -> None:
             assert DIRECT in future.result(READY).message
             stream = backend.PredictStream(pb.PredictOptions(Tokens=3))
             assert [reply.message for reply in stream] == [b"0 ", b"1 ", b"2 "]
-            live = backend.AudioTranscriptionLive(iter([_config(), _audio(3)]))
+            live: Any = backend.AudioTranscriptionLive(iter([_config(), _audio(3)]))
             assert [answer.ready or answer.delta for answer in live][:2] == [True, "3 samples "]
             assert backend.Health(pb.HealthMessage()).message == b"OK"
             with pytest.raises(grpc.RpcError) as refused:
@@ -86,7 +86,7 @@ async def test_every_kind_of_call_goes_direct_with_asyncio(running: LoaderUnderT
         assert b"my-value" in seen and b"Bearer mine" not in seen
         stream = backend.PredictStream(pb.PredictOptions(Tokens=3))
         assert [reply.message async for reply in stream] == [b"0 ", b"1 ", b"2 "]
-        live = backend.AudioTranscriptionLive()
+        live: Any = backend.AudioTranscriptionLive()
         await live.write(_config())
         assert (await live.read()).ready
         await live.done_writing()
@@ -150,7 +150,7 @@ async def test_an_address_that_cannot_be_reached(running: LoaderUnderTest) -> No
         assert (await backend.Predict(prompt("x"), timeout=READY)).message
         await has_leases(running, 0)
         # It may have been the backend's fault: it is tried again soon.
-        del backend._keeper._connect  # type: ignore[method-assign]
+        del backend._keeper._connect
         await eventually(lambda: backend.ready(READY), what="the direct way")
     assert address
 
@@ -181,14 +181,16 @@ async def test_arguments_are_those_of_the_stub(running: LoaderUnderTest) -> None
             assert b"my-value" in seen.message
             assert b"my-value" in backend.Predict(request=prompt("x"), metadata=mine).message
             assert len(list(backend.PredictStream(request=pb.PredictOptions(Tokens=3)))) == 3
-            live = backend.AudioTranscriptionLive(request_iterator=iter([_config()]), timeout=5.0)
+            live: Any = backend.AudioTranscriptionLive(
+                request_iterator=iter([_config()]), timeout=5.0
+            )
             assert next(live).ready
 
     await in_thread(work)
     async with aio_at(running) as backend:
         assert await backend.ready(READY)
         assert b"my-value" in (await backend.Predict(request=prompt("x"), metadata=mine)).message
-        live = backend.AudioTranscriptionLive(_later(_config()), 5.0, mine, None, True)
+        live: Any = backend.AudioTranscriptionLive(_later(_config()), 5.0, mine, None, True)
         assert (await live.read()).ready
         live.cancel()
 
@@ -209,7 +211,7 @@ async def test_a_timeout_holds_while_a_lease_is_waited_for(
             began = time.monotonic()
             with pytest.raises(grpc.RpcError) as failed:
                 backend.Predict(prompt("x"), timeout=0.2)
-            assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+            assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             return time.monotonic() - began
 
     assert await in_thread(work) < 4

@@ -76,7 +76,7 @@ async def test_nothing_is_left_behind(running: LoaderUnderTest) -> None:
 
 
 async def test_corral_run_goes_direct_and_tells_of_a_crash(running: LoaderUnderTest) -> None:
-    address = {"CORRAL_LOADER": running.service.address}
+    address: dict[str, Any] = {"CORRAL_LOADER": running.service.address}
     await running.control.LoadModel(load())
     done = await corral(running.home, "run", "m", "hi", "--max-tokens", "3", **address)
     assert (done.code, done.out, done.err) == (0, "0 1 2 \n", "")

@@ -66,7 +66,7 @@ async def test_generated_code_works_as_well(tmp_path: Path) -> None:
         open_channel(address) as channel,
     ):
         stub = backend_pb2_grpc.BackendStub(channel)
-        stream = stub.PredictStream(backend_pb2.PredictOptions(), timeout=DEADLINE)
+        stream: Any = stub.PredictStream(backend_pb2.PredictOptions(), timeout=DEADLINE)
         got = []
         with pytest.raises(grpc.RpcError) as caught:
             while True:

@@ -30,7 +30,7 @@ class World:
 
     async def check(self, service: str) -> int:
         request = health_pb2.HealthCheckRequest(service=service)
-        return (await self.stub.Check(request, timeout=DEADLINE)).status
+        return int((await self.stub.Check(request, timeout=DEADLINE)).status)
 
 
 async def read(stream: Any) -> Any:

@@ -131,7 +131,8 @@ async def toy(tmp_path: Path) -> AsyncIterator[Any]:
 
 
 def count(channel: aio.Channel, number: int) -> Any:
-    return channel.unary_stream("/toy.Toy/Count")(b"%d" % number, timeout=60)
+    call: Any = channel.unary_stream("/toy.Toy/Count")
+    return call(b"%d" % number, timeout=60)
 
 
 async def test_sigterm_lets_a_stream_finish(toy: Any) -> None:
@@ -200,7 +201,8 @@ async def test_a_stop_that_hangs_says_where_and_ends(toy: Any, where: str) -> No
     await process.ready()
     async with open_channel(process.address) as channel:
         if where == "handler":
-            stream = channel.unary_stream("/toy.Toy/Hang")(b"", timeout=60)
+            hang: Any = channel.unary_stream("/toy.Toy/Hang")
+            stream = hang(b"", timeout=60)
             assert await stream.read() == b"hanging"
         process.process.send_signal(signal.SIGTERM)
         code, _, err = await process.end()

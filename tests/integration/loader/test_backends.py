@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -241,7 +240,7 @@ def dynamic_loader() -> Path:
 
 
 async def compiled(*arguments: str | Path) -> None:
-    process = await asyncio.create_subprocess_exec("/usr/bin/cc", *map(os.fspath, arguments))
+    process = await asyncio.create_subprocess_exec("/usr/bin/cc", *map(str, arguments))
     assert await process.wait() == 0
 
 
@@ -266,7 +265,7 @@ async def test_a_replaced_backend_is_taken_up_and_forgiven(loader: LoaderUnderTe
 
     async def reloaded() -> bool:
         model = (await loader.control.GetModel(pb.GetModelRequest(name="m"))).model
-        return model.last_unload.cause == pb.Unload.CAUSE_CHANGED
+        return bool(model.last_unload.cause == pb.Unload.CAUSE_CHANGED)
 
     await eventually(reloaded, what="unload of the old version")
     loader.behave("broken")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -70,11 +71,11 @@ async def test_client_stream_and_rpcs_of_newer_backends(running: LoaderUnderTest
         for _ in range(3):
             yield b"x"
 
-    count = running.channel.stream_unary("/backend.Backend/CountUploads")
+    count: Any = running.channel.stream_unary("/backend.Backend/CountUploads")
     assert await count(three(), metadata=MODEL) == b"3"
-    reverse = running.channel.unary_unary("/backend.Backend/Reverse")
+    reverse: Any = running.channel.unary_unary("/backend.Backend/Reverse")
     assert await reverse(b"abc", metadata=MODEL) == b"cba"
-    missing = running.channel.unary_unary("/backend.Backend/NobodyHasThis")
+    missing: Any = running.channel.unary_unary("/backend.Backend/NobodyHasThis")
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await missing(b"", metadata=MODEL)
     assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -82,7 +83,7 @@ async def test_client_stream_and_rpcs_of_newer_backends(running: LoaderUnderTest
 
 async def test_a_backend_that_ends_a_call_early_says_why(running: LoaderUnderTest) -> None:
     """Its status is the client's, though messages to it were on their way."""
-    missing = running.channel.unary_unary("/backend.Backend/NobodyHasThis")
+    missing: Any = running.channel.unary_unary("/backend.Backend/NobodyHasThis")
 
     async def code() -> grpc.StatusCode:
         try:

@@ -78,7 +78,8 @@ async def test_return_immediately_and_watch(running: LoaderUnderTest) -> None:
     assert (await watch.read()).change_type == pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT_END
     begun = await running.control.LoadModel(load(return_immediately=True))
     assert begun.model.state == pb.Model.STATE_STARTING
-    states, token = [], ""
+    states: list[str] = []
+    token = ""
     while not states or states[-1] != "STATE_READY":
         news = await asyncio.wait_for(watch.read(), 5)
         states.append(pb.Model.State.Name(news.model.state))

@@ -56,9 +56,12 @@ async def test_a_dead_guard_is_replaced_though_nothing_happens(running: LoaderUn
     for _ in range(2):
         (guard,) = await eventually(guards, what="a guard")
         guard.kill()
-        await eventually(
-            lambda dead=guard.pid: [g for g in guards() if g.pid != dead], what="a new guard"
-        )
+        killed = guard.pid
+
+        def others() -> list[Any]:
+            return [one for one in guards() if one.pid != killed]  # noqa: B023
+
+        await eventually(others, what="a new guard")
     running.service.kill()
     await eventually(
         lambda: not processes_in(running.backends), timeout=2, what="the end of all backends"

@@ -18,7 +18,8 @@ MIB = 1024**2
 
 
 async def model(loader: LoaderUnderTest) -> pb.Model:
-    return (await loader.control.GetModel(pb.GetModelRequest(name="m"))).model
+    answer: pb.GetModelResponse = await loader.control.GetModel(pb.GetModelRequest(name="m"))
+    return answer.model
 
 
 def weights(loader: LoaderUnderTest, mib: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpc import aio
@@ -68,7 +69,8 @@ class Sender:
             made = scope.metrics.add(
                 name=metric.name, unit=metric.unit or "", description=metric.description or ""
             )
-            values = metric.data
+            values: Any = metric.data
+            temporality: Any = getattr(values, "aggregation_temporality", None)
             for point in values.data_points:
                 facts = {
                     "attributes": [
@@ -81,7 +83,7 @@ class Sender:
                     "time_unix_nano": point.time_unix_nano,
                 }
                 if isinstance(values, sdk.Histogram):
-                    made.histogram.aggregation_temporality = values.aggregation_temporality
+                    made.histogram.aggregation_temporality = temporality
                     made.histogram.data_points.add(
                         count=point.count,
                         sum=point.sum,
@@ -90,7 +92,7 @@ class Sender:
                         **facts,
                     )
                 elif isinstance(values, sdk.Sum):
-                    made.sum.aggregation_temporality = values.aggregation_temporality
+                    made.sum.aggregation_temporality = temporality
                     made.sum.is_monotonic = values.is_monotonic
                     made.sum.data_points.add(as_int=point.value, **facts)
                 else:
@@ -102,7 +104,8 @@ async def export(
     service: MetricsUnderTest, request: pb.ExportMetricsServiceRequest
 ) -> pb.ExportMetricsServiceResponse:
     stub = metrics_service_pb2_grpc.MetricsServiceStub(service.channel)
-    return await stub.Export(request, timeout=DEADLINE)
+    answer: pb.ExportMetricsServiceResponse = await stub.Export(request, timeout=DEADLINE)
+    return answer
 
 
 async def test_what_the_sdk_measures_is_on_the_scrape(inside: MetricsUnderTest) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpc import aio
@@ -55,10 +56,10 @@ class Sink(metrics_pb2_grpc.MetricsServiceServicer):
         self.address = ""
         self.held: asyncio.Event | None = None
 
-    async def ObserveApiCalls(self, request_iterator: object, context: object) -> object:
+    async def ObserveApiCalls(self, request_iterator: Any, context: Any) -> Any:
         self.streams += 1
         count = 0
-        async for message in request_iterator:  # type: ignore[attr-defined]
+        async for message in request_iterator:
             self.calls += message.calls
             count += len(message.calls)
         if self.held is not None:

@@ -137,9 +137,9 @@ async def test_what_is_not_known_is_not_0(world: World, process: Popen[str]) -> 
 async def test_a_backends_state_is_mended_where_the_loader_knows_better(
     world: World,
     process: Popen[str],
-    told: backend_pb2.StatusResponse.State,
+    told: backend_pb2.StatusResponse.State.ValueType,
     active: int,
-    expected: pb.ModelStatus.State,
+    expected: pb.ModelStatus.State.ValueType,
 ) -> None:
     answer = backend_pb2.StatusResponse(state=told)
     world.loader.models["m"] = running(process, "ok", answer=answer, active_calls=active)

@@ -104,7 +104,8 @@ async def test_every_rpc_fails_as_told_for_one_call(fake: Running) -> None:
         with pytest.raises(grpc.RpcError) as failed:
             await ask(fake, method, metadata=told)
         assert failed.value.code() is grpc.StatusCode.DATA_LOSS
-        trailing = dict(failed.value.trailing_metadata())
+        trailers: Any = failed.value.trailing_metadata()
+        trailing = dict(trailers)
         assert trailing["fake-echo-x"] == "y" and b"TOLD_TO" in trailing[DETAILS_KEY]
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await fake.stub.Predict(pb.PredictOptions(), metadata=(("fake-set", "no"),))

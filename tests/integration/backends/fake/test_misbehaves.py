@@ -221,11 +221,11 @@ async def test_parallel_calls(tmp_path: Path) -> None:
 
 
 async def is_busy(fake: Running) -> bool:
-    return (await fake.stub.Status(HEALTH)).state == pb.StatusResponse.BUSY
+    return bool((await fake.stub.Status(HEALTH)).state == pb.StatusResponse.BUSY)
 
 
 async def is_free(fake: Running) -> bool:
-    return (await fake.stub.Status(HEALTH)).state == pb.StatusResponse.READY
+    return bool((await fake.stub.Status(HEALTH)).state == pb.StatusResponse.READY)
 
 
 async def test_a_stream_that_stalls(tmp_path: Path) -> None:

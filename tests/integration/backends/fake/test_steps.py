@@ -72,11 +72,11 @@ async def test_what_it_sees(fake: Running) -> None:
 
 
 async def _runs(progress: Any) -> bool:
-    return (await progress())["end"] == ""
+    return bool((await progress())["end"] == "")
 
 
 async def _cancelled(progress: Any) -> bool:
-    return (await progress())["end"] == "cancelled"
+    return bool((await progress())["end"] == "cancelled")
 
 
 async def test_a_crash(fake: Running) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -146,7 +147,8 @@ def test_bad_values_are_refused(
 
 @pytest.mark.parametrize("field", ["LoraAdapter", "DraftModel", "MMProj"])
 def test_companions_that_are_missing(started: Backend, models: Path, field: str) -> None:
-    request = pb.ModelOptions(ModelFile=str(models / "count.gguf"), **{field: "no.gguf"})
+    options: dict[str, Any] = {field: "no.gguf"}
+    request = pb.ModelOptions(ModelFile=str(models / "count.gguf"), **options)
     code, details = code_of(started, request)
     assert code is grpc.StatusCode.NOT_FOUND
     assert field in details

@@ -237,13 +237,13 @@ def test_metadata_file() -> None:
     "metadata",
     [
         None,
-        [("authorization", "Bearer wrong")],
-        [("authorization", "bearer secret")],
-        [("authorization", "Bearer secret ")],
-        [("authorization", "secret")],
+        (("authorization", "Bearer wrong"),),
+        (("authorization", "bearer secret"),),
+        (("authorization", "Bearer secret "),),
+        (("authorization", "secret"),),
     ],
 )
-def test_wrong_tokens(tmp_path: Path, metadata: list[tuple[str, str]] | None) -> None:
+def test_wrong_tokens(tmp_path: Path, metadata: tuple[tuple[str, str], ...] | None) -> None:
     started = backend("127.0.0.1:0", tmp_path, LOCALAI_GRPC_AUTH_TOKEN="secret")
     with started as run, run.stub() as stub:
         for call in (
@@ -254,7 +254,7 @@ def test_wrong_tokens(tmp_path: Path, metadata: list[tuple[str, str]] | None) ->
             with pytest.raises(grpc.RpcError) as caught:
                 call()
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        right = [("authorization", "Bearer secret")]
+        right = (("authorization", "Bearer secret"),)
         assert stub.Health(pb.HealthMessage(), metadata=right).message == b"OK"
 
 

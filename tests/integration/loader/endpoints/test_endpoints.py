@@ -11,6 +11,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +227,13 @@ async def test_no_call_is_lost_by_unloads(running: LoaderUnderTest) -> None:
             assert (await stub.Predict(prompt("x"), timeout=30)).message
             done += 1
 
+    def busy_or_done(before: int) -> bool:
+        return done > before + 20 or workers[0].done()
+
     async with client(address) as one, client(address) as two:
         workers = [asyncio.ensure_future(work(stub)) for stub in (one, one, two)]
         for _ in range(6):
-            before = done
-            await eventually(lambda before=before: done > before + 20 or workers[0].done())
+            await eventually(partial(busy_or_done, done))
             await running.control.UnloadModel(unload())
         stop = True
         await asyncio.gather(*workers)
@@ -308,14 +311,16 @@ def _sockets(loader: LoaderUnderTest) -> set[str]:
     bound = f"{loader.home}/run/models/.new"  # before it was given its name
     found = set()
     for one in process.net_connections("unix"):
+        path: Any = one.laddr  # a Unix socket's is a string
         with suppress(FileNotFoundError):
-            if one.laddr == bound:
+            if path == bound:
                 found.add(os.readlink(f"/proc/{process.pid}/fd/{one.fd}"))
     return found
 
 
 def _frames(sock: socket.socket, enough: Any) -> list[Frame]:
-    got, found = b"", []
+    got = b""
+    found: list[Frame] = []
     sock.settimeout(10)
     while not enough(found):
         got += sock.recv(65536)

@@ -200,7 +200,7 @@ async def test_head_10_what_failed_crashed_or_was_stopped_leaves_no_ghost(
 
     async def nobody() -> bool:
         capacity = await loader.control.GetCapacity(pb.GetCapacityRequest())
-        return capacity.active_models == 0
+        return bool(capacity.active_models == 0)
 
     await eventually(nobody, what="an empty loader")
     await change(loader, max_active_backends=1, watchdog_idle=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from operator import methodcaller
+from typing import Any
 
 import grpc
 import pytest
@@ -42,6 +45,14 @@ def ask(way: Way, name: str, *told: Step) -> Outcome:
     return way.ask(name, [b"request"], *told, kind=KINDS.get(name) or kind_of(name))
 
 
+def asked(name: str, *told: Step) -> Callable[[Way], Outcome]:
+    return lambda way: ask(way, name, *told)
+
+
+def answers(way: Way) -> bool:
+    return way.ask("Predict", [b"x"], ("echo",)).messages == (b"x",)
+
+
 def by_client(seen: Outcome) -> Outcome:
     """Return an outcome without the text of a status that the client's gRPC made, in words that vary."""
     return replace(seen, details="")
@@ -52,7 +63,7 @@ def test_every_status(world: World, name: str) -> None:
     for number, code in enumerate(FAILURES):
         text = TEXTS[number % len(TEXTS)]
         told = (("read",), ("end", code.name, text, pairs(TRAILING)))
-        seen = same(world, lambda way, told=told: ask(way, name, *told))
+        seen = same(world, asked(name, *told))
         assert (seen.code, seen.details) == (code, text)
         assert dict(seen.trailing)[DETAILS_KEY] == TRAILING[3][1]
         if kind_of(name) != "stream_stream":  # see Outcome: there its client may be the first
@@ -68,7 +79,7 @@ def test_an_error_after_messages(world: World, name: str) -> None:
             ("write", 10, 4),
             ("end", code.name, "so far", pairs(TRAILING)),
         )
-        seen = same(world, lambda way, told=told: ask(way, name, *told))
+        seen = same(world, asked(name, *told))
         assert (seen.code, seen.details, len(seen.messages)) == (code, "so far", 4)
         assert seen.initial == TRAILING[:3]
 
@@ -98,19 +109,13 @@ def test_any_failure(world: World, name: str) -> None:
 def test_a_real_backend_refuses(world: World, name: str) -> None:
     for setting in ("status=DATA_LOSS", "status=UNAVAILABLE", f"unimplemented={name}", "no=1"):
         told = (("fake-set", setting), ("fake-echo-x", "y"))
-        same(
-            world,
-            lambda way, told=told: way.ask(name, [b""], metadata=told),
-            early=name in STREAMS,
-        )
+        same(world, methodcaller("ask", name, [b""], metadata=told), early=name in STREAMS)
 
 
 def test_rpcs_that_the_backend_does_not_have(world: World) -> None:
     for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
         for message in (b"", b"x" * 100_000):
-            seen = same(
-                world, lambda way, kind=kind, one=message: way.ask("Nobody", [one], kind=kind)
-            )
+            seen = same(world, methodcaller("ask", "Nobody", [message], kind=kind))
             assert seen.code is Code.UNIMPLEMENTED
 
 
@@ -118,7 +123,8 @@ def test_no_answer(world: World) -> None:
     """A backend that breaks the protocol; nobody must invent its answer."""
     for way in world.ways:
         seen = way.ask("Predict", [b""], ("read",))
-        assert seen.code is not Code.OK or seen.messages == (None,), (way, seen)
+        nothing: tuple[Any, ...] = (None,)
+        assert seen.code is not Code.OK or seen.messages == nothing, (way, seen)
 
 
 @pytest.mark.parametrize("name", ["Predict", "PredictStream", "Forward"])
@@ -166,9 +172,11 @@ def test_a_deadline_that_passes(world: World, name: str, count: int) -> None:
 
 
 def test_a_deadline_that_has_passed(world: World) -> None:
+    def asked_too_late(name: str) -> Callable[[Way], Outcome]:
+        return lambda way: by_client(way.ask(name, [b""], timeout=-1))
+
     for name in ("Predict", "PredictStream", "Forward"):
-        seen = same(world, lambda way, to=name: by_client(way.ask(to, [b""], timeout=-1)))
-        assert seen.code is Code.DEADLINE_EXCEEDED
+        assert same(world, asked_too_late(name)).code is Code.DEADLINE_EXCEEDED
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -223,7 +231,4 @@ def test_a_backend_that_dies(tmp_path_factory: pytest.TempPathFactory) -> None:
             if way.name in ("gateway", "endpoint"):
                 assert all("SIGKILL" in seen.details for seen in outcomes), outcomes
             if way.name != "direct":
-                eventually_sync(
-                    lambda way=way: way.ask("Predict", [b"x"], ("echo",)).messages == (b"x",),
-                    what="the next one",
-                )
+                eventually_sync(partial(answers, way), what="the next one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from operator import methodcaller
 from typing import Any
 
 import grpc
@@ -74,11 +75,7 @@ def test_a_real_backend_answers_the_same(world: World, name: str) -> None:
     def answers(sent: list[bytes]) -> None:
         calls = [sent] if method.client_streaming else [[bounded(name, one)] for one in sent]
         for requests in calls:
-            same(
-                world,
-                lambda way, requests=requests: way.ask(name, requests),
-                early=method.server_streaming,
-            )
+            same(world, methodcaller("ask", name, requests), early=method.server_streaming)
 
     answers()
 
