@@ -23,7 +23,6 @@ from services.loader.gateway.backend_channel import GrpcConnection
 from tests.tools.foreign_servers import silent_go, silent_js
 
 PREDICT = "/backend.Backend/Predict"
-"""The connection only hands it on."""
 
 PING_SECONDS = 1.0
 """The shortest interval that gRPC keeps to."""
