@@ -31,6 +31,8 @@ EXPECTED = {
     "MODEL_LOAD_FAILED",
     "MODEL_UNLOADED",
 }
+EXPECTED_IN_A_HURRY = EXPECTED | {"DEADLINE_TOO_SHORT"}
+"""A call with a deadline is refused if a load takes longer than that, as it does on a busy machine."""
 QUICK_BACKOFF = ("--load-backoff", "10ms", "--load-backoff-maximum", "50ms")
 
 
@@ -92,6 +94,7 @@ async def test_loads_unloads_calls_and_kills_at_once(loader: LoaderUnderTest, mo
     await loader.start(*QUICK_BACKOFF, "--drain-timeout", "300ms")
     chance = random.Random(models)
     seen: Counter[str] = Counter()
+    hurried: Counter[str] = Counter()
     end = time.monotonic() + 3
 
     async def client() -> None:
@@ -103,14 +106,16 @@ async def test_loads_unloads_calls_and_kills_at_once(loader: LoaderUnderTest, mo
             elif what < 0.5:
                 await outcome(unload(loader, name, chance.random() < 0.5), seen)
             elif what < 0.9:
-                await outcome(predict(loader, name, chance.choice([0.02, 0.2, None])), seen)
+                timeout = chance.choice([0.02, 0.2, None])
+                await outcome(predict(loader, name, timeout), hurried if timeout else seen)
             else:
                 with suppress(IndexError, psutil.Error):
                     chance.choice(processes_in(loader.backends)).kill()
 
     await asyncio.gather(*(client() for _ in range(32)))
     assert seen.keys() <= EXPECTED | {"ok"}, seen
-    assert seen["ok"] > 0
+    assert hurried.keys() <= EXPECTED_IN_A_HURRY | {"ok"}, hurried
+    assert seen["ok"] + hurried["ok"] > 0
     for name in names:
         await unload(loader, name, force=True)
     assert processes_in(loader.backends) == []
