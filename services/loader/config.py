@@ -118,10 +118,10 @@ class LoaderSettings(ServiceSettings, Tunables):
     """The bearer token for external backends at an address; empty for none."""
 
     llamacpp_parallel: Annotated[int, localai("LLAMACPP_PARALLEL")] = Field(default=0, ge=0)
-    """Slots of llama.cpp for models that do not say; 0 goes by the GPUs' memory, and is one without a GPU."""
+    """Slots of llama.cpp for models that do not set them; 0 goes by the GPUs' memory: one without a GPU."""
 
     disable_guessing: Annotated[bool, localai("LOCALAI_DISABLE_GUESSING")] = False
-    """Ask no GGUF file for what a model's configuration leaves open."""
+    """Read no defaults from GGUF files for what a model's configuration leaves open."""
 
     disable_hardware_defaults: Annotated[bool, localai("LOCALAI_DISABLE_HARDWARE_DEFAULTS")] = False
     """Choose nothing by the machine's GPUs."""
@@ -132,7 +132,7 @@ class LoaderSettings(ServiceSettings, Tunables):
     models_config_file: Annotated[
         Path | None, localai("LOCALAI_MODELS_CONFIG_FILE", "CONFIG_FILE")
     ] = None
-    """A YAML file with a list of models beside those of the models folder, which win over it."""
+    """A YAML file with a list of models in addition to the models folder, which wins over it."""
 
     start_attempts: int = Field(default=20, ge=1)
     """With start_interval, how long a backend may take to answer; LocalAI's `grpc.attempts` overrides."""
@@ -153,10 +153,10 @@ class LoaderSettings(ServiceSettings, Tunables):
     """How long a backend that reads a model may do nothing at all before the load is given up."""
 
     drain_timeout: Duration = 30.0
-    """How long running calls may go on when their model is to be unloaded."""
+    """How long running calls may go on before their model is unloaded."""
 
     direct_lease: Duration = Field(default=30.0, gt=0)
-    """How long a lease of ResolveModel lasts when the client does not say."""
+    """How long a lease of ResolveModel lasts if the client asks for no duration."""
 
     direct_lease_maximum: Duration = Field(default=600.0, gt=0)
     """The longest lease of ResolveModel: as long may a client that vanished keep a model from being unloaded."""
@@ -173,7 +173,7 @@ class LoaderSettings(ServiceSettings, Tunables):
     """Models to load at the start, side by side; one that cannot be loaded is reported in the log."""
 
     free_timeout: Duration = 5.0
-    """How long a backend may take to let go of its model before it is ended."""
+    """How long a backend may take to release its model before it is stopped."""
 
     terminate_timeout: Duration = 10.0
     """How long a backend may take from SIGTERM to its end before it is killed."""
@@ -182,12 +182,12 @@ class LoaderSettings(ServiceSettings, Tunables):
     """How long the system may take from SIGKILL until a process group is gone."""
 
     release_timeout: Duration = 5.0
-    """How long a GPU's driver may take to give back the memory of an ended backend."""
+    """How long a GPU's driver may take to free the memory of a backend that has ended."""
 
     adoption: Literal["off", "crash", "restart"] = "off"
     """Whether ready backends outlive the loader, for its next start to take them over without loading a
-    model anew: never, when it is killed, or also when it is stopped. Backends that watch over their parent
-    are told not to."""
+    model again: never, when it is killed, or also when it is stopped. Backends that watch their parent
+    process are started so that they do not."""
 
     adoption_timeout: Duration = 60.0
     """How long they wait for a loader with the same state folder before they are ended. One that is taken
@@ -203,7 +203,7 @@ class LoaderSettings(ServiceSettings, Tunables):
     """The folder of the models' sockets, `models/<name>.sock`; one that no other loader uses."""
 
     endpoint_mode: str = "0600"
-    """The permissions of the models' sockets, octal; who may write may call. Folders are opened to match."""
+    """The permissions of the models' sockets, octal; write permission allows calls. Folders are opened to match."""
 
     endpoint_ports: str = ""
     """Loopback ports for models with `endpoint: {port: auto}`, for example 9100-9199; empty for none."""
@@ -212,10 +212,10 @@ class LoaderSettings(ServiceSettings, Tunables):
     """The most models to have an endpoint; those that ask for one in their YAML come first."""
 
     endpoint_linger: Duration = 2.0
-    """How long a client that was told to connect anew may take to close its connection to an endpoint."""
+    """How long a client that must reconnect may take to close its connection to an endpoint."""
 
     endpoint_handshake_timeout: Duration = 20.0
-    """How long a client of an endpoint may take to say that it speaks HTTP/2."""
+    """How long a client of an endpoint may take to send its HTTP/2 preface."""
 
     endpoint_connect_timeout: Duration = 5.0
     """How long an endpoint may take to connect to a backend that is ready."""

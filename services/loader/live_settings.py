@@ -49,12 +49,12 @@ class Tunables(BaseModel):
     force_eviction_when_busy: Annotated[
         bool, localai("LOCALAI_FORCE_EVICTION_WHEN_BUSY", "FORCE_EVICTION_WHEN_BUSY")
     ] = False
-    """Evict models in use too, cutting their calls, where idle ones are not enough."""
+    """Evict models in use, and cut their calls, if evicting idle ones is not enough."""
 
     size_aware_eviction: Annotated[
         bool, localai("LOCALAI_SIZE_AWARE_EVICTION", "SIZE_AWARE_EVICTION")
     ] = False
-    """Evict the largest first, not the one that is the least worth keeping."""
+    """Evict the largest model first instead of the one least worth keeping."""
 
     lru_eviction_max_retries: Annotated[
         int,
@@ -72,7 +72,7 @@ class Tunables(BaseModel):
         bool,
         localai("LOCALAI_WATCHDOG_IDLE", "WATCHDOG_IDLE", flags=("--enable-watchdog-idle",)),
     ] = False
-    """Unload models that nobody called for watchdog_idle_timeout."""
+    """Unload models that got no call for watchdog_idle_timeout."""
 
     watchdog_idle_timeout: Annotated[
         Duration, localai("LOCALAI_WATCHDOG_IDLE_TIMEOUT", "WATCHDOG_IDLE_TIMEOUT")
@@ -83,7 +83,7 @@ class Tunables(BaseModel):
         bool,
         localai("LOCALAI_WATCHDOG_BUSY", "WATCHDOG_BUSY", flags=("--enable-watchdog-busy",)),
     ] = False
-    """End backends of which a call made no progress for watchdog_busy_timeout; a stream that delivers does."""
+    """Stop backends with a call that made no progress for watchdog_busy_timeout; each message is progress."""
 
     watchdog_busy_timeout: Annotated[
         Duration, localai("LOCALAI_WATCHDOG_BUSY_TIMEOUT", "WATCHDOG_BUSY_TIMEOUT")
@@ -93,7 +93,7 @@ class Tunables(BaseModel):
     watchdog_interval: Annotated[
         Duration, localai("LOCALAI_WATCHDOG_INTERVAL", "WATCHDOG_INTERVAL")
     ] = 0.5
-    """How often the watchdogs look."""
+    """How often the watchdogs check the models."""
 
     memory_reclaimer: Annotated[
         bool,
@@ -119,13 +119,13 @@ class Tunables(BaseModel):
     """The used part of a device's memory above which it is short, between 0 and 1."""
 
     vram_budget: Annotated[str, localai("LOCALAI_VRAM_BUDGET")] = ""
-    """What models may have of each GPU: 80%, 0.8, 12GB or bytes; empty means no limit."""
+    """Memory of each GPU that models may use: 80%, 0.8, 12GB or bytes; empty means no limit."""
 
     ram_budget: str = ""
     """The same for the main memory."""
 
     fit_check: bool = True
-    """Make room for models that do not fit into free memory before they are loaded, or refuse them."""
+    """Before a load, evict models until the new one fits into free memory, or refuse it."""
 
     max_concurrent_backend_requests: Annotated[
         int,
@@ -141,7 +141,7 @@ class Tunables(BaseModel):
     """Models that may load at the same time."""
 
     starvation_bound: Duration = 10.0
-    """How long a model that was evicted and came back may keep another one waiting, and busy ones whoever waits."""
+    """How long models that are busy, or came back after an eviction, may keep another model waiting."""
 
     model_load_failure_cooldown: Annotated[
         Duration,
@@ -156,15 +156,15 @@ class Tunables(BaseModel):
     threads: Annotated[int, localai("LOCALAI_THREADS", "THREADS"), Unit("threads")] = Field(
         default=0, ge=0
     )
-    """Threads for models that do not say; 0 leaves the choice to the backend."""
+    """Threads for models that do not set them; 0 leaves the choice to the backend."""
 
     context_size: Annotated[
         int, localai("LOCALAI_CONTEXT_SIZE", "CONTEXT_SIZE"), Unit("tokens")
     ] = Field(default=0, ge=0)
-    """Context for models that do not say, in tokens; 0 takes what a GGUF file tells, up to 8192, else 4096."""
+    """Context for models that do not set it, in tokens; 0 takes a GGUF file's, up to 8192, otherwise 4096."""
 
     f16: Annotated[bool, localai("LOCALAI_F16", "F16")] = False
-    """Use half precision for the models' working memory even where their configuration does not ask."""
+    """Use half precision for the models' working memory even if their configuration does not ask for it."""
 
     @field_validator("vram_budget", "ram_budget", mode="after")
     @classmethod
@@ -195,12 +195,12 @@ class Source(Enum):
 
 
 class LiveSettings:
-    """The tunables in force. Changes reach whoever listens, at once."""
+    """The settings in force. Listeners are called at once after a change."""
 
     def __init__(
         self, at_start: Mapping[str, Any], given: Collection[str], file: Path | None = None
     ) -> None:
-        """`given` are the names of those values that somebody gave at the start; `file` keeps changes."""
+        """`given` names the values that were given at the start; `file` keeps changes over restarts."""
         self._file = file
         self._sources = {
             name: Source.START if name in given else Source.DEFAULT

@@ -8,9 +8,9 @@ from .wait_estimate import retry_after as suggested_retry
 
 
 def queue_full(model: str, waiting: int, retry_after: float) -> QueueFullError:
-    """Return the error for a call that finds as many others waiting as may."""
+    """Return the error for a call that finds the queue full."""
     return QueueFullError(
-        f"model {model!r} is busy and {waiting} calls wait for it already, which is as many as may"
+        f"model {model!r} is busy and {waiting} calls wait for it already, the maximum"
         " (queue_size); retry later",
         retry_after=retry_after,
         metadata={"model": model, "queue_length": str(waiting)},
@@ -21,7 +21,7 @@ def queue_full(model: str, waiting: int, retry_after: float) -> QueueFullError:
 def deadline_too_short(
     model: str, *, left: float, wait: float, load_left: float, position: int, waiting: int
 ) -> DeadlineTooShortError:
-    """Return the error for a call that would only wait for its deadline: `left` and `wait` in seconds."""
+    """Return the error for a call whose deadline would pass while it waits: `left` and `wait` in seconds."""
     why = f"{waiting} calls wait for it already" if waiting else "it is not loaded"
     if load_left:
         why = f"its load takes about {load_left:.1f} s and goes on"

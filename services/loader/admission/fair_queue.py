@@ -60,7 +60,7 @@ class FairQueue(Generic[T]):
     def pop(self) -> T:
         """Take out the one whose turn it is. Raises IndexError if nobody waits."""
         if not self._clients:
-            raise IndexError("nobody waits")
+            raise IndexError("the queue is empty")
         client, own = next(iter(self._clients.items()))
         ticket = next(iter(own))
         self.remove(ticket)

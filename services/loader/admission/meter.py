@@ -79,7 +79,7 @@ class CallMeter:
 
     def _refusal(self, retry_after: float) -> QueueFullError:
         return QueueFullError(
-            f"the loader has {self.total} calls in progress and waiting, which is as many as may"
+            f"the loader has {self.total} calls in progress and waiting, the maximum"
             " (max_concurrent_backend_requests); retry later",
             retry_after=retry_after,
             metadata={"queue_length": str(self.waiting)},

@@ -64,7 +64,7 @@ class LeaseBook:
         self._until(duration)
         if len(self._leases) >= self._limits.most:
             raise TooManyLeasesError(
-                f"the loader has given out {len(self._leases)} direct leases, which is as many as may be"
+                f"the loader has given out {len(self._leases)} direct leases, the maximum"
                 " (direct_leases); call through the loader, or retry later",
                 retry_after=_RETRY_AFTER,
                 metadata={"leases": str(len(self._leases))},
@@ -88,7 +88,7 @@ class LeaseBook:
         if lease is None or lease.instance.ended.done():
             raise LeaseNotFoundError(
                 "the lease has expired, was released, or its instance has ended; resolve the model"
-                " anew, without a lease",
+                " again, without a lease",
                 metadata={"model": name},
             )
         if name not in (lease.name, lease.instance.model):

@@ -175,13 +175,14 @@ class BackendStarter:
 
     def _record(self, instance: Instance, *, adoptable: bool) -> None:
         """Record the instance's process as it is now, for the next loader."""
-        born = birth(instance.pid)
+        pid = instance.pid
+        born = birth(pid)
         if not born:
             return  # it has ended, or this system cannot tell one process from the next
         self._registry.write(
             ProcessRecord(
                 uid=instance.uid,
-                pid=instance.pid,
+                pid=pid,
                 birth=born,
                 loader=self._registry.loader,
                 model=instance.model,

@@ -129,7 +129,9 @@ def _read(path: Path) -> dict[FootprintKey, dict[str, int]]:
     # A RecursionError is what deeply nested brackets make.
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         _log.warning(
-            "footprints are not readable; starting anew", file=str(path), error=repr(error)
+            "the learned memory needs cannot be read; starting without them",
+            file=str(path),
+            error=repr(error),
         )
         return {}
 

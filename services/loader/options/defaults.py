@@ -106,7 +106,7 @@ def context_size(config: ModelConfig, facts: Facts, needs: Callable[[int], int])
     if facts.settings.context_size:
         return Value(facts.settings.context_size, Source.SETTINGS, "--context-size")
     if not trained:
-        return Value(CONTEXT, Source.DEFAULT, "the model file does not tell a context")
+        return Value(CONTEXT, Source.DEFAULT, "the model file names no context")
     steps = [min(trained, step) for step in CONTEXT_STEPS]
     if not facts.smallest_gpu:
         return Value(steps[0], Source.MODEL_FILE, f"trained for {trained} tokens")

@@ -70,7 +70,7 @@ def overdue(
         and occupant.idle > settings.watchdog_idle_timeout
     ):
         limit = format_duration(settings.watchdog_idle_timeout)
-        text = f"nobody has called it for {occupant.idle:.1f} s (watchdog_idle_timeout is {limit})"
+        text = f"no call came for {occupant.idle:.1f} s (watchdog_idle_timeout is {limit})"
         return StopReason(Cause.IDLE, text), False
     return None
 

@@ -64,7 +64,7 @@ def quarantined(model: str, left: float, crashes: int, failures: Iterable[Failur
     last = "; ".join(str(failure.error) for failure in failures)
     return CrashLoopError(
         f"model {model!r} crashed {crashes} times in a row and is in quarantine for {left:.0f} s: {last};"
-        " mend the cause, then load it with reset_backoff (`corral load --now`)",
+        " fix the cause, then load it with reset_backoff (`corral load --now`)",
         retry_after=left,
         metadata={"crashes": str(crashes)},
         resource=Resource("model", model),

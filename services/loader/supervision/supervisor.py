@@ -234,7 +234,7 @@ class Supervisor:
     def occupancy(self) -> Occupant | None:
         """Return the room the model has; None if it has none."""
         phase, instance = self.state.phase, self.instance
-        if phase in RESTING or phase is Phase.WAITING:
+        if not _has_room(phase):
             return None
         assert self.entry is not None
         return occupant(
@@ -297,10 +297,11 @@ class Supervisor:
     def _entered(self, before: Lifecycle) -> None:
         self.state_time = time.time()
         phase = self.state.phase
-        if phase in RESTING or phase is Phase.WAITING:
-            self._dependencies.scheduler.remove(self.name)
-        else:
+        had, has = _has_room(before.phase), _has_room(phase)
+        if has and not had:
             self._dependencies.scheduler.add(self)
+        elif had and not has:
+            self._dependencies.scheduler.remove(self.name)
         ready = self.instance if phase is Phase.READY else None
         loaded = before.phase is Phase.LOADING
         self.leases.turns(ready, loading=self.loading, loaded=loaded)
@@ -433,6 +434,10 @@ class Supervisor:
 
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         return self._dependencies.tasks.spawn(work, name=f"{what} {self.name}")
+
+
+def _has_room(phase: Phase) -> bool:
+    return phase not in RESTING and phase is not Phase.WAITING
 
 
 def _left_out(state: Lifecycle, failures: tuple[Failure, ...]) -> Iterable[Failure]:
