@@ -1,3 +1,5 @@
+"""The folder of the endpoints, its settings, the header blocks, and what an endpoint answers itself."""
+
 from __future__ import annotations
 
 import os
