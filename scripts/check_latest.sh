@@ -10,5 +10,7 @@ pip install --upgrade "pip>=25.1"
 pip install --upgrade --upgrade-strategy eager --editable sdk/python --editable ".[llama-cpp]" --group protos --group test
 "$latest/bin/python" -m pip --disable-pip-version-check list --format freeze >"$latest/versions"
 echo "newer than the lock:"
-grep -vxFf <(grep -oE '^[A-Za-z0-9._-]+==[^ ]+' requirements/developers.lock) "$latest/versions" | sed 's/^/  /' || true
+# Names are spelled with - or _ and in either case.
+tr A-Z_ a-z- <"$latest/versions" |
+    grep -vxFf <(grep -oE '^[A-Za-z0-9._-]+==[^ ]+' requirements/developers.lock | tr A-Z_ a-z-) | sed 's/^/  /' || true
 "$latest/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile tests/unit tests/contract

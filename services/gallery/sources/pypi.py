@@ -68,7 +68,7 @@ class PypiSource:
         try:
             listed = _from_json(page, where) if kind.endswith("json") else _from_html(page, where)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RefusedError(f"{redact(where)}: is not a package index's page: {error}") from None
+            raise RefusedError(f"{redact(where)}: is not a package index's page") from error
         wheel = choose(listed, version)
         if wheel is None:
             named = f" of version {version}" if version else ""

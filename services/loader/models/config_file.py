@@ -164,7 +164,7 @@ def _check_engine_args(arguments: Mapping[str, Any], source: str, document: _Doc
     except (TypeError, ValueError, RecursionError) as error:
         line = Lines(document.part, document.position).of(("engine_args",))
         raise ModelConfigError(
-            f"{source}, line {line}, engine_args: cannot be written as JSON ({error});"
+            f"{source}, line {line}, engine_args: cannot be written as JSON;"
             " use texts, numbers, lists and maps with texts as names"
         ) from error
 
