@@ -121,7 +121,7 @@ BREAKS = (
         f"{LOADER}/lifecycle/machine.py",
         '            kept = replace(state, phase=Phase.READY, message="", stop=None, reload=())\n'
         "            return kept, (RefuseStop(state.generation), AdmitWaiters(state.generation))",
-        "            return replace(state, phase=Phase.STOPPING), (StopGroup(state.generation, True),)",
+        "            return replace(state, phase=Phase.STOPPING), (StopGroup(generation, True),)",
         f"{LIFE}::test_busy_calls_refuse_the_stop_and_the_model_serves_on",
     ),
     Break(
@@ -187,8 +187,8 @@ BREAKS = (
         6,
         "the end of a process is found out by looking every other second",
         f"{LOADER}/supervision/runner.py",
-        "        how = await instance.process.wait()\n",
-        "        how = await instance.process.wait()\n        await asyncio.sleep(2)\n",
+        "        how = await process.wait()\n",
+        "        how = await process.wait()\n        await asyncio.sleep(2)\n",
         f"{PROMISES}::test_6_a_death_is_seen_at_once",
     ),
     Break(
@@ -210,8 +210,8 @@ BREAKS = (
         6,
         "calls in flight get gRPC's own words, not the cause",
         f"{LOADER}/gateway/call.py",
-        "        if gone and (cause := await instance.cause(self._cause_timeout)):\n",
-        "        if instance.outdated and (cause := await instance.cause(self._cause_timeout)):\n",
+        "        if gone and (cause := await instance.wait_ended(self._cause_timeout)):\n",
+        "        if instance.outdated and (cause := await instance.wait_ended(self._cause_timeout)):\n",
         f"{FAILURES}::test_killed_while_streaming",
     ),
     Break(

@@ -140,7 +140,7 @@ class Connection(HeldConnection):
 
     async def _find_out(self, instance: Instance, lost: CorralError) -> None:
         """Hold the calls anew if the backend has ended, of which the loader may hear in a moment."""
-        cause = await instance.cause(self._model.cause_timeout)
+        cause = await instance.wait_ended(self._model.cause_timeout)
         if cause is None:
             self._tasks.pop(0, None)
             self._end(lost)

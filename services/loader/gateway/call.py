@@ -345,7 +345,7 @@ class Passage:
         )
         if gone and instance.backend.external and not instance.ended.done():
             self._loader.report_lost(instance, backend_status.unreachable(instance, error))
-        if gone and (cause := await instance.cause(self._cause_timeout)):
+        if gone and (cause := await instance.wait_ended(self._cause_timeout)):
             return cause
         if instance.backend.external and backend_status.has_no_model(error):
             self._loader.report_lost(instance, backend_status.restarted(instance))

@@ -98,7 +98,7 @@ class Instance:
     ended: asyncio.Future[CorralError] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
-    """Set to the cause when the backend has ended or was cut off."""
+    """Set to the error for its calls when the backend has ended or is being ended."""
 
     @property
     def pid(self) -> int:
@@ -129,10 +129,10 @@ class Instance:
         """Since when the call that stands still the longest makes no progress; monotonic; None without calls."""
         return min((lease.progress for lease in self.leases if lease.used), default=None)
 
-    def end(self, cause: CorralError) -> None:
-        """Say why the backend is gone, to whoever asks or holds a lease; the first cause stays."""
+    def end(self, error: CorralError) -> None:
+        """End every lease with the error; the first error stays."""
         if not self.ended.done():
-            self.ended.set_result(cause)
+            self.ended.set_result(error)
         for lease in list(self.leases):
             lease.cut()
 
@@ -153,8 +153,8 @@ class Instance:
         finally:
             health.cancel()
 
-    async def cause(self, timeout: float) -> CorralError | None:
-        """Return why the backend is gone, waiting a moment for it to become known."""
+    async def wait_ended(self, timeout: float) -> CorralError | None:
+        """Return the error that the instance ended with, waiting `timeout` seconds for it to end."""
         await asyncio.wait([self.ended], timeout=timeout)
         return self.ended.result() if self.ended.done() else None
 

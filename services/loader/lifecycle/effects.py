@@ -62,10 +62,17 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class CutCalls:
-    """End the calls in progress with UNAVAILABLE."""
+    """End the calls in progress: with the failure, or as unloaded if there is none."""
 
     generation: int
     failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """End the probes and idle connections of an instance that has no calls."""
+
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,7 @@ Effect = (
     | FailWaiters
     | Drain
     | CutCalls
+    | Detach
     | StopGroup
     | ArmBackoff
     | DisarmBackoff

@@ -23,6 +23,7 @@ from .effects import (
     ArmBackoff,
     AskRoom,
     CutCalls,
+    Detach,
     DisarmBackoff,
     Drain,
     Effect,
@@ -89,7 +90,8 @@ def step(state: Lifecycle, event: Event) -> Step:
         case StopRequested(reason, force):
             return _stop_requested(state, reason, force)
         case Drained() if state.phase is Phase.DRAINING:
-            return replace(state, phase=Phase.STOPPING), (StopGroup(state.generation, True),)
+            stopping = replace(state, phase=Phase.STOPPING)
+            return stopping, (Detach(generation), StopGroup(generation, True))
         case DrainTimedOut() if state.phase is Phase.DRAINING:
             kept = replace(state, phase=Phase.READY, message="", stop=None, reload=())
             return kept, (RefuseStop(state.generation), AdmitWaiters(state.generation))

@@ -36,6 +36,7 @@ from services.loader.lifecycle.events import (
 )
 from services.loader.logs.log_book import Level, LogBook, Stream
 from services.loader.models.catalog import ModelEntry
+from services.loader.processes.interface import BackendProcess
 
 _log = get_logger(__name__)
 
@@ -129,6 +130,8 @@ class Runner:
         self._spawn = spawn
         self._work: asyncio.Task[None] | None = None
         """The start or load in progress."""
+        self._exit: asyncio.Task[None] | None = None
+        """Waits for the exit of the current process; None without a process."""
 
     # Up
 
@@ -177,9 +180,9 @@ class Runner:
         try:
             answer = await self._read_model(instance, options)
         except CorralError as error:
-            # A process that died under LoadModel says more than the broken connection does.
-            if instance.process and await instance.cause(self._timeouts.exit_cause):
-                return  # the event of its end is on its way
+            # The exit of the process explains more than the broken connection does.
+            if await self._exit_seen(self._timeouts.exit_cause):
+                return
             self._fail(generation, candidate, ModelLoadError(f"could not load model: {error}"))
             return
         except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must hear of it
@@ -227,15 +230,15 @@ class Runner:
 
     def watch(self, instance: Instance) -> None:
         """Report `Exited` as soon as the process has ended by itself."""
+        self._exit = None
         if instance.process is not None:
-            self._spawn(self._watch(instance), "watch")
+            self._exit = self._spawn(self._watch(instance, instance.process), "watch")
 
-    async def _watch(self, instance: Instance) -> None:
-        assert instance.process is not None
-        how = await instance.process.wait()
+    async def _watch(self, instance: Instance, process: BackendProcess) -> None:
+        how = await process.wait()
         if instance.stopping:
             return
-        await instance.process.drain_output(_LAST_LINES)
+        await process.drain_output(_LAST_LINES)
         lines = self._logs.tail(STDERR_LINES, generation=instance.generation, stream=Stream.STDERR)
         error = exited(instance, how, lines, loading=instance.ready is None)
         failure = Failure(
@@ -245,28 +248,25 @@ class Runner:
         )
         text = f"{instance.backend.name} {how}"
         self._logs.append(Stream.LOADER, text, instance.generation, Level.ERROR)
-        instance.end(error)
         self._post(Exited(instance.generation, failure))
 
+    async def _exit_seen(self, timeout: float) -> bool:
+        """Whether the exit of the process was reported, after waiting for it for `timeout` seconds."""
+        if self._exit is None:
+            return False
+        done, _ = await asyncio.wait([self._exit], timeout=timeout)
+        return bool(done)
+
     def stop(
-        self,
-        current: Callable[[], Instance | None],
-        generation: int,
-        reason: CorralError,
-        *,
-        graceful: bool,
+        self, current: Callable[[], Instance | None], generation: int, *, graceful: bool
     ) -> None:
         """End the instance, whatever it is doing. Reports `GroupGone` when nothing of it is left."""
         if instance := current():
             instance.stopping = True
-        self._spawn(self._stop(current, generation, reason, graceful), "stop")
+        self._spawn(self._stop(current, generation, graceful), "stop")
 
     async def _stop(
-        self,
-        current: Callable[[], Instance | None],
-        generation: int,
-        reason: CorralError,
-        graceful: bool,
+        self, current: Callable[[], Instance | None], generation: int, graceful: bool
     ) -> None:
         if self._work is not None and self._work is not asyncio.current_task():
             self._work.cancel()
@@ -274,7 +274,6 @@ class Runner:
         # Only now: a start that was just called off may have made one meanwhile.
         if instance := current():
             instance.stopping = True
-            instance.end(reason)
             try:
                 await self._end(instance, graceful)
             except Exception:  # noqa: BLE001 - whatever it was, nobody must wait for it for ever

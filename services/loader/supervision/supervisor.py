@@ -344,9 +344,12 @@ class Supervisor:
                 self._drain(self._current())
             case effects.CutCalls(failure=failure):
                 self._current().end(errors.ended(self.name, self.state.message, failure))
+            case effects.Detach():
+                error = errors.ended(self.name, self.state.message, None)
+                # In a turn of its own: the connection whose call ended last is still handling that frame.
+                asyncio.get_running_loop().call_soon(self._current().end, error)
             case effects.StopGroup(generation, graceful):
-                reason = errors.ended(self.name, self.state.message, None)
-                self._runner.stop(lambda: self.instance, generation, reason, graceful=graceful)
+                self._runner.stop(lambda: self.instance, generation, graceful=graceful)
             case effects.ArmBackoff(candidate, failures, quarantine):
                 self.backoffs.arm(candidate, failures, quarantine=quarantine)
             case effects.DisarmBackoff():

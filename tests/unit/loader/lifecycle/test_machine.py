@@ -11,6 +11,7 @@ from services.loader.lifecycle.effects import (
     ArmBackoff,
     AskRoom,
     CutCalls,
+    Detach,
     DisarmBackoff,
     Drain,
     Effect,
@@ -248,7 +249,7 @@ def test_the_straight_way() -> None:
     state, effects = machine.step(state, StopRequested(ASKED))
     assert (state.phase, effects) == (Phase.DRAINING, (Drain(1),))
     state, effects = machine.step(state, Drained(1))
-    assert (state.phase, effects) == (Phase.STOPPING, (StopGroup(1, True),))
+    assert (state.phase, effects) == (Phase.STOPPING, (Detach(1), StopGroup(1, True)))
     state, effects = machine.step(state, GroupGone(1))
     assert (state.phase, effects) == (Phase.STOPPED, ())
 
