@@ -128,8 +128,8 @@ BREAKS = (
         4,
         "a direct client's lease holds nothing",
         f"{LOADER}/direct/lease_book.py",
-        "        instance = hold.instance\n",
-        "        instance = hold.instance\n        hold.release()\n",
+        "        hold.instance.calls.open_direct()\n",
+        "        hold.instance.calls.open_direct()\n        hold.release()\n",
         f"{LEASES}::test_an_unload_waits_for_leases",
     ),
     Break(
@@ -152,7 +152,7 @@ BREAKS = (
         4,
         "a model in use is evicted like an idle one",
         f"{LOADER}/scheduling/occupancy.py",
-        "busy=bool(instance and instance.holds) or wanted,",
+        "busy=bool(instance and instance.calls.holds) or wanted,",
         "busy=False,",
         f"{LIMITS}::test_no_room_in_time_is_refused_with_a_time_to_retry",
     ),
@@ -179,7 +179,7 @@ BREAKS = (
         "a look at a model begins its idle time anew",
         f"{LOADER}/admission/leases.py",
         "        return Lease(self._ready, self._released, holds=False)",
-        "        self._ready.idle_since = time.monotonic()\n"
+        "        self._ready.calls.mark_loaded()\n"
         "        return Lease(self._ready, self._released, holds=False)",
         f"{PROMISES}::test_5_no_probe_counts_or_keeps_a_model",
     ),

@@ -9,7 +9,7 @@ BREAKS = (
         4,
         "the open calls of a connection do not hold their instance",
         f"{LOADER}/admission/connection_lease.py",
-        "        instance.holds += count\n",
+        "        calls.hold(count)\n",
         "",
         f"{ENDPOINTS}::test_an_open_stream_holds_its_model",
     ),

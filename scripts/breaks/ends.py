@@ -113,19 +113,19 @@ BREAKS = (
     Break(
         10,
         "a loaded model keeps its old configuration",
-        f"{LOADER}/supervision/supervisor.py",
-        "            instance.outdated = instance.entry.revision != revision\n",
-        "            instance.outdated = False\n",
+        f"{LOADER}/instances/instance.py",
+        "        self.outdated = self.entry.revision != revision\n",
+        "        self.outdated = False\n",
         f"{LIVES}::test_models_that_come_change_and_go",
     ),
     Break(
         10,
         "a new configuration cuts the calls of the old one",
         f"{LOADER}/supervision/supervisor.py",
-        "        if why and not instance.holds and self.state.phase is Phase.READY:\n",
+        "        if why and not instance.calls.holds and self.state.phase is Phase.READY:\n",
         "        if why and self.state.phase is Phase.READY:\n"
         '            self._stop(StopReason(Cause.CHANGED, "changed"), force=True)\n'
-        "        if why and not instance.holds and self.state.phase is Phase.READY:\n",
+        "        if why and not instance.calls.holds and self.state.phase is Phase.READY:\n",
         f"{PROCESS}::test_a_busy_model_takes_its_new_configuration_when_it_can",
     ),
     Break(

@@ -256,7 +256,7 @@ class Loader:
         try:
             if soft:
                 await asyncio.wait(soft, timeout=timeout)
-            cut = sum(each.instance.active for each in running if each.instance)
+            cut = sum(each.instance.calls.active for each in running if each.instance)
             await self._stop_all(reason)
         finally:
             for stop in soft:

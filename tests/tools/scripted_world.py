@@ -152,7 +152,7 @@ class World:
         if name in self.processes:
             self.wrong.append(f"two processes of {name}")
         process = self.processes[name] = Process(self, instance)
-        instance.process = process
+        instance.attach(process)
         others = [n for n in self.processes if n != name]
         limit = self.live.now.active_limit
         if limit and len(others) >= limit:
@@ -174,7 +174,7 @@ class World:
     async def stop(self, instance: Instance, *, graceful: bool) -> bool:
         process = self.processes[instance.model]
         if not process.exit.done() and instance.model not in self.allowed:
-            if instance.active:
+            if instance.calls.active:
                 self.wrong.append(f"{instance.model} was stopped under a call")
             if not instance.ready_since and not _failed(process):
                 self.wrong.append(f"{instance.model} was stopped on its way up")

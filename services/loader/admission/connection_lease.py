@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 
 from services.loader.instances.instance import Instance, Lease
@@ -49,24 +48,21 @@ class CountedCalls(Lease):
         """Of no meaning: it is known from the connection."""
 
     def begin(self, count: int, *, counted: int = 0) -> None:
-        """Take note of calls that begin; `counted` of them are in the instance's total already."""
-        instance = self.instance
+        """Count calls that begin; `counted` of them are in the instance's total already."""
         self.open += count
-        instance.active += count
-        instance.holds += count
-        instance.total += count - counted
-        instance.last_used = time.time()
+        calls = self.instance.calls
+        calls.hold(count)
+        calls.begin(count, counted=counted)
 
     def end(self, count: int) -> None:
-        """Take note of calls that are over."""
-        instance = self.instance
+        """Count calls that ended."""
         self.open -= count
-        instance.active -= count
-        instance.holds -= count
-        if not instance.holds or self._meter.waiting:
-            instance.last_used = time.time()
-            instance.idle_since = time.monotonic()
-            self._changed(instance)
+        calls = self.instance.calls
+        calls.end(count)
+        calls.let_go(count)
+        if not calls.holds or self._meter.waiting:
+            calls.mark_used()
+            self._changed(self.instance)
 
     def on_drain(self, action: Callable[[], object]) -> None:
         """Call `action` when the instance is to take no more calls."""

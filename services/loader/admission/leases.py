@@ -59,7 +59,7 @@ class Leases:
         if self._timed and timed != self._timed:
             self.forget_pace()
         self._timed = timed
-        instance.durations = self.pace.calls
+        instance.calls.record_durations_in(self.pace.calls)
         self._places = calls_at_once(instance.entry, instance.backend)
 
     def forget_pace(self) -> None:
@@ -106,7 +106,7 @@ class Leases:
             return None
         if not calls:
             return Lease(ready, self._released)
-        if self._waiters.calls or (self._places and ready.active >= self._places):
+        if self._waiters.calls or (self._places and ready.calls.active >= self._places):
             return None
         if self._meter.full:
             self._meter.make_way(client, retry_after=self.retry_after())
@@ -200,7 +200,7 @@ class Leases:
 
     def _has_place(self) -> bool:
         ready = self._ready
-        return ready is not None and (not self._places or ready.active < self._places)
+        return ready is not None and (not self._places or ready.calls.active < self._places)
 
     def _lease(self, calls: bool) -> Lease:
         assert self._ready is not None

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.loader.instances.instance import CALLS
+from services.loader.instances.call_counts import CALLS
 
 EVIDENCE: Final = 8
 """Calls before which no call is refused for its deadline."""

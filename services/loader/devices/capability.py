@@ -47,11 +47,6 @@ class Capability:
     name: str
     why: str
 
-    @property
-    def filters(self) -> bool:
-        """Whether backends for other machines are to be left out."""
-        return self.name != DISABLE
-
 
 @dataclass(frozen=True, slots=True)
 class Machine:

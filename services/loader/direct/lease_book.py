@@ -96,13 +96,13 @@ class LeaseBook:
         until = self._until(duration)
         if lease.expires is not None:  # else its stream holds it, for longer than any duration
             lease.expires = until
-        lease.instance.is_used()
+        lease.instance.calls.mark_used()
         return lease
 
     def release(self, key: str) -> None:
         """End a lease; the instance was in use until now. Idempotent."""
         if lease := self._leases.get(key):
-            lease.instance.is_used()
+            lease.instance.calls.mark_used()
             self._end(lease)
 
     def forget(self, key: str) -> None:
@@ -140,14 +140,11 @@ class LeaseBook:
         self.check()
         lease = DirectLease(name, hold, expires, ended)
         self._leases[lease.key] = lease
-        instance = hold.instance
-        instance.direct += 1
-        instance.total += 1
-        instance.is_used()
+        hold.instance.calls.open_direct()
         return lease
 
     def _end(self, lease: DirectLease) -> None:
         del self._leases[lease.key]
-        lease.instance.direct -= 1
+        lease.instance.calls.close_direct()
         lease.hold.release()
         lease.ended()

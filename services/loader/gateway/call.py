@@ -154,7 +154,7 @@ class Passage:
         assert lease is not None
         async for response in call:
             self._gives = True
-            lease.progress = math.inf  # as Lease.awaits_client() says
+            lease.progress = math.inf  # it is the client's turn
             try:
                 await write(response)
             except aio.BaseError as gone:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from services.common.errors import CorralError
 from services.loader.backends.catalog import Backend
 from services.loader.models.catalog import ModelEntry
 from services.loader.processes.interface import BackendProcess
 
-CALLS: Final = 64
-"""Durations of calls that are kept: enough that one in ten is no accident, few enough to follow a change."""
+from .call_counts import CallCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,82 +49,105 @@ class Connection(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """The running thing behind one generation of a model."""
+    """One generation of a model: the backend that holds it. Only the methods here change its fields."""
 
     uid: str
     generation: int
     model: str
     backend: Backend
     entry: ModelEntry
-    """The model as it was when this instance was begun."""
+    """The model as it was when this instance was created."""
     started: float
     """Seconds since the epoch."""
-    begun: float = field(default_factory=time.monotonic)
-    """The same by the monotonic clock."""
-    process: BackendProcess | None = None
-    connection: Connection | None = None
+    adopted: bool = False
+    """An earlier loader started it."""
     address: str = ""
     token: str = ""
+    process: BackendProcess | None = None
+    connection: Connection | None = None
     ready: float | None = None
-    load_message: str = ""
-    adopted: bool = False
-    """Taken over from a loader that ran before."""
-    memory: dict[str, int] = field(default_factory=dict)
-    """Bytes by device, as measured last; empty before the first time."""
-    stopping: bool = False
-    """It is being ended; whatever it does now is no crash."""
-    outdated: bool = False
-    """The model's configuration or file is another one by now."""
-    superseded: bool = False
-    """Its backend was replaced by another version."""
-    active: int = 0
-    total: int = 0
-    last_used: float | None = None
+    """When it had loaded the model, in seconds since the epoch."""
     ready_since: float = 0.0
-    """By the monotonic clock; 0 before it is ready."""
-    idle_since: float = 0.0
-    """When the last call ended, or when it was ready; by the monotonic clock."""
+    """The same by the monotonic clock, or when it was adopted; 0 before it is ready."""
     load_seconds: float = 0.0
     """From its start to ready."""
+    load_message: str = ""
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by device, as last measured; empty before the first time."""
+    stopping: bool = False
+    """It is being stopped: its exit is no crash."""
+    outdated: bool = False
+    """The model's configuration or file has changed since."""
+    superseded: bool = False
+    """Its backend was replaced by another version."""
+    calls: CallCounts = field(default_factory=CallCounts)
     leases: set[Lease] = field(default_factory=set)
-    direct: int = 0
-    """Leases of clients that call the backend themselves; each holds, and none shows as an active call."""
-    holds: int = 0
-    """Leases that keep the instance from being taken away: all but those of probes."""
-    durations: deque[float] = field(default_factory=lambda: deque(maxlen=CALLS))
-    """Seconds that the last calls took."""
     ended: asyncio.Future[CorralError] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     """Set to the error for its calls when the backend has ended or is being ended."""
+    _begun: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def pid(self) -> int:
         """The first process; 0 if it runs elsewhere."""
         return self.process.pid if self.process else 0
 
-    def is_ready(self) -> None:
-        """Take note that it holds the model now."""
-        self.ready = time.time()
-        self.ready_since = self.idle_since = time.monotonic()
-        self.load_seconds = self.ready_since - self.begun
+    def assign(self, address: str, token: str) -> None:
+        """Set the address that the backend serves on, and the token that it expects."""
+        self.address, self.token = address, token
 
-    def is_used(self) -> float:
-        """Take note that somebody uses it now; return when that is, by the monotonic clock."""
-        self.last_used = time.time()
-        self.idle_since = now = time.monotonic()
-        return now
+    def attach(self, process: BackendProcess) -> None:
+        """Set the process of the backend."""
+        self.process = process
+
+    def connect(self, connection: Connection) -> None:
+        """Set the connection on which the backend answered."""
+        self.connection = connection
+
+    def mark_ready(self, load_message: str) -> None:
+        """Mark the model as loaded now."""
+        self.ready, self.load_message = time.time(), load_message
+        self.ready_since = self.calls.mark_loaded()
+        self.load_seconds = self.ready_since - self._begun
+
+    def mark_adopted(self, ready: float, load_message: str) -> None:
+        """Mark the model as loaded by an earlier loader, at `ready` seconds since the epoch."""
+        self.adopted = True
+        self.ready, self.load_message = ready, load_message
+        self.ready_since = self.calls.mark_loaded()
+        self.load_seconds = ready - self.started
+
+    def mark_stopping(self) -> None:
+        """Mark the instance as being stopped: its exit is no crash."""
+        self.stopping = True
+
+    def renumber(self, generation: int) -> None:
+        """Give an adopted instance the generation that its model has now."""
+        self.generation = generation
+
+    def set_memory(self, measured: Mapping[str, int]) -> None:
+        """Set the memory in use, in bytes by device."""
+        self.memory = measured
+
+    def compare_entry(self, revision: str) -> None:
+        """Mark the instance as outdated unless the model's configuration has this revision."""
+        self.outdated = self.entry.revision != revision
+
+    def compare_backend(self, revision: str) -> None:
+        """Mark the instance as superseded unless its backend has this revision."""
+        self.superseded = self.backend.revision != revision
 
     @property
     def leaving(self) -> str:
-        """Why it is to go as soon as nothing holds it, for people; empty if it may stay."""
+        """Why it will be unloaded when no lease holds it, for people; empty if it may stay."""
         if self.outdated or self.superseded:
             return "its configuration, its file or its backend changed"
         return ""
 
     @property
     def stuck_since(self) -> float | None:
-        """Since when the call that stands still the longest makes no progress; monotonic; None without calls."""
+        """Since when the call that waits longest has made no progress, by the monotonic clock; None without calls."""
         return min((lease.progress for lease in self.leases if lease.used), default=None)
 
     def end(self, error: CorralError) -> None:
@@ -137,12 +158,12 @@ class Instance:
             lease.cut()
 
     def drain(self) -> None:
-        """Tell whoever could begin calls without asking that there are to be no more."""
+        """Ask the connections that begin calls without a lease of their own to begin no more."""
         for lease in list(self.leases):
             lease.drain()
 
     async def answers(self, timeout: float) -> bool:
-        """Whether the backend says that it is well; no as soon as it has ended."""
+        """Whether the backend answers Health; no as soon as the instance has ended."""
         if self.connection is None or self.ended.done():
             return False
         health = asyncio.ensure_future(_is_well(self.connection, timeout))
@@ -167,11 +188,10 @@ async def _is_well(connection: Connection, timeout: float) -> bool:
 
 
 class Lease:
-    """A hold on an instance: while it is held, the instance is not taken away.
+    """A hold on an instance, which is not unloaded while it is held.
 
-    Only a lease that is used counts as a call: a load that was asked for holds without using, and a
-    probe does not even hold, so that nobody keeps a model by looking at it. A context manager;
-    `release` is idempotent.
+    Only a used lease counts as a call: a requested load holds without using, and a probe does not
+    even hold, so that no probe keeps a model loaded. A context manager; `release` is idempotent.
     """
 
     __slots__ = (
@@ -189,71 +209,62 @@ class Lease:
     def __init__(
         self, instance: Instance, released: Callable[[Instance], None], *, holds: bool = True
     ) -> None:
-        """Take hold; `released` is called once, when it is let go."""
+        """`released` is called once, when the lease is released."""
         self.instance = instance
         self.holds = holds
-        instance.holds += holds
         self._released: Callable[[Instance], None] | None = released
         self._on_cut: Callable[[], object] | None = None
         self._began = 0.0
         self.used = False
         self.queue_time = 0.0
-        """Seconds that the call waited, for room or for a place, apart from `load_time`."""
+        """Seconds that the call waited, for memory or for a slot, apart from `load_time`."""
         self.load_time = 0.0
         """Seconds that the call waited for the model to start and load."""
         self.progress = math.inf
-        """When something was last delivered, by the monotonic clock; infinity while the client is to act."""
+        """When the backend last delivered something, by the monotonic clock; infinity while it waits for the client."""
+        if holds:
+            instance.calls.hold()
         instance.leases.add(self)
 
     def use(self) -> None:
         """Count a call that begins now and ends when the lease is released."""
         if not self.used:
             self.used = True
-            self.instance.active += 1
-            self.instance.total += 1
-            self.instance.last_used = time.time()
+            self.instance.calls.begin()
             self._began = self.progress = time.monotonic()
 
-    def progresses(self) -> None:
-        """The backend delivered something, or is to act again: it is alive."""
-        self.progress = time.monotonic()
-
-    def awaits_client(self) -> None:
-        """It is the client's turn, which is no fault of the backend's."""
-        self.progress = math.inf
-
     def on_cut(self, action: Callable[[], object]) -> None:
-        """Call `action` if the instance goes away while the lease is held."""
+        """Call `action` if the instance ends while the lease is held."""
         self._on_cut = action
         if self.instance.ended.done():
             action()
 
     def cut(self) -> None:
-        """The instance goes away."""
+        """Called when the instance ends."""
         if self._on_cut:
             self._on_cut()
 
     def drain(self) -> None:
-        """The instance is to take no more calls; this one goes on."""
+        """Called when the instance takes no more calls; the call of this lease goes on."""
 
     def release(self) -> None:
-        """Let go."""
+        """End the lease, and its call."""
         released, self._released = self._released, None
         if released is None:
             return
-        instance = self.instance
+        calls = self.instance.calls
         if self.used:
-            instance.active -= 1
-            instance.durations.append(instance.is_used() - self._began)
-        instance.leases.discard(self)
-        instance.holds -= self.holds
+            calls.end_one(self._began)
+        if self.holds:
+            calls.let_go()
+        self.instance.leases.discard(self)
         self._on_cut = None
-        released(instance)
+        released(self.instance)
 
     def __enter__(self) -> Instance:
         """Return the instance."""
         return self.instance
 
     def __exit__(self, *_: object) -> None:
-        """Let go."""
+        """Release the lease."""
         self.release()

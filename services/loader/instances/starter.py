@@ -79,8 +79,7 @@ class BackendStarter:
     async def start(self, instance: Instance, logs: LogBook) -> Connection:
         """Return the connection to a backend that answers Health. Raises CorralError."""
         if instance.backend.external:
-            instance.address = instance.backend.address
-            instance.token = self._external_token
+            instance.assign(instance.backend.address, self._external_token)
             return await self._readiness(instance, logs).wait(None)
         for _ in range(_PORT_ATTEMPTS):
             try:
@@ -100,7 +99,8 @@ class BackendStarter:
         """
         readiness = self._readiness(instance, logs, self._limits.health)
         sink = _sink(logs, instance.generation, readiness.announced)
-        instance.process = self._launcher.adopt(record.uid, record.pid, record.birth, sink)
+        process = self._launcher.adopt(record.uid, record.pid, record.birth, sink)
+        instance.attach(process)
         logs.append(
             Stream.LOADER,
             f"taking over {instance.backend.name} (process {record.pid}) on {instance.address}",
@@ -108,7 +108,7 @@ class BackendStarter:
             Level.INFO,
         )
         try:
-            return await readiness.wait(instance.process)
+            return await readiness.wait(process)
         except (BackendNotReadyError, PortTakenError) as error:
             raise BackendNotReadyError(
                 f"backend {instance.backend.name}, which an earlier loader left, does not answer Health"
@@ -140,11 +140,9 @@ class BackendStarter:
     async def _launch(self, instance: Instance, logs: LogBook) -> Connection:
         backend = instance.backend
         assert backend.run_file is not None
-        instance.token = secrets.token_urlsafe(32)
-        if backend.takes_unix:
-            instance.address = self._addresses.socket(instance.uid)
-        else:
-            instance.address = self._addresses.port()
+        addresses = self._addresses
+        address = addresses.socket(instance.uid) if backend.takes_unix else addresses.port()
+        instance.assign(address, secrets.token_urlsafe(32))
         readiness = self._readiness(instance, logs)
         sink = _sink(logs, instance.generation, readiness.announced)
         environment = {**self._environment, **backend.environment}
@@ -169,9 +167,10 @@ class BackendStarter:
             instance.generation,
             Level.INFO,
         )
-        instance.process = await self._launcher.launch(spec, sink)
+        process = await self._launcher.launch(spec, sink)
+        instance.attach(process)
         self._record(instance, adoptable=False)
-        return await readiness.wait(instance.process)
+        return await readiness.wait(process)
 
     def _record(self, instance: Instance, *, adoptable: bool) -> None:
         """Record the instance's process as it is now, for the next loader."""

@@ -144,7 +144,7 @@ class Ledger:
             return False
         key = _key(instance.entry, instance.backend)
         known = {} if not instance.memory else self._footprints.get(key) or {}
-        instance.memory = measured
+        instance.set_memory(measured)
         # What it has between calls is not all that it ever needed: a figure comes down once a load at most.
         more = {device: size for device, size in measured.items() if size > known.get(device, -1)}
         self._footprints.learn(key, more)

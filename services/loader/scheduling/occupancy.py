@@ -45,12 +45,12 @@ def occupant(
     """Return what there is to know of a model that has room; `wanted` says that somebody waits for it."""
     now = time.monotonic()
     ready = instance is not None and instance.ready_since > 0
-    idle = now - instance.idle_since if instance and ready else 0.0
+    idle = now - instance.calls.idle_since if instance and ready else 0.0
     return Occupant(
         name=name,
         settled=phase is Phase.READY,
         leaving=phase in (Phase.DRAINING, Phase.STOPPING),
-        busy=bool(instance and instance.holds) or wanted,
+        busy=bool(instance and instance.calls.holds) or wanted,
         pinned=pinned,
         counts=counts,
         groups=frozenset(entry.config.concurrency_groups),
@@ -59,7 +59,7 @@ def occupant(
         residence=now - instance.ready_since if instance and ready else 0.0,
         load_seconds=instance.load_seconds if instance else 0.0,
         came_back=_came_back(instance, last_unload),
-        in_demand=bool(instance and instance.total and idle < _MOMENT),
+        in_demand=bool(instance and instance.calls.total and idle < _MOMENT),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +88,6 @@ class Adoption:
         backend, same = self._backend(record)
         revision = self._models.revision(entry)
         supervisor = self._fleet.ensure(record.model)
-        now = time.monotonic()
         instance = Instance(
             uid=record.uid,
             generation=supervisor.state.generation + 1,
@@ -97,17 +95,11 @@ class Adoption:
             backend=backend,
             entry=_as_loaded(entry, record, same=same),
             started=record.started,
-            address=record.address,
-            token=record.token,
-            ready=record.ready,
-            ready_since=now,
-            idle_since=now,
-            load_seconds=(record.ready or record.started) - record.started,
-            load_message=record.load_message,
-            adopted=True,
         )
+        instance.assign(record.address, record.token)
+        instance.mark_adopted(record.ready or record.started, record.load_message)
         try:
-            instance.connection = await self._starter.adopt(instance, record, supervisor.logs)
+            instance.connect(await self._starter.adopt(instance, record, supervisor.logs))
         except CorralError as error:
             _log.warning("a backend is ended instead of adopted", pid=record.pid, why=str(error))
             supervisor.logs.append(Stream.LOADER, str(error), instance.generation, Level.ERROR)

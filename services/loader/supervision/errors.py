@@ -73,8 +73,10 @@ def quarantined(model: str, left: float, crashes: int, failures: Iterable[Failur
 
 def busy(instance: Instance, waited: float) -> ModelBusyError:
     """Return the error for an unload that running calls, or leases of direct clients, did not allow."""
-    model, direct = instance.model, instance.direct
-    held = f"{instance.active} running calls" + (f" and {direct} direct leases" if direct else "")
+    model, direct = instance.model, instance.calls.direct
+    held = f"{instance.calls.active} running calls" + (
+        f" and {direct} direct leases" if direct else ""
+    )
     return ModelBusyError(
         f"model is still busy: {model!r} has {held} after {waited:g} s; retry later, or force it",
         resource=Resource("model", model),

@@ -154,7 +154,7 @@ class Runner:
         instance = Instance(uuid.uuid4().hex, generation, self._name, backend, entry, time.time())
         begun(instance)
         try:
-            instance.connection = await self._starter.start(instance, self._logs)
+            instance.connect(await self._starter.start(instance, self._logs))
         except CorralError as error:
             self._fail(generation, candidate, error)
             return
@@ -194,8 +194,7 @@ class Runner:
             text = f"could not load model (no success): {answer.message}"
             self._fail(generation, candidate, ModelLoadError(text))
             return
-        instance.load_message = answer.message
-        instance.is_ready()
+        instance.mark_ready(answer.message)
         self._starter.loaded(instance)
         self._post(Loaded(generation))
 
@@ -262,7 +261,7 @@ class Runner:
     ) -> None:
         """End the instance, whatever it is doing. Reports `GroupGone` when nothing of it is left."""
         if instance := current():
-            instance.stopping = True
+            instance.mark_stopping()
         self._spawn(self._stop(current, generation, graceful), "stop")
 
     async def _stop(
@@ -273,7 +272,7 @@ class Runner:
             await asyncio.wait([self._work])
         # Only now: a start that was just called off may have made one meanwhile.
         if instance := current():
-            instance.stopping = True
+            instance.mark_stopping()
             try:
                 await self._end(instance, graceful)
             except Exception:  # noqa: BLE001 - whatever it was, nobody must wait for it for ever

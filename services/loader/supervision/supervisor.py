@@ -156,7 +156,7 @@ class Supervisor:
         """Take over a backend that holds the model already."""
         self.entry, self.instance = instance.entry, instance
         self.reservation.taken_by(instance, reservation)
-        instance.generation = self.state.generation + 1
+        instance.renumber(self.state.generation + 1)
         self.leases.begins(instance)
         self._post(events.Adopted(instance.backend.name))
         self._runner.watch(instance)
@@ -169,7 +169,7 @@ class Supervisor:
         instance = self.instance
         if self.state.phase is not Phase.READY or instance is None:
             return False
-        if instance.holds or instance.outdated:
+        if instance.calls.holds or instance.outdated:
             return False
         if not await self._dependencies.starter.leave(instance):
             return False
@@ -204,7 +204,7 @@ class Supervisor:
             self._post(events.Changed())
         if (instance := self.instance) is not None:
             before = instance.leaving
-            instance.outdated = instance.entry.revision != revision
+            instance.compare_entry(revision)
             self._stop_if_outdated(instance)
             self._tell_holders(instance, before)
 
@@ -227,7 +227,7 @@ class Supervisor:
         except BackendNotFoundError:
             return  # it is gone, and this instance is all that is left of it
         before = instance.leaving
-        instance.superseded = found.revision != instance.backend.revision
+        instance.compare_backend(found.revision)
         self._stop_if_outdated(instance)
         self._tell_holders(instance, before)
 
@@ -375,12 +375,14 @@ class Supervisor:
 
     def _stop(self, reason: StopReason, *, force: bool) -> None:
         instance = self.instance
-        self._forced = force and instance is not None and instance.active + instance.direct > 0
+        self._forced = (
+            force and instance is not None and instance.calls.active + instance.calls.direct > 0
+        )
         self._post(events.StopRequested(reason, force))
 
     def _drain(self, instance: Instance) -> None:
         instance.drain()  # in the same step as the look at who holds it
-        if not instance.holds:
+        if not instance.calls.holds:
             self._post(events.Drained(instance.generation))
         else:
             self._timers.later(
@@ -394,21 +396,21 @@ class Supervisor:
         if phase is Phase.READY:
             if self.leases.wanted:
                 self.leases.admit()
-            if not instance.holds:
+            if not instance.calls.holds:
                 self._stop_if_outdated(instance)
                 if self._dependencies.scheduler.in_demand:
                     self._dependencies.scheduler.wake()
-        elif phase is Phase.DRAINING and not instance.holds:
+        elif phase is Phase.DRAINING and not instance.calls.holds:
             self._post(events.Drained(instance.generation))
 
     def _stop_if_outdated(self, instance: Instance) -> None:
         why = instance.leaving
-        if why and not instance.holds and self.state.phase is Phase.READY:
+        if why and not instance.calls.holds and self.state.phase is Phase.READY:
             self._stop(StopReason(Cause.CHANGED, why), force=False)
 
     def _tell_holders(self, instance: Instance, before: str) -> None:
         """Direct clients hold it also while they do not call; they have to be asked to let go."""
-        if instance.direct and instance.leaving != before:
+        if instance.calls.direct and instance.leaving != before:
             self._changed(self)
 
     # Those who wait

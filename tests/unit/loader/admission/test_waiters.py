@@ -28,7 +28,7 @@ async def test_who_leaves_in_the_moment_in_which_it_is_served_leaves_no_lease() 
     waiting.cancel()  # it was served, and has not noticed yet
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert not instance.leases and not instance.holds
+    assert not instance.leases and not instance.calls.holds
     assert meter.waiting == waiters.calls == 0 and not waiters.any
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.loader.devices.capability import (
+    DISABLE,
     FORCE,
     RUN_FILE,
     Machine,
@@ -64,8 +65,8 @@ def test_forced_is_verbatim(tmp_path: Path) -> None:
 
 
 def test_disabled(tmp_path: Path) -> None:
-    assert not detect(machine(tmp_path, {FORCE: "disable"})).filters
-    assert detect(machine(tmp_path)).filters
+    assert detect(machine(tmp_path, {FORCE: "disable"})).name == DISABLE
+    assert detect(machine(tmp_path)).name != DISABLE
 
 
 def test_the_run_file(tmp_path: Path) -> None:

@@ -126,16 +126,16 @@ class Machine(RuleBasedStateMachine):
         self.book.expire()
         self.until = {k: t for k, t in self.until.items() if t is None or t > self.now}
         assert {lease.key for lease in self.book.leases()} == set(self.until)
-        assert self.instance.holds == self.instance.direct == len(self.until)
+        assert self.instance.calls.holds == self.instance.calls.direct == len(self.until)
         assert len(self.instance.leases) == len(self.until)
-        assert self.instance.active == 0
-        assert self.instance.total == len(self.given)
+        assert self.instance.calls.active == 0
+        assert self.instance.calls.total == len(self.given)
         times = [time for time in self.until.values() if time is not None]
         assert self.book.next_expiry() == min(times, default=None)
 
     def teardown(self) -> None:
         self.book.close()
-        assert self.instance.holds == self.instance.direct == 0
+        assert self.instance.calls.holds == self.instance.calls.direct == 0
         self.loop.close()
         asyncio.set_event_loop(None)
 
@@ -242,7 +242,7 @@ async def test_the_advice_changes_under_a_stream(world: World) -> None:
     models.tell("b", None)  # type: ignore[operator]
     assert (await anext(held)).advice is Advice.KEEP
     await held.aclose()
-    assert world.supervisors["a"].instance.holds == 0  # type: ignore[union-attr]
+    assert world.supervisors["a"].instance.calls.holds == 0  # type: ignore[union-attr]
     resolutions.close()
 
 
@@ -270,7 +270,7 @@ async def test_a_client_that_leaves_while_it_loads_holds_nothing(world: World) -
     with suppress(asyncio.CancelledError):
         await asked
     await comes_up(world, "a")
-    assert world.supervisors["a"].instance.holds == 0  # type: ignore[union-attr]
+    assert world.supervisors["a"].instance.calls.holds == 0  # type: ignore[union-attr]
 
 
 async def test_a_bad_duration_loads_nothing(world: World) -> None:

@@ -40,7 +40,7 @@ class Turnstile:
         self.instance = Instance(
             "u", 1, "m", Backend("fake", Path("/run.sh")), ModelEntry("m"), 0.0
         )
-        self.instance.connection = GrpcConnection(address, "", max_message_size=1 << 20)
+        self.instance.connect(GrpcConnection(address, "", max_message_size=1 << 20))
         self.callers: list[Caller] = []
         self.open = asyncio.Event()
         self.refusal: Exception | None = None

@@ -232,7 +232,7 @@ class Scheduling(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
-        active = sum(s.instance.active for s in world.supervisors.values() if s.instance)
+        active = sum(s.instance.calls.active for s in world.supervisors.values() if s.instance)
         held = sum(lease.used and lease.instance.stopping for lease in self.leases)
         assert world.meter.running == len([lease for lease in self.leases if lease.used])
         assert active <= world.meter.running and active + held >= world.meter.running
@@ -245,7 +245,7 @@ class Scheduling(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         third = self.world.supervisors["c"].instance
-        assert third is None or third.active <= 2
+        assert third is None or third.calls.active <= 2
         for supervisor in self.world.supervisors.values():
             waits = self.world.scheduler.position(supervisor.name) > 0
             assert not waits or supervisor.state.phase is Phase.WAITING
