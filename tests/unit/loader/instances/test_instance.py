@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from services.common.errors import CorralError
@@ -49,15 +50,16 @@ def test_only_an_instances_own_methods_change_it() -> None:
 
 
 async def test_the_first_error_stays_and_each_lease_is_cut() -> None:
-    instance, cut = make(), []
+    instance = make()
+    cut: list[str] = []
     for name in ("first", "second"):
-        Lease(instance, lambda _: None).on_cut(lambda name=name: cut.append(name))
+        Lease(instance, lambda _: None).on_cut(partial(cut.append, name))
     first, second = CorralError("crashed"), CorralError("unloaded")
     instance.end(first)
     assert instance.ended.result() is first and sorted(cut) == ["first", "second"]
     instance.end(second)
     assert await instance.wait_ended(1) is first
-    Lease(instance, lambda _: None).on_cut(lambda: cut.append("late"))
+    Lease(instance, lambda _: None).on_cut(partial(cut.append, "late"))
     assert cut[-1] == "late"
 
 
