@@ -111,7 +111,7 @@ async def test_a_drained_instance_ends_once_after_its_last_call(
 ) -> None:
     supervisor = world.supervisors["a"]
     process, lease = await ready(world)
-    probe = supervisor.probe()
+    probe = supervisor.leases.probe()
     assert probe is not None
     cut: list[CorralError] = []
     probe.on_cut(lambda: cut.append(probe.instance.ended.result()))
