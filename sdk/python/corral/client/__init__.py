@@ -11,7 +11,7 @@ to the process that holds the model, under a lease of the loader's (HoldModel), 
 there is no such way: while the model is loaded, moves or comes back from a crash, when the client is on another
 machine or of another user, or when the loader gives out no leases. `corral.client.aio` is the same for asyncio.
 
-A call is never made twice unless it has certainly not begun: only a blocking unary call that found nobody
+A call is never made twice unless it has certainly not begun: only a blocking unary call that found no server
 listening goes on to the loader. What the backend of a running call does is the caller's to see.
 """
 

@@ -59,16 +59,16 @@ class Model(Stub):
         return self._keeper.rules.current is not None
 
     async def ready(self, timeout: float | None = None) -> bool:
-        """Load the model if it must be, and wait for the direct way to it; return whether there is one.
+        """Load the model if needed, and wait for the direct path to it; return whether there is one.
 
-        Why there is none, the next call tells: it goes through the loader. `timeout` is in seconds.
+        If not, the next call goes through the loader, and its error has the reason. `timeout` is in seconds.
         """
         return await self._keeper.ready(timeout)
 
     async def cause(self, timeout: float) -> grpc.RpcError | None:
-        """Return why the instance went away under the calls that have just failed, as the loader says it.
+        """Return why the instance of the calls that have just failed ended, as reported by the loader.
 
-        Waits up to `timeout` seconds for that; None if it is there. Calls through the loader say it themselves.
+        Waits up to `timeout` seconds for that; None if it still runs. Errors of calls through the loader have it.
         """
         return await self._keeper.cause(timeout)
 
@@ -249,7 +249,7 @@ class _Keeper:
         return _Session(channel, reach.to_backend(found.token), self.leave) if connected else None
 
     async def _listen(self, session: _Session, hold: Any) -> None:
-        """Do as the loader says, until it says no more: the instance is gone, or the loader."""
+        """Follow the loader's advice until the stream ends, because the instance or the loader is gone."""
         why = None
         try:
             while (message := await hold.read()) is not aio.EOF:
@@ -322,7 +322,7 @@ class _Method:
             on = keeper.gateway
         else:
             on = session
-            # Nobody comes back at a backend's address: there is nobody to wait for.
+            # No other backend ever uses the same address: waiting would be in vain.
             wait_for_ready = False
         try:
             method = on.methods.get(self)

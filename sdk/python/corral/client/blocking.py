@@ -30,7 +30,7 @@ def connect(
     """Return a client of one model; nothing is opened before the first call.
 
     `loader` is `host:port` or `unix:/path`. With `direct=False` every call goes through the loader. A lease is
-    let go after `idle` seconds without a call. `max_message_size` is in bytes, for each direction.
+    released after `idle` seconds without a call. `max_message_size` is in bytes, for each direction.
     """
     return Model(model, loader, direct=direct, idle=idle, max_message_size=max_message_size)
 
@@ -54,9 +54,9 @@ class Model(backend_pb2_grpc.BackendStub):
         return self._keeper.rules.current is not None
 
     def ready(self, timeout: float | None = None) -> bool:
-        """Load the model if it must be, and wait for the direct way to it; return whether there is one.
+        """Load the model if needed, and wait for the direct path to it; return whether there is one.
 
-        Why there is none, the next call tells: it goes through the loader. `timeout` is in seconds.
+        If not, the next call goes through the loader, and its error has the reason. `timeout` is in seconds.
         """
         return self._keeper.ready(timeout)
 
@@ -172,7 +172,7 @@ class _Keeper:
         try:
             session = self._resolve(hold)
             if session is not None:
-                listener = self._start(self._listen, "hear of", session, hold)
+                listener = self._start(self._listen, "listen to", session, hold)
                 self._serve(session)
                 hold.cancel()
                 listener.join()
@@ -220,7 +220,7 @@ class _Keeper:
         session.channel.close()
 
     def _listen(self, session: Session, hold: Any) -> None:
-        """Do as the loader says, until it says no more: the instance is gone, or the loader."""
+        """Follow the loader's advice until the stream ends, because the instance or the loader is gone."""
         try:
             for message in hold:
                 with self._changed:
@@ -234,7 +234,7 @@ class _Keeper:
 
 
 def _listens(address: str, timeout: float) -> bool:
-    """Whether somebody listens there.
+    """Whether a server listens there.
 
     Asked of the system: a gRPC channel that was watched for its state takes 0.2 s to be closed.
     """

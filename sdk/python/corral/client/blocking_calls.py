@@ -95,7 +95,7 @@ class Method:
         return session, timeout if timeout is None else timeout - (time.monotonic() - began)
 
     def _finish(self, how: str, request: Any, asked: _Asked) -> Any:
-        """Make a call that is over when this returns; one that found nobody goes on to the loader."""
+        """Make a call that is over when this returns; one that found no server goes on to the loader."""
         session, timeout = self._enter(asked.timeout)
         if session is not None:
             try:
@@ -151,7 +151,7 @@ class Method:
 
 
 class _Asked(NamedTuple):
-    """What a caller asks for beside the request, in gRPC's order."""
+    """The options of a call, in gRPC's order."""
 
     timeout: float | None = None
     metadata: Any = None

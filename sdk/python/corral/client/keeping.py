@@ -1,4 +1,4 @@
-"""Which way the next call takes, and when a lease is let go: the rules, without threads, tasks or gRPC."""
+"""The rules for the path of the next call and the release of a lease, without threads, tasks or gRPC."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOOK = 60.0
 
 
 class Advice(Enum):
-    """What the loader says to the holder of a lease; the values are those of the contract."""
+    """The loader's advice to the holder of a lease; the values are those of the contract."""
 
     KEEP = 1
     YIELD = 2
@@ -36,7 +36,7 @@ class Lease:
         self.active = 0
         self.idle_since = 0.0
         self.yielding = False
-        """It is let go whenever no call runs."""
+        """It is released as soon as no call runs."""
         self.leaving = False
         """It takes no more calls."""
 
@@ -106,7 +106,7 @@ class Keeping:
         return lease.leaving
 
     def advised(self, lease: Lease, advice: Advice) -> None:
-        """Do as the loader says."""
+        """Follow the loader's advice."""
         lease.yielding = advice is Advice.YIELD
         if advice is Advice.MOVE or (lease.yielding and not lease.active):
             self.retire(lease)
@@ -118,7 +118,7 @@ class Keeping:
             self.current = None
 
     def patience(self, lease: Lease) -> float:
-        """Return in how many seconds to look at the lease again; retires one that nobody uses."""
+        """Return the seconds until the next check of the lease; retires an unused one."""
         if lease.active:
             return min(self._idle, _LOOK)
         left = lease.idle_since + self._idle - self._clock()

@@ -1,4 +1,4 @@
-"""What both clients know of channels: where to connect, with which options, and what a failure says."""
+"""The channels of both clients: their addresses, their options, and the meaning of failures."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Final
 import grpc
 
 DEFAULT_LOADER: Final = "127.0.0.1:50051"
-"""Where a loader listens unless told otherwise."""
+"""The loader's default address."""
 
 MAX_MESSAGE_SIZE: Final = 50 * 1024 * 1024
-"""Bytes, both ways: the limit of the loader and of LocalAI's backends, unless set otherwise."""
+"""Bytes, in both directions: the default limit of the loader and of LocalAI's backends."""
 
 IDLE: Final = 60.0
-"""Seconds without a call after which a lease is let go. The loader asks for it earlier if others want the room."""
+"""Seconds without a call after which a lease is released. The loader asks for it earlier if other models need the memory."""
 
 PATIENCE: Final = 0.25
 """Seconds for which a blocking call waits for a lease before it goes through the loader: a model that is
-loaded is leased in milliseconds, and one that is not takes longer than anybody would wait here."""
+loaded is leased in milliseconds, and one that is not takes longer than a call should wait here."""
 
 PATIENCE_SHARE: Final = 0.25
 """Which part of a call's timeout that may take at most."""
@@ -28,15 +28,15 @@ CONNECT_TIMEOUT: Final = 2.0
 """Seconds for connecting to a backend on the same machine."""
 
 PAUSE: Final = 60.0
-"""The longest time, in seconds, until a lease is asked for again after it was refused or of no use."""
+"""The longest time, in seconds, until a lease is requested again after a refusal or a useless one."""
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 _NEVER_SENT: Final = ("failed to connect to all addresses", "connections to all backends failing")
-"""gRPC's words for a call that found no connection. One that it says anything else of may have been sent."""
+"""gRPC's texts for a call that found no connection. With any other text, the call may have been sent."""
 
 _LOADERS_OWN: Final = frozenset({"LoadModel", "Free"})
-"""The loader refuses them on purpose: who frees a shared model takes it from all others."""
+"""The loader refuses them on purpose: a client that frees a shared model takes it from all others."""
 
 _LOOKS: Final = frozenset({"Health", "Status", "GetMetrics"})
 """They neither load a model nor keep one."""
