@@ -19,7 +19,7 @@ FOREIGN = {
     "tokens": 1_000_000,
     "token_seconds": 0.01,
 }
-"""A program that knows nothing of Corral, and tells what it sees."""
+"""A program that knows nothing of Corral, and echoes the request that it sees."""
 
 if __name__ == "__main__":
     runpy.run_path(str(PROGRAM / "__main__.py"), run_name="__main__")

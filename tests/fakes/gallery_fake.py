@@ -1,4 +1,4 @@
-"""A scripted gallery behind its protos, for whoever is its client."""
+"""A scripted gallery behind its protos, for tests of its clients."""
 
 from __future__ import annotations
 

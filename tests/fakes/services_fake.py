@@ -1,4 +1,4 @@
-"""Scripted services behind the protos, for whoever is their client."""
+"""Scripted services behind the protos, for tests of their clients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHANGE = loader_pb2.WatchModelsResponse
 
 @dataclass
 class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.BackendServicer):
-    """A loader of scripted models; `replies` is what a model says."""
+    """A loader of scripted models; `replies` are a model's answers."""
 
     models: dict[str, loader_pb2.Model] = field(default_factory=dict)
     replies: Sequence[backend_pb2.Reply | float] = ()
@@ -61,12 +61,12 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
         return model
 
     def changed(self, name: str) -> None:
-        """Tell those who watch that a model is another one, or gone."""
+        """Notify the watchers that a model changed or is gone."""
         for watcher in self.watchers:
             watcher.put_nowait(name)
 
     def become(self, name: str, state: Any, **more: Any) -> loader_pb2.Model:
-        """Put a model into a state, and tell those who watch."""
+        """Put a model into a state, and notify the watchers."""
         model = self.models[name]
         model.MergeFrom(loader_pb2.Model(state=state, **more))
         model.state_time.GetCurrentTime()

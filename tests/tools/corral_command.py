@@ -73,7 +73,7 @@ async def corral(home: Path, *args: str, stdin: str | None = None, **extra: str)
 
 
 class World:
-    """Scripted services, and commands that are told their addresses."""
+    """Scripted services, and commands that get their addresses."""
 
     def __init__(self, home: Path) -> None:
         self.home = home

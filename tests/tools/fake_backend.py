@@ -63,5 +63,5 @@ async def serving(folder: Path, *arguments: str, **settings: object) -> AsyncIte
     finally:
         if process.returncode is None:
             process.kill()
-        # To the end of its pipes, else the transport of a full one is closed too late.
+        # Read its pipes to the end: the transport of a full one is closed too late.
         await process.communicate()

@@ -1,4 +1,4 @@
-"""A real HTTP server for tests, which misbehaves as it is told.
+"""A real HTTP server for tests, which misbehaves on request.
 
     with FaultyServer() as server:
         server.add("/model.gguf", b"...", etag='"1"')
@@ -40,14 +40,14 @@ class Resource:
 
 @dataclass
 class Drop:
-    """Break the connection after so many bytes of the body."""
+    """Break the connection after this number of bytes of the body."""
 
     after: int
 
 
 @dataclass
 class Stall:
-    """Send nothing more after so many bytes, until the server closes."""
+    """Send nothing more after this number of bytes, until the server closes."""
 
     after: int
 
@@ -62,7 +62,7 @@ class Status:
 
 @dataclass
 class WrongLength:
-    """Announce so many bytes more than are sent."""
+    """Announce this number of bytes more than are sent."""
 
     more: int
 

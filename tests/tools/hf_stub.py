@@ -36,7 +36,7 @@ class HfStub(FaultyServer):
         return super().find(request)
 
     def commit(self, repo: str) -> str:
-        """Return the commit at which a repository stands."""
+        """Return the commit of a repository's head."""
         return hashlib.sha1(repo.encode()).hexdigest()
 
     def _file(self, request: Seen, repo: str, revision: str, name: str) -> Resource | Status:

@@ -1,4 +1,4 @@
-"""Folders with the files in which kernels tell of themselves, for code that is told where to look."""
+"""Folders with the files in which kernels describe the machine, for code that takes their root."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def graphics_card(root: Path, number: int, files: Mapping[str, object]) -> None:
 
 
 def amd_files(total: int, used: int) -> dict[str, object]:
-    """Return what amdgpu tells of a card's memory in bytes."""
+    """Return the files in which amdgpu gives a card's memory in bytes."""
     return {
         "device/vendor": "0x1002",
         "device/device": "0x744c",

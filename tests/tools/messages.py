@@ -18,7 +18,7 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.CPPTYPE_DOUBLE: st.floats(),
     FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32),
     FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
-    # Open enums: values that nobody has named are valid.
+    # Open enums: values without a name are valid.
     FieldDescriptor.CPPTYPE_ENUM: st.integers(0, 9),
 }
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

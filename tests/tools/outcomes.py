@@ -74,7 +74,7 @@ def pairs(metadata: Metadata) -> list[list[str]]:
 
 
 def steps(*told: Step) -> tuple[tuple[str, str], ...]:
-    """Return the metadata that tells the fake backend what to do."""
+    """Return the metadata with the fake backend's steps."""
     return (("fake-steps", json.dumps(told)),)
 
 

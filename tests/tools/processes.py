@@ -62,7 +62,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def free_port() -> int:
-    """Return a TCP port of this machine that nobody uses."""
+    """Return a free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A service of raw bytes with one method for each kind of RPC, which does what the test says."""
+"""A service of raw bytes with one method for each kind of RPC, which does what the test scripts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

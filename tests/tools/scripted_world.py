@@ -28,7 +28,7 @@ TOTAL = 100
 
 
 class Process:
-    """A process that does what it is told, and a connection to it."""
+    """A process that does what the test asks for, and a connection to it."""
 
     def __init__(self, world: World, instance: Instance) -> None:
         self.world, self.instance = world, instance
@@ -156,9 +156,9 @@ class World:
         others = [n for n in self.processes if n != name]
         limit = self.live.now.active_limit
         if limit and len(others) >= limit:
-            self.wrong.append(f"{name} starts beside {others}, the limit is {limit}")
+            self.wrong.append(f"{name} starts alongside {others}, the limit is {limit}")
         if any(set(GROUPS.get(name, [])) & set(GROUPS.get(other, [])) for other in others):
-            self.wrong.append(f"{name} starts beside {others} of its group")
+            self.wrong.append(f"{name} starts alongside {others} of its group")
         if sum(s.loading for s in self.supervisors.values()) > self.live.now.parallel_loads:
             self.wrong.append("too many loads")
         await process.started

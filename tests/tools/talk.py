@@ -1,4 +1,4 @@
-"""A call with messages both ways, in which the test says when each of them is sent and read."""
+"""A call with messages both ways; the test decides when each is sent and read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backend that nobody loads, a loader, and the ways to the models of both, side by side.
+"""A backend without a loader, a loader, and the ways to the models of both, side by side.
 
 Each way leads to a process of its own, which runs the same program: the same calls find the same state.
 """
@@ -121,7 +121,7 @@ def same(world: World, act: Callable[[Way], Outcome], *, early: bool = False) ->
 
 
 def examples(count: int) -> settings:
-    """Return settings for so many examples, always the same ones; more and others on demand.
+    """Return settings for `count` examples, always the same ones; more and others on demand.
 
     TRANSPARENCY_EXAMPLES=100 tries a hundred times as many, and different ones in each run.
     """
