@@ -23,8 +23,9 @@ with grpc.insecure_channel(ADDRESS) as channel:
     monitor_pb2_grpc.MonitorServiceStub(channel)
     stub = backend_pb2_grpc.BackendStub(channel)
     through = [r.message for r in stub.PredictStream(REQUEST, metadata=(("corral-model", MODEL),))]
-    models = loader_pb2_grpc.LoaderServiceStub(channel).ListModels(loader_pb2.ListModelsRequest())
-    assert [model.name for model in models.models] == [MODEL]
+    loader = loader_pb2_grpc.LoaderServiceStub(channel)
+    listed = loader.ListModels(loader_pb2.ListModelsRequest()).models
+    assert [model.name for model in listed] == [f"models/{MODEL}"]
 with connect(MODEL, ADDRESS) as backend:
     straight = [reply.message for reply in backend.PredictStream(REQUEST)]
 assert len(through) > 1 and b"".join(through) == b"".join(straight), (through, straight)
