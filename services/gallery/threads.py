@@ -1,4 +1,4 @@
-"""Blocking work off the event loop: to its end, until it is told to stop, or left to itself."""
+"""Runs blocking work off the event loop; the functions differ in what a cancellation does."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 async def run_to_completion(work: Callable[..., T], *args: object) -> T:
-    """Run `work` in a thread; when cancelled, wait until it has ended before giving way.
+    """Run `work` in a thread; a cancellation takes effect only when it has ended.
 
-    `asyncio.to_thread` gives way at once, and its thread goes on writing to a file that its owner has
-    closed (or whose number is another file's by then).
+    `asyncio.to_thread` is cancelled at once, and its thread keeps writing to a file that its owner has
+    closed, or whose descriptor belongs to another file by then.
     """
     future = asyncio.get_running_loop().run_in_executor(None, work, *args)
     cancelled = False
@@ -31,9 +31,9 @@ async def run_to_completion(work: Callable[..., T], *args: object) -> T:
 
 
 async def run_cancellable(work: Callable[[threading.Event], T]) -> T:
-    """Run `work` in a thread; when cancelled, set the event it was given and wait for its end.
+    """Run `work` in a thread; when cancelled, set the event passed to it and wait for its end.
 
-    For what may take minutes, such as the digest of a large file: `work` MUST look at the event often.
+    For work that may take minutes, such as the digest of a large file. It MUST check the event often.
     """
     stop = threading.Event()
     running = asyncio.ensure_future(run_to_completion(work, stop))
@@ -46,10 +46,10 @@ async def run_cancellable(work: Callable[[threading.Event], T]) -> T:
 
 
 async def run_detached(work: Callable[[], T], *, name: str) -> T:
-    """Run `work` in a thread of its own; when cancelled, give way at once and forget it.
+    """Run `work` in a thread of its own; when cancelled, return at once and ignore its result.
 
-    For questions to servers through a library that cannot be interrupted: nobody should have to wait
-    for an answer that is not wanted any more, not even the end of the process.
+    For requests through a library that cannot be interrupted: neither the caller nor the end of the
+    process should wait for a result that is no longer needed.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
@@ -69,7 +69,7 @@ async def run_detached(work: Callable[[], T], *, name: str) -> T:
             result = work()
         except Exception as error:  # noqa: BLE001 - raised again where it is awaited
             failure = error
-        # The loop may be closed by the time that the answer comes.
+        # The loop may be closed before the work has ended.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(deliver, result, failure)
 

@@ -1,4 +1,4 @@
-"""Fetching a file from the first of its sources that has it."""
+"""Downloads a file from the first of its sources that has it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .transfer import Transfer, mismatch, open_disk, with_disk_errors
 from .zip_member import extract
 
 _BLOCK: Final = 1024 * 1024
-# The failures of a source after which the next one is asked; anything else ends the operation.
+# Errors of one source, after which the next one is tried; any other error ends the operation.
 _SOURCE_ERRORS: Final = (
     DigestMismatchError,
     DownloadError,
@@ -42,8 +42,8 @@ _SOURCE_ERRORS: Final = (
     AccessDeniedError,
     UnsupportedSourceError,
 )
-# Which of several sources' failures stands for all: the first that occurs, in this order.
-_TELLING: Final = (
+# The error that is reported if several sources fail: the first of these that occurred.
+_BY_PRECEDENCE: Final = (
     DigestMismatchError,
     DownloadError,
     AccessDeniedError,
@@ -56,7 +56,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DownloadLimits:
-    """How patient a download is."""
+    """Retries, and limits for what is taken out of archives."""
 
     retry_policy: RetryPolicy
     extracted_size: int
@@ -65,7 +65,7 @@ class DownloadLimits:
 
 @dataclass(slots=True)
 class Candidates:
-    """The sources of one file: those that failed, the one in use, those that are left."""
+    """The sources of one file: failed, in use, and not tried yet."""
 
     spec: FileSpec
     left: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Candidates:
         return self.left[0]
 
     def fail(self, error: CorralError) -> None:
-        """Give up the source in use."""
+        """Record the failure of the source in use, and continue with the next one."""
         self.failures.append((self.left.pop(0), error))
         self.located = None
         _log.warning(
@@ -86,43 +86,45 @@ class Candidates:
         )
 
     def verdict(self) -> CorralError:
-        """Return one error for all sources, which names each and why."""
+        """Return one error for all sources, with the failure of each in its message."""
         if len(self.failures) == 1:
             return self.failures[0][1]
         errors = [error for _, error in self.failures]
-        told = next((e for kind in _TELLING for e in errors if isinstance(e, kind)), errors[-1])
+        first = next(
+            (e for kind in _BY_PRECEDENCE for e in errors if isinstance(e, kind)), errors[-1]
+        )
         each = "; ".join(f"{redact(uri)}: {error}" for uri, error in self.failures)
-        kind = next(kind for kind in _TELLING if isinstance(told, kind))
+        kind = next(kind for kind in _BY_PRECEDENCE if isinstance(first, kind))
         return kind(
             f"{self.spec.filename}: none of {len(errors)} sources has it: {each}",
-            metadata=told.metadata,
-            retry_after=told.retry_after,
+            metadata=first.metadata,
+            retry_after=first.retry_after,
         )
 
 
 class Downloader:
-    """Fetches files into their staging places."""
+    """Downloads files into their staging places."""
 
     def __init__(self, http: HttpClient, sources: SourceRegistry, limits: DownloadLimits) -> None:
-        """Take what it works with."""
+        """`sources` locates the files, `http` fetches them."""
         self._http = http
         self._sources = sources
         self._limits = limits
 
     async def locate(self, candidates: Candidates) -> Located:
-        """Return what the first source that answers says; the file's size is known then, mostly."""
+        """Return the file's location at the first source that answers, usually with its size."""
         while candidates.located is None:
             if not candidates.left:
-                raise self._told(candidates.verdict())
+                raise self._with_retry_after(candidates.verdict())
             ask = functools.partial(self._sources.locate, candidates.uri)
             try:
-                candidates.located = self._agreed(await self._retry(ask, candidates), candidates)
+                candidates.located = self._checked(await self._retry(ask, candidates), candidates)
             except _SOURCE_ERRORS as error:
                 candidates.fail(error)
         return candidates.located
 
     async def fetch(self, candidates: Candidates, stage: Stage, progress: FileProgress) -> None:
-        """Put the file into its place `whole`, verified; raises one error for all sources."""
+        """Download and verify the file into `stage.whole`; raises one error for all sources."""
         while True:
             located = await self.locate(candidates)
             progress.begin(redact(candidates.uri))
@@ -157,7 +159,7 @@ class Downloader:
     async def _take_out(
         self, located: Remote, candidates: Candidates, stage: Stage, progress: FileProgress
     ) -> str:
-        """Fetch the archive, take the one file out of it, and let the archive go."""
+        """Download the archive, extract the one file, and remove the archive."""
         transfer = Transfer(self._http, located, stage, stage.archive, progress, located.sha256)
         await self._retry(transfer.run, candidates, progress)
         progress.enter(Phase.EXTRACTING)
@@ -190,15 +192,15 @@ class Downloader:
 
         return await run_cancellable(lambda stop: _copied(located.path, stage.part, stop, arrived))
 
-    def _told(self, error: CorralError) -> CorralError:
-        """Say when to come back, of what may pass."""
-        passing = isinstance(error, DownloadError) and not isinstance(error, RefusedError)
-        if passing and error.retry_after is None:
+    def _with_retry_after(self, error: CorralError) -> CorralError:
+        """Add a retry delay to an error that a retry may fix."""
+        temporary = isinstance(error, DownloadError) and not isinstance(error, RefusedError)
+        if temporary and error.retry_after is None:
             error.retry_after = self._limits.retry_policy.longest_wait
         return error
 
-    def _agreed(self, located: Located, candidates: Candidates) -> Located:
-        """Refuse a source that says beforehand that it has something else."""
+    def _checked(self, located: Located, candidates: Candidates) -> Located:
+        """Return the location; raise DigestMismatchError if the source announces another digest."""
         expected = candidates.spec.sha256
         if (
             isinstance(located, Remote)
@@ -216,7 +218,7 @@ class Downloader:
         candidates: Candidates,
         progress: FileProgress | None = None,
     ) -> _T:
-        """Try one source as long as it makes sense; another one is nearer than one that is away."""
+        """Retry one source; an unreachable one only if it is the last."""
         alone = len(candidates.left) == 1
         if progress is None:
             return await retry(work, self._limits.retry_policy, alone=alone)

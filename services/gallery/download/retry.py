@@ -1,4 +1,4 @@
-"""Trying again: what may pass is tried until it passes, has failed too often, or would take too long."""
+"""Retries downloads that failed with a temporary error."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from services.common.backoff import Backoff
 from services.common.errors import DownloadError
 from services.gallery.errors import RefusedError, UnreachableError
 
-# Bytes that make an attempt count as one that got somewhere: it is not held against the source.
+# An attempt that fetched this many bytes resets the count of failures.
 _ADVANCE: Final = 1024 * 1024
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often to try, and how long to wait in between."""
+    """The number of attempts, and the delays between them."""
 
     attempts: int
     backoff: Backoff
@@ -33,10 +33,11 @@ async def retry(
     position: Callable[[], int] = lambda: 0,
     waiting: Callable[[str], None] = lambda message: None,
 ) -> _T:
-    """Do `work` until it succeeds; DownloadError is what may pass, all else is raised at once.
+    """Run `work` until it succeeds; only DownloadError is retried, as far as the policy allows.
 
-    `alone` means that there is nobody else to ask: then even a server that cannot be reached is tried
-    again. `position` tells how much is there; `waiting` is told why there is a pause, and `""` after.
+    `alone` means that there is no other source: then an unreachable server is retried too. `position`
+    returns the bytes fetched so far. `waiting` is called with the reason of a delay, and with `""`
+    after it.
     """
     failures = 0
     while True:

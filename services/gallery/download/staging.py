@@ -1,4 +1,4 @@
-"""Files on their way: a folder inside the models folder, thus on its disk, kept over restarts."""
+"""Partial downloads: a folder inside the models folder, so on the same disk; it survives restarts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What the beginning of a file was fetched from: only then may the rest be put behind it."""
+    """Where a partial file came from; it is resumed only from the same place."""
 
     url: str = ""
     validator: str = ""
@@ -35,40 +35,40 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The places of one file on its way."""
+    """The paths of one file while it is downloaded."""
 
     folder: Path
     key: str
 
     @property
     def part(self) -> Path:
-        """What is there of the file."""
+        """The part of the file that was downloaded."""
         return self.folder / f"{self.key}.part"
 
     @property
     def archive(self) -> Path:
-        """What is there of the zip file that the file is in."""
+        """The part that was downloaded of the zip file with the file in it."""
         return self.folder / f"{self.key}.zip"
 
     @property
     def whole(self) -> Path:
-        """The file, whole and verified."""
+        """The complete, verified file."""
         return self.folder / f"{self.key}.whole"
 
     @property
     def tree(self) -> Path:
-        """The folder with an archive's files, all of them."""
+        """The folder with all files of an unpacked archive."""
         return self.folder / f"{self.key}.tree"
 
     def origin(self, path: Path) -> Origin:
-        """Return where a beginning came from, as far as it is recorded."""
+        """Return where a partial file came from, if that is recorded."""
         try:
             return Origin(**json.loads(_origin_file(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return Origin()
 
     def record(self, path: Path, origin: Origin) -> None:
-        """Record where a beginning comes from, before its first byte is written."""
+        """Record where a partial file comes from, before its first byte is written."""
         _origin_file(path).write_text(json.dumps(asdict(origin)), encoding="utf-8")
 
     def discard(self) -> None:
@@ -79,17 +79,17 @@ class Stage:
 
 
 class Staging:
-    """The folder of files on their way; two operations that want one file share its place."""
+    """The folder of partial downloads; operations that need the same file share its paths."""
 
     def __init__(self, models: Path) -> None:
-        """Create nothing yet."""
+        """`models` is the models folder; nothing is created yet."""
         self.models = models
         self.folder = models / FOLDER / "partial"
         self._claims: Counter[str] = Counter()
         self._locks: dict[str, asyncio.Lock] = {}
 
     def stage(self, spec: FileSpec) -> Stage:
-        """Return the places of a file: the same after a restart, and for each who wants this file."""
+        """Return the paths of a file: the same after a restart and for every operation."""
         identity = f"{spec.filename}\n{spec.sha256 or spec.uris[0]}"
         return Stage(self.folder, hashlib.sha256(identity.encode()).hexdigest()[:32])
 
@@ -99,7 +99,7 @@ class Staging:
 
     @asynccontextmanager
     async def claim(self, stages: Iterable[Stage]) -> AsyncIterator[None]:
-        """Keep these places from being removed by others meanwhile."""
+        """Protect these files from removal by other operations."""
         keys = [stage.key for stage in stages]
         self._claims.update(keys)
         try:
@@ -112,17 +112,17 @@ class Staging:
                     self._locks.pop(key, None)
 
     def lock(self, stage: Stage) -> asyncio.Lock:
-        """Return the lock under which a file's places are written; claim them first."""
+        """Return the lock for writing a file; claim it first."""
         return self._locks.setdefault(stage.key, asyncio.Lock())
 
     def discard(self, stages: Iterable[Stage]) -> None:
-        """Remove what is there of these files, unless somebody else wants them too."""
+        """Remove these partial files, unless another operation claims them too."""
         for stage in stages:
             if self._claims[stage.key] <= 1:
                 stage.discard()
 
     def reap(self, older_than: float) -> None:
-        """Remove what nobody claims and nothing was added to for so many seconds."""
+        """Remove unclaimed partial files that have not grown for `older_than` seconds."""
         limit = time.time() - older_than
         with contextlib.suppress(FileNotFoundError):
             for item in list(os.scandir(self.folder)):
@@ -137,11 +137,11 @@ class Staging:
                         shutil.rmtree(item.path, ignore_errors=True)
                     else:
                         os.unlink(item.path)
-                    _log.info("removed the beginning of a file", file=item.name)
+                    _log.info("removed a partial download", file=item.name)
 
 
 def forget(path: Path) -> None:
-    """Remove the beginning of a file, and the record of where it came from."""
+    """Remove a partial file, and the record of its origin."""
     path.unlink(missing_ok=True)
     _origin_file(path).unlink(missing_ok=True)
 

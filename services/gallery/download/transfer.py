@@ -1,4 +1,4 @@
-"""Fetching one address into one file: resumed where it stopped, verified before it counts."""
+"""Downloads one address into one file, resumed and verified."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ with without("rich", "click"):
 
 # Each block is one hop to a thread (some 50 us) and about 1 ms of hashing and writing.
 _BLOCK: Final = 1024 * 1024
-# What a slow server sends is on disk after this many seconds: it is what a crash leaves to resume.
+# Data from a slow server is written after this many seconds, so that a crash loses little.
 _SOON: Final = 0.1
 _RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 @dataclass(slots=True)
 class _Sink:
-    """The file that is written, and the digest of all that it holds."""
+    """The file being written, and the digest of its contents."""
 
     file: IO[bytes]
     digest: Any
@@ -52,12 +52,12 @@ class _Sink:
         self.position = 0
 
     def finish(self) -> None:
-        # A name must never stand for bytes that a power cut could still take back.
+        # Otherwise a power cut could leave a complete name with incomplete contents.
         os.fsync(self.file.fileno())
 
 
 class Transfer:
-    """One file to fetch from one address. May be run again after a failure, and goes on from there."""
+    """The download of one file from one address; running it again after a failure resumes it."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Transfer:
         progress: FileProgress,
         sha256: str,
     ) -> None:
-        """Fetch into `path`, one of the stage's places; `sha256` may be empty."""
+        """Download into `path`, one of the stage's paths; `sha256` may be empty."""
         self._http = http
         self._remote = remote
         self._stage = stage
@@ -78,11 +78,11 @@ class Transfer:
         self._spliced = False
 
     async def run(self) -> str:
-        """Fetch what is missing and return the SHA-256 of all of it.
+        """Download the missing part and return the SHA-256 of the file.
 
-        Raises DigestMismatchError (what was fetched is removed), or DownloadError and its like (what
-        was fetched stays). A file put together in several goes that turns out wrong is fetched anew
-        once: the pieces may be of different editions.
+        Raises DigestMismatchError (and removes the file), or DownloadError and similar errors (and
+        keeps the partial file). If a resumed file has the wrong digest, it is downloaded once more
+        from the start: the parts may be of different editions.
         """
         digest = await self._fetch()
         if self._sha256 and digest != self._sha256 and self._spliced:
@@ -105,7 +105,7 @@ class Transfer:
             return str(sink.digest.hexdigest())
 
     def _begin(self, file: IO[bytes], stop: threading.Event) -> _Sink:
-        """Take over what is there, if the rest may be put behind it."""
+        """Continue the partial file, if it may be resumed; otherwise start at zero."""
         sink = _Sink(file, hashlib.sha256())
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -125,7 +125,7 @@ class Transfer:
             headers["Range"] = f"bytes={sink.position}-"
             origin = self._stage.origin(self._path)
             if origin.url == self._remote.url and origin.validator:
-                # If the file has changed meanwhile, the answer is all of the new one.
+                # If the file has changed meanwhile, the response is the whole new file.
                 headers["If-Range"] = origin.validator
         try:
             response = await self._http.send(self._http.request(self._remote.url, headers))
@@ -143,19 +143,19 @@ class Transfer:
                 return
             await run_to_completion(forget, self._path)
             raise DownloadError(
-                f"{where}: the server's file is shorter than what was fetched of it"
+                f"{where}: the file on the server is shorter than the part that was downloaded"
             )
         if not response.is_success:
             raise status_error(response, self._remote.url)
         total = _total(response)
         if response.status_code != 206:
-            # It cannot send a part, or the file has changed: this is the whole from its start.
+            # The server does not support ranges, or the file has changed: this is the whole file.
             if sink.position:
                 await run_to_completion(sink.restart)
                 self._spliced = False
                 self._progress.at(0)
         elif not _continues(response, sink.position):
-            raise DownloadError(f"{where}: the server sends another part than was asked for")
+            raise DownloadError(f"{where}: the server sent another range than requested")
         validator = _validator(response)
         await run_to_completion(self._stage.record, self._path, Origin(self._remote.url, validator))
         self._progress.resize(total)
@@ -165,7 +165,7 @@ class Transfer:
             raise DownloadError(f"{where}: ended after {sink.position} of {expected} bytes")
 
     async def _drain(self, response: httpx.Response, sink: _Sink) -> None:
-        """Write what arrives, in blocks, and soon when it arrives slowly; also when it breaks off."""
+        """Write the body in blocks, early if it arrives slowly, and also when it breaks off."""
         waiting = bytearray()
         written = time.monotonic()
 
@@ -176,7 +176,7 @@ class Transfer:
             self._progress.arrived(len(block))
 
         try:
-            # Raw: were it compressed in spite of our wish, neither length nor digest would fit.
+            # Raw: a body that was compressed against our request would fail on length and digest.
             async for block in response.aiter_raw():
                 waiting += block
                 if len(waiting) >= _BLOCK or time.monotonic() - written >= _SOON:
@@ -190,13 +190,13 @@ class Transfer:
 def mismatch(where: str, expected: str, found: str) -> DigestMismatchError:
     """Return the error that names both digests."""
     return DigestMismatchError(
-        f"{where}: its SHA-256 is {found}, and {expected} was expected",
+        f"{where}: its SHA-256 is {found}, expected {expected}",
         metadata={"expected_sha256": expected, "found_sha256": found},
     )
 
 
 def open_disk(path: Path) -> IO[bytes]:
-    """Open a file to read and to write on, made if it is not there; modes honour the umask."""
+    """Open a file for reading and writing, created if missing; its mode honours the umask."""
     try:
         return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", 0)
     except OSError as error:
@@ -204,14 +204,14 @@ def open_disk(path: Path) -> IO[bytes]:
 
 
 def disk_error(error: OSError) -> Exception:
-    """Return what a failed write means."""
+    """Return the error for a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(f"{error.filename or 'the disk of the models'}: no space left")
     return DownloadError(f"{error.filename or 'the models folder'}: {error.strerror or error}")
 
 
 def with_disk_errors(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `work` with its disk's errors said in our terms."""
+    """Return `work` with each OSError converted by `disk_error`."""
 
     def run(*args: Any) -> Any:
         try:
@@ -223,7 +223,7 @@ def with_disk_errors(work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _total(response: httpx.Response) -> int:
-    """Return the whole file's size, or 0 if the server does not say."""
+    """Return the size of the whole file, or 0 if the response lacks it."""
     if response.status_code == 206:
         match = _RANGE.match(response.headers.get("Content-Range", ""))
         return int(match[2]) if match and match[2] != "*" else 0

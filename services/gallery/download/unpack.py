@@ -1,4 +1,4 @@
-"""Unpacking an archive of model files: beside it, as LocalAI does, but bounded and never outside."""
+"""Unpacks an archive of model files next to it, as LocalAI does, but bounded and never outside."""
 
 from __future__ import annotations
 
@@ -33,17 +33,16 @@ _BROKEN: Final = (
 
 
 def is_archive(filename: str) -> bool:
-    """Say whether a file of this name is unpacked once it is there."""
+    """Return whether a file of this name is unpacked after its download."""
     return filename.lower().endswith((*_TARS, ".zip"))
 
 
 def unpack(
     archive: Path, name: str, folder: Path, *, limit: int, reserve: int, stop: threading.Event
 ) -> None:
-    """Put an archive's files into `folder`, which appears only when all are there.
+    """Unpack an archive into `folder`, which appears only once it is complete.
 
-    `name` is what the archive is called, `limit` the bytes that its files may have together. Ended
-    early by `stop`.
+    `name` is the archive's file name, `limit` the largest total size of its files. `stop` ends it early.
     """
     if folder.exists():
         return
@@ -56,9 +55,9 @@ def unpack(
         for path, size, source in _files(archive, name):
             room -= size
             if room < 0 and limit > free:
-                raise DiskFullError(f"there is no room for the files in {name!r}")
+                raise DiskFullError(f"not enough disk space for the files in {name!r}")
             if room < 0:
-                raise RefusedError(f"the files in {name!r} have more than {limit} bytes")
+                raise RefusedError(f"the files in {name!r} are larger than {limit} bytes")
             target = new / path
             target.parent.mkdir(parents=True, exist_ok=True)
             with source, open_disk(target) as out:
@@ -87,7 +86,9 @@ def _files(archive: Path, name: str) -> Iterator[tuple[str, int, IO[bytes]]]:
                     continue
                 source = tar.extractfile(member) if member.isreg() else None
                 if source is None:
-                    raise RefusedError(f"{name!r} holds {member.name!r}, which is no plain file")
+                    raise RefusedError(
+                        f"{name!r} holds {member.name!r}, which is not a regular file"
+                    )
                 yield _inside(member.name), member.size, source
         return
     with zipfile.ZipFile(archive) as opened:
@@ -95,19 +96,19 @@ def _files(archive: Path, name: str) -> Iterator[tuple[str, int, IO[bytes]]]:
             if info.is_dir():
                 continue
             if stat.S_ISLNK(info.external_attr >> 16):
-                raise RefusedError(f"{name!r} holds {info.filename!r}, which is no plain file")
+                raise RefusedError(f"{name!r} holds {info.filename!r}, which is not a regular file")
             yield _inside(info.filename), info.file_size, opened.open(info)
 
 
 def _inside(path: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") or not parts or ".." in parts or "\\" in path or "\0" in path:
-        raise PathEscapeError(f"the archive holds {path!r}, which would lie outside its folder")
+        raise PathEscapeError(f"the archive holds {path!r}, which leads out of its folder")
     return "/".join(parts)
 
 
 def _copy(source: IO[bytes], out: IO[bytes], size: int, stop: threading.Event) -> None:
-    """Copy no more than the size that was stated, however much the archive then yields."""
+    """Copy at most `size` bytes, the size in the archive's directory, even if there is more data."""
     left = size
     while left and not stop.is_set() and (block := source.read(min(left, _BLOCK))):
         with_disk_errors(out.write)(block)

@@ -1,4 +1,4 @@
-"""One file out of a zip file (a wheel), streamed and bounded."""
+"""Extracts one file of a zip file (a wheel), streamed and bounded."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _BLOCK: Final = 1024 * 1024
 def extract(
     archive: Path, member: str, target: Path, *, limit: int, reserve: int, stop: threading.Event
 ) -> str:
-    """Write `member` to `target` and return its SHA-256; for a thread, ended early by `stop`.
+    """Write `member` to `target` and return its SHA-256. Blocks; `stop` ends it early.
 
-    The size that the archive states is checked against `limit` and the disk before the first byte, and
-    is also where reading ends: a bomb does not go off.
+    Its size in the archive's directory is checked against `limit` and the disk before the first byte is
+    written, and no more is read: a zip bomb has no effect.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             try:
                 info = opened.getinfo(member)
             except KeyError:
-                raise SourceNotFoundError(f"the archive has no file {member!r} in it") from None
+                raise SourceNotFoundError(f"the archive does not contain {member!r}") from None
             if info.is_dir():
                 raise SourceNotFoundError(f"{member!r} is a folder in the archive")
             if info.file_size > limit:
@@ -40,7 +40,7 @@ def extract(
             free = shutil.disk_usage(target.parent).free - reserve
             if info.file_size > free:
                 raise DiskFullError(
-                    f"{member!r} needs {info.file_size} bytes and {max(free, 0)} may be used",
+                    f"{member!r} needs {info.file_size} bytes and {max(free, 0)} are available",
                     metadata={"needed": str(info.file_size), "free": str(max(free, 0))},
                 )
             digest = hashlib.sha256()

@@ -15,7 +15,7 @@ _MAX_DEPTH: Final = 64
 
 
 class DocumentError(ValueError):
-    """A text is not the YAML that was expected; the message says where."""
+    """A text is not the expected YAML; the message names the place."""
 
 
 def parse(text: str) -> Any:
@@ -45,7 +45,7 @@ def plain(value: Any) -> Any:
     """Return a deep copy made of dict, list, str, int, float, bool and None only.
 
     Nothing of it is shared with the original or within itself. Raises DocumentError when it is nested
-    or multiplied (by aliases) beyond any sense.
+    or multiplied (by aliases) beyond the limits.
     """
     budget = [_MAX_NODES]
     return _plain(value, budget, 0)

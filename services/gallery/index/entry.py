@@ -1,4 +1,4 @@
-"""What an index lists: entries in LocalAI's format, and the base configurations that they point to."""
+"""Entries of a gallery's index in LocalAI's format, and the base configurations they refer to."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ class Entry:
 
     @property
     def backend(self) -> str:
-        """The backend that it names; empty if that is left to the base configuration."""
+        """The backend; empty if only the base configuration names it."""
         return _text(self.overrides.get("backend") or (self.config or {}).get("backend"))
 
     @property
     def usecases(self) -> tuple[str, ...]:
-        """What it says it is for."""
+        """The use cases."""
         named = self.overrides.get("known_usecases") or (self.config or {}).get("known_usecases")
         return usecases(named)
 
 
 def usecases(value: Any) -> tuple[str, ...]:
-    """Return use cases as people write them: LocalAI also accepts `FLAG_CHAT` for `chat`."""
+    """Return normalised use cases: LocalAI also accepts `FLAG_CHAT` for `chat`."""
     return tuple(text.lower().removeprefix("flag_") for text in _texts(value))
 
 

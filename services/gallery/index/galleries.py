@@ -1,4 +1,4 @@
-"""The galleries and their indexes: read when needed, kept for a while, kept for bad times on disk."""
+"""The galleries and their indexes, cached in memory, and on disk for when they cannot be read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GalleryConfig:
 
     @property
     def local(self) -> bool:
-        """Whether it stands on this machine, so that its entries may name files of this machine."""
+        """Whether it is on this machine, so that its entries may refer to files of this machine."""
         return not self.addresses or scheme(self.addresses[0]) == "file"
 
     @property
@@ -46,7 +46,7 @@ class GalleryConfig:
 
 @dataclass(slots=True)
 class GalleryState:
-    """What is known of a gallery now."""
+    """The current state of a gallery."""
 
     config: GalleryConfig
     entries: list[Entry] = field(default_factory=list)
@@ -60,7 +60,7 @@ class GalleryState:
 
 @dataclass(frozen=True, slots=True)
 class IndexLimits:
-    """How patient, and how large."""
+    """Timeouts, cache times and sizes."""
 
     ttl: float
     timeout: float
@@ -69,7 +69,7 @@ class IndexLimits:
 
 
 class Galleries:
-    """All galleries, in the order in which they are asked."""
+    """All galleries, in order of precedence."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Galleries:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read nothing yet. `cache` is the folder of the last good copies."""
+        """`cache` is the folder of the last good copies."""
         self._states = [GalleryState(gallery) for gallery in galleries]
         self._sources = sources
         self._cache = cache
@@ -89,7 +89,7 @@ class Galleries:
 
     @property
     def galleries(self) -> Sequence[GalleryState]:
-        """What is known now, without reading anything."""
+        """The current states, without reading any index."""
         return self._states
 
     def gallery(self, name: str) -> GalleryConfig | None:
@@ -140,7 +140,7 @@ class Galleries:
                 why = str(error) or f"no answer within {self._limits.timeout:g} s"
                 problems.append(f"{redact(address)}: {why}")
                 continue
-            # Under the first address, whichever served: the copy stands for the gallery.
+            # Named after the first address, whichever was read: the copy is that of the gallery.
             await run_to_completion(write_atomically, self._copy(gallery), text)
             return
         raise GalleryUnavailableError("; ".join(problems))
@@ -167,7 +167,7 @@ class Galleries:
         state.entries, state.read_at, state.error = entries, read_at, ""
 
     async def _take_copy(self, state: GalleryState) -> None:
-        """Serve the last good copy; what is wrong with the gallery stays stated."""
+        """Use the last good copy; the error of the gallery is kept."""
         error = state.error
         try:
             text, read_at = await run_to_completion(_kept, self._copy(state.config))

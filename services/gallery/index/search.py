@@ -1,4 +1,4 @@
-"""Finding entries: by name, by filter, by words."""
+"""Finds entries by name, by filter and by words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .entry import Entry
 
 @dataclass(frozen=True, slots=True)
 class EntryFilter:
-    """Conditions that must all hold; an empty one holds always."""
+    """Conditions on entries, combined by AND; an empty one always matches."""
 
     tag: str = ""
     usecase: str = ""
@@ -22,7 +22,7 @@ class EntryFilter:
     gallery: str = ""
 
     def keeps(self, entry: Entry, *, installed: bool) -> bool:
-        """Say whether an entry fulfils them."""
+        """Return whether an entry matches."""
         return (
             (not self.tag or self.tag.lower() in (tag.lower() for tag in entry.tags))
             and (not self.usecase or self.usecase.lower() in entry.usecases)
@@ -35,7 +35,7 @@ class EntryFilter:
 def find_entry(entries: Iterable[Entry], asked: str, *, field: str = "entry") -> Entry:
     """Return the entry that `model`, `gallery@model` or `galleries/{gallery}/models/{model}` names.
 
-    As in LocalAI: in any case, and `/` stands for `__`; without a gallery the first one's counts.
+    As in LocalAI: case does not matter, `/` means `__`, and without a gallery the first match counts.
     """
     text = asked.strip()
     if not text:
@@ -55,7 +55,7 @@ def find_entry(entries: Iterable[Entry], asked: str, *, field: str = "entry") ->
 
 
 def search_entries(entries: Iterable[Entry], query: str) -> list[Entry]:
-    """Return the entries in which all words occur, best first, else in the given order."""
+    """Return the entries with all words, the best match first."""
     words = query.lower().split()
     if not words:
         raise InvalidRequestError.of("query", "is empty; give at least one word")
@@ -64,7 +64,7 @@ def search_entries(entries: Iterable[Entry], query: str) -> list[Entry]:
         ranks = [_rank(entry, word) for word in words]
         if any(rank is None for rank in ranks):
             continue
-        # The query as a whole first: "llama 3" is nearer to llama-3 than two words here and there.
+        # The whole query first: "llama 3" matches llama-3 better than two separate words.
         whole = _rank(entry, "-".join(words))
         best = whole if whole is not None else _NOWHERE
         ranked.append(((best, sum(r for r in ranks if r is not None), position), entry))
@@ -76,7 +76,7 @@ _NOWHERE = 6
 
 
 def _rank(entry: Entry, word: str) -> int | None:
-    """Return how near a word is to an entry: 0 is its name; None means it does not occur."""
+    """Return the rank of a match, 0 for the exact name; None if the word does not occur."""
     name = entry.name.lower()
     if name == word:
         return 0
@@ -96,4 +96,4 @@ def _nearest(wanted: str, entries: Sequence[Entry]) -> str:
     names = {entry.name.lower(): entry.name for entry in entries}
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     near += [known for known in names if name in known and known not in near][: 3 - len(near)]
-    return f"; near it are {', '.join(names[known] for known in near)}" if near else ""
+    return f"; similar names: {', '.join(names[known] for known in near)}" if near else ""

@@ -1,4 +1,4 @@
-"""Putting verified files and their configuration in place: all of it, or nothing."""
+"""Puts verified files and their configuration in place: all or nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = get_logger(__name__)
 
 @dataclass(slots=True)
 class Placement:
-    """One installation's last step. Blocks: call it from a thread, and not twice at once."""
+    """The last step of an installation. Blocks: call it from a thread, one at a time."""
 
     staging: Path
     _undo: list[tuple[Path, Path | None]] = field(default_factory=list)
@@ -28,7 +28,7 @@ class Placement:
     def run(self, files: Sequence[tuple[Path, Path]], texts: Mapping[Path, str]) -> None:
         """Move each staged file to its target, then write the texts in order.
 
-        When something fails, everything is put back as it was.
+        If something fails, everything is restored.
         """
         try:
             for staged, target in files:
@@ -51,7 +51,7 @@ class Placement:
             # An operation on another model that shares this very file has just put it there.
             if target.is_file():
                 return
-            raise DownloadError(f"{target.name}: vanished before it was put in place; try again")
+            raise DownloadError(f"{target.name}: was removed before it was put in place; try again")
         self._swap(staged, target)
 
     def _write(self, target: Path, text: str) -> None:
@@ -99,14 +99,14 @@ class Placement:
                 else:
                     os.replace(kept, target)
             except OSError as error:
-                _log.error("could not be put back", file=str(target), error=str(error))
+                _log.error("could not be restored", file=str(target), error=str(error))
         for folder in reversed(self._folders):
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
 def _sync(folder: Path) -> None:
-    """Make renames in a folder outlive a power cut, where the system can."""
+    """Sync a folder, so that renames survive a power cut, where the system supports it."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,4 +1,4 @@
-"""What is installed: configured models and loose files, under LocalAI's four policies."""
+"""Lists installed models: configured ones and loose files, under LocalAI's four policies."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class InstalledModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelFilter:
-    """Conditions that must all hold; an empty one holds always."""
+    """Conditions on models, combined by AND; an empty one always matches."""
 
     backend: str = ""
     usecase: str = ""
     name_contains: str = ""
 
     def keeps(self, model: InstalledModel) -> bool:
-        """Say whether a model fulfils them; a loose file is for no backend and no use case."""
+        """Return whether a model matches; a loose file has no backend and no use case."""
         return (
             (not self.backend or self.backend.lower() == model.backend.lower())
             and (not self.usecase or self.usecase.lower() in model.usecases)
@@ -56,10 +56,10 @@ class ModelFilter:
 
 
 class InstalledModels:
-    """Reads the models folder anew with each question, so the answer is never stale."""
+    """Lists models; every call reads the models folder, so that the result is never stale."""
 
     def __init__(self, folder: ModelsFolder) -> None:
-        """Read nothing yet."""
+        """`folder` is the models folder."""
         self._folder = folder
 
     async def models(
@@ -73,11 +73,11 @@ class InstalledModels:
         return await run_to_completion(self._models, policy, wanted)
 
     async def exists(self, name: str, policy: LooseFiles) -> bool:
-        """Say whether there is a model of exactly this name; with loose files, also a weights file's."""
+        """Return whether there is a model of exactly this name; loose files count by their file name."""
         return await run_to_completion(self._exists, name, policy)
 
     async def installed_names(self) -> InstalledNames:
-        """Return what is installed, to compare gallery entries with."""
+        """Return the names of installed models, to compare gallery entries with."""
         contents = await run_to_completion(self._folder.scan)
         return InstalledNames(
             frozenset(one.entry.lower() for one in contents.configured if one.entry),
@@ -109,7 +109,7 @@ class InstalledModels:
             return True
         if policy is LooseFiles.SKIP_ALWAYS or "/" in name or name.startswith("."):
             return False
-        # Weights are not listed as models, but a name that is such a file's does exist.
+        # Weights are not listed as models, but the name of such a file does exist.
         return not name.lower().endswith((".yaml", ".yml")) and (self._folder.path / name).is_file()
 
     def describe(self, one: Configured) -> InstalledModel:
@@ -133,12 +133,12 @@ class InstalledNames:
     config_files: frozenset[str]
 
     def has(self, gallery: str, entry: str) -> bool:
-        """Say whether an entry is installed, under its own name or another."""
+        """Return whether an entry is installed, under its own name or another."""
         return f"{gallery}@{entry}".lower() in self.entries or f"{entry}.yaml" in self.config_files
 
 
 def _distinct(models: Iterable[InstalledModel]) -> Iterable[InstalledModel]:
-    """Leave out a name's second occurrence: names are what models are asked for by."""
+    """Leave out further models of the same name: a name identifies a model."""
     seen: set[str] = set()
     for one in models:
         if one.name not in seen:

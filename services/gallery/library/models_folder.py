@@ -31,7 +31,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """A model's configuration file, and what the gallery recorded when it wrote it."""
+    """A model's configuration file, and the gallery's record of it."""
 
     file: str
     config: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Configured:
 
     @property
     def name(self) -> str:
-        """What the model is called: as configured, else as its file."""
+        """The model's name: the configured one, or that of the file."""
         return str(self.config.get("name") or "") or Path(self.file).stem
 
     @property
@@ -55,12 +55,12 @@ class Configured:
 
     @property
     def usecases(self) -> tuple[str, ...]:
-        """What it is configured for."""
+        """The configured use cases."""
         return usecases(self.config.get("known_usecases"))
 
     @property
     def entry(self) -> str:
-        """`gallery@entry`, as far as it was recorded."""
+        """`gallery@entry`, if that was recorded."""
         gallery, entry = self.record.get("gallery"), self.record.get("entry_name")
         return f"{gallery}@{entry}" if gallery and entry else ""
 
@@ -79,14 +79,14 @@ class Configured:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What the folder holds."""
+    """The contents of the models folder."""
 
     configured: tuple[Configured, ...] = ()
     files: tuple[str, ...] = ()
     """Regular files directly in it that can be models by their names, sorted."""
 
     def users(self, filename: str, *, but: str) -> list[str]:
-        """Return the models that use a file, or are it, but for the one configured in `but`."""
+        """Return the models that use a file or are configured by it, except for that of `but`."""
         path = os.path.normpath(filename)
         others = (one for one in self.configured if one.file != but)
         return [one.name for one in others if path in one.uses or path == one.file]
@@ -96,12 +96,12 @@ class ModelsFolder:
     """The folder itself. Its methods block: call them from a thread."""
 
     def __init__(self, path: Path) -> None:
-        """Create nothing yet."""
+        """`path` is the folder; it is not created."""
         self.path = path
         self._read: dict[str, tuple[tuple[int, int, int], dict[str, Any] | None]] = {}
 
     def scan(self) -> Contents:
-        """Read it all; a configuration that cannot be read is logged and left out."""
+        """Read the folder; an unreadable configuration is logged and left out."""
         try:
             names = sorted(item.name for item in os.scandir(self.path))
         except FileNotFoundError:
@@ -125,7 +125,7 @@ class ModelsFolder:
         return Configured(file, config, record)
 
     def size(self, names: frozenset[str]) -> int:
-        """Return the bytes of those of these files that are there."""
+        """Return the total size of those files that exist."""
         total = 0
         for name in names:
             path = self.path / name
@@ -134,7 +134,7 @@ class ModelsFolder:
         return total
 
     def target(self, filename: str) -> Path:
-        """Return where a file goes. Raises PathEscapeError if that is outside, also by a symlink."""
+        """Return the path of a file; raises PathEscapeError if it is outside, also through a symlink."""
         parts = filename.split("/")
         if (
             not filename

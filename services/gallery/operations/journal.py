@@ -1,4 +1,4 @@
-"""What must outlive the process: the operations, in SQLite."""
+"""Keeps the operations in SQLite, so that they survive the process."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _log = get_logger(__name__)
 
 
 class Journal:
-    """A table of operations. What `put` returned from is on the disk, whatever happens next."""
+    """A table of operations; once `put` returns, the record is on disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open nothing yet."""
+        """`path` is the database; `open` opens it."""
         self._path = path
         # One thread: SQLite's connection is bound to it, and the order of the writes is kept.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
@@ -42,11 +42,11 @@ class Journal:
         self._lock: FileLock | None = None
 
     async def open(self) -> list[OperationRecord]:
-        """Open it, made if it is not there, and return all records, the oldest first."""
+        """Open or create the database, and return all records, the oldest first."""
         return await self._do(self._open)
 
     async def put(self, record: OperationRecord) -> None:
-        """Write one record, over the one of the same name."""
+        """Write a record; it replaces the one with the same name."""
         text = json.dumps(record)
         await self._do(self._put, record["name"], record["create_time"], text)
 
@@ -55,12 +55,12 @@ class Journal:
         await self._do(self._remove, list(names))
 
     async def close(self) -> None:
-        """Close it; what was asked for before is still done."""
+        """Close the database after all pending writes."""
         await self._do(self._close)
         self._thread.shutdown(wait=False)
 
     async def _do(self, work: Callable[..., _T], *args: Any) -> _T:
-        # Shielded: a caller that is cancelled has no say in what is recorded of it.
+        # Shielded: a cancelled caller must not prevent the write.
         return await asyncio.shield(
             asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
         )
@@ -73,17 +73,21 @@ class Journal:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
-            # Not a database: better to begin anew, and keep it for whoever wants to look.
+            # Not a database: start with an empty one, and keep the file for inspection.
             self._disconnect()
             aside = self._path.with_name(f"{self._path.name}.broken-{int(time.time())}")
             self._path.rename(aside)
-            _log.error("the journal cannot be read; begun anew", kept=str(aside), error=str(error))
+            _log.error(
+                "the journal is not readable; started an empty one",
+                kept=str(aside),
+                error=str(error),
+            )
             return self._connect()
 
     def _claim(self) -> None:
-        """Be the only one: two galleries would run each operation twice, into the same files.
+        """Take the lock: two galleries would run each operation twice, into the same files.
 
-        The system gives the lock back when the process ends, however it ends.
+        The system releases it when the process ends, even if it is killed.
         """
         self._lock = FileLock(self._path.with_suffix(".lock"), mode=0o644)
         if not self._lock.acquire():

@@ -1,4 +1,4 @@
-"""The operations: journalled before they start, run side by side, one at a time on each element."""
+"""Runs operations in parallel, but one at a time for each target; they are journalled first."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OperationLimits:
-    """How many at once, how many at all, and how long they stay listed."""
+    """How many operations may run and wait, and how long ended ones stay listed."""
 
     parallel: int
     pending: int
@@ -45,7 +45,7 @@ class OperationLimits:
 
 
 class OperationManager:
-    """Runs, keeps, shows and stops operations."""
+    """Submits, runs, lists, watches and cancels operations."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class OperationManager:
         stopping: asyncio.Event,
         idle: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take one runner for each kind; a runner must be able to begin again after a crash.
+        """`kinds` are the kinds of operations that can be submitted or resumed.
 
-        `stopping` ends what waits for an operation; `idle` is called when none runs or waits.
+        `stopping` ends waits and watches; `idle` is called when no operation runs or waits.
         """
         self._journal = journal
         self.kinds = {kind.name: kind for kind in kinds}
@@ -75,12 +75,12 @@ class OperationManager:
         self._saved: dict[str, float] = {}
 
     async def start(self) -> None:
-        """Read the journal, and go on with what was not finished, in its old order."""
+        """Read the journal, and resume unfinished operations in their old order."""
         for record in await self._journal.open():
             try:
                 operation = Operation.from_record(record, self.kinds)
             except (KeyError, ValueError, TypeError) as error:
-                _log.error("a record of the journal is of no use", error=str(error))
+                _log.error("skipped an invalid record of the journal", error=str(error))
                 continue
             self._operations[operation.name] = operation
         await self._prune()
@@ -90,26 +90,26 @@ class OperationManager:
             if operation.cancel_requested:
                 await self._end(operation, error=_cancelled(operation))
                 continue
-            _log.info("taken up again", operation=operation.name, target=operation.target)
+            _log.info("resumed", operation=operation.name, target=operation.target)
             self._begin(operation)
         self._when_idle()
 
     async def close(self) -> None:
-        """Stop what runs; it goes on with the next start."""
+        """Stop running operations; the next start resumes them."""
         await self._background.close()
         await self._journal.close()
 
     async def submit(
         self, kind: Kind[RequestT, Any], target: str, request: RequestT, request_id: str = ""
     ) -> Operation:
-        """Queue an operation and return it once it is journalled; one request id makes only one."""
+        """Queue an operation and return it once it is journalled; a known request id returns the old one."""
         async with self._submitting:
             if (known := self.seen(request_id)) is not None:
                 return known
             pending = sum(not operation.done for operation in self._operations.values())
             if pending >= self._limits.pending:
                 raise QueueFullError(
-                    f"{pending} operations wait or run, which is as many as may",
+                    f"{pending} operations wait or run, the maximum (maximum_pending)",
                     metadata={"pending": str(pending)},
                     retry_after=self._limits.save_interval,
                 )
@@ -126,7 +126,7 @@ class OperationManager:
             return operation
 
     def seen(self, request_id: str) -> Operation | None:
-        """Return the operation that a request id made."""
+        """Return the operation with a request id, if any."""
         if not request_id:
             return None
         every = self._operations.values()
@@ -137,25 +137,25 @@ class OperationManager:
         full = resource_name(OPERATIONS, resource_id(OPERATIONS, name))
         if (operation := self._operations.get(full)) is None:
             raise OperationNotFoundError(
-                f"there is no operation {name!r}; ended ones are forgotten after a while",
+                f"there is no operation {name!r}; ended ones are removed after a while",
                 resource=Resource("operation", full),
             )
         return operation
 
     def every(self) -> Sequence[Operation]:
-        """Return all of them, the newest first."""
+        """Return all operations, the newest first."""
         return sorted(self._operations.values(), key=lambda operation: operation.order)
 
     async def wait(self, name: str, timeout: float) -> Operation:
-        """Return the operation when it has ended, or as it is when the time is over."""
+        """Return the operation when it has ended, or as it is after `timeout` seconds."""
         operation = self.get(name)
         await self._first(operation.ended, timeout=timeout)
         return operation
 
     async def watch(self, name: str) -> AsyncIterator[Operation]:
-        """Yield the operation now, after changes (joined if they come fast), and last when ended.
+        """Yield the operation now, after changes (combined if they are frequent), and when it has ended.
 
-        Raises ShuttingDownError when the service stops: after its next start, watch again.
+        Raises ShuttingDownError when the service stops; watch again after its next start.
         """
         operation = self.get(name)
         while True:
@@ -164,38 +164,38 @@ class OperationManager:
             yield operation
             if last:
                 return
-            # The pause ends early with the operation, so the end is told at once.
+            # The pause ends with the operation, so that its end is sent at once.
             await self._first(operation.ended, timeout=self._limits.watch_interval)
             if not operation.done:
                 await self._first(change, timeout=None)
             if self._stopping.is_set() and not operation.done:
                 raise ShuttingDownError(
-                    f"the gallery stops; {operation.name} goes on when it is started again",
+                    f"the gallery is stopping; {operation.name} continues after its next start",
                     retry_after=self._limits.save_interval,
                 )
 
     async def cancel(self, name: str) -> None:
-        """Ask an operation to stop; one that has ended is left as it is."""
+        """Ask an operation to stop; no effect on one that has ended."""
         operation = self.get(name)
         if operation.ending or operation.cancel_requested:
             return
         operation.cancel_requested = operation.progress.cancel_requested = True
         operation.touch()
-        # Recorded first: a crash in between must not bring it back to life.
+        # Recorded first: after a crash in between, it must not be resumed.
         await self._journal.put(operation.to_record())
-        # It may have ended in the meantime; then it is not in here any more.
+        # It may have ended in the meantime.
         if (task := self._running(operation)) is not None:
             task.cancel()
 
     async def delete(self, name: str) -> None:
-        """Forget an operation that has ended."""
+        """Remove an operation that has ended."""
         operation = self.get(name)
         if not operation.done:
-            raise ConflictError(f"{operation.name} still runs; cancel it first")
+            raise ConflictError(f"{operation.name} is still running; cancel it first")
         await self._forget([operation.name])
 
     async def _first(self, event: asyncio.Event, *, timeout: float | None) -> None:
-        """Wait for the event, the service's stop, or the end of the time."""
+        """Wait for the event, the stop of the service, or the timeout."""
         waits = {asyncio.ensure_future(one.wait()) for one in (event, self._stopping)}
         try:
             await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -218,7 +218,7 @@ class OperationManager:
             async with self._turn(operation.target):
                 await self._work(operation)
         except asyncio.CancelledError:
-            # While it waited for its turn; without a request it is the service that stops.
+            # Cancelled while queued; without a request to cancel, the service is stopping.
             if not operation.cancel_requested or operation.ending:
                 raise
             await self._end(operation, error=_cancelled(operation))
@@ -260,7 +260,7 @@ class OperationManager:
         if error is not None:
             cancelled = isinstance(error, OperationCancelledError)
             phase = Phase.CANCELLED if cancelled else Phase.FAILED
-        # Recorded before it is shown: what a client has seen end must not run again.
+        # Recorded before it is visible: an operation that a client saw end must not run again.
         await self._journal.put(operation.end(phase, result, error))
         self._tasks.pop(operation.name, None)
         self._saved.pop(operation.name, None)
@@ -278,7 +278,7 @@ class OperationManager:
 
     @contextlib.asynccontextmanager
     async def _turn(self, target: str) -> AsyncIterator[None]:
-        """Wait until all earlier operations on the element have ended."""
+        """Wait until all earlier operations on the target have ended."""
         queue = self._queues.setdefault(target, asyncio.Lock())
         self._waiting[target] += 1
         try:
@@ -290,7 +290,7 @@ class OperationManager:
                 del self._waiting[target], self._queues[target]
 
     def _save_soon(self, operation: Operation) -> None:
-        """Record the progress now and then, so that percent does not begin at 0 after a crash."""
+        """Record the progress from time to time, so that percent does not start at 0 after a crash."""
         now = time.monotonic()
         if (
             operation.done

@@ -1,4 +1,4 @@
-"""A long-running operation: what it is, how far it is, and how it ended."""
+"""A long-running operation: its request, its progress and its end."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class OperationRecord(TypedDict):
 
 @dataclass(slots=True)
 class Operation:
-    """One operation. Only the manager changes it; everybody else reads."""
+    """One operation; only the manager changes it."""
 
     name: str
     kind: Kind[Any, Any]
@@ -89,37 +89,37 @@ class Operation:
     cancel_requested: bool = False
     progress: Progress = field(default_factory=Progress)
     ending: bool = False
-    """Its end is being recorded; nothing changes it any more."""
+    """Its end is being recorded; it does not change any more."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        """Begin with the creation as the last change."""
+        """Count the creation as a change."""
         self.update_time = self.update_time or self.create_time
 
     @property
     def done(self) -> bool:
-        """Whether it has ended, well or not, and that is recorded."""
+        """Whether it has succeeded or failed, and that is recorded."""
         return self.ended.is_set()
 
     @property
     def phase(self) -> Phase:
-        """Where it stands."""
+        """The current phase."""
         return self.progress.phase
 
     @property
     def order(self) -> str:
-        """A key that sorts the newest first."""
+        """A key that sorts operations, the newest first."""
         return f"{10**20 - int(self.create_time * 1e6):020d}{self.name}"
 
     def touch(self) -> None:
-        """Note a change and wake those who wait for one."""
+        """Record the time of a change, and wake watchers."""
         self.update_time = max(time.time(), self.update_time)
         self._changed.set()
         self._changed = asyncio.Event()
 
     def next_change(self) -> asyncio.Event:
-        """Return the event that is set with the next change; take it before looking."""
+        """Return the event of the next change; get it before reading the state."""
         return self._changed
 
     def to_record(self) -> OperationRecord:
@@ -172,7 +172,7 @@ class Operation:
         return operation
 
     def end(self, phase: Phase, result: object, error: CorralError | None) -> OperationRecord:
-        """Return the record of its end, which is shown only by `show_end`, once that is recorded."""
+        """Return the record of its end; once it is written, call `show_end`."""
         self.ending = True
         now = max(time.time(), self.update_time)
         return {
@@ -189,7 +189,7 @@ class Operation:
         return None if result is None else self.kind.encode_result(result)
 
     def show_end(self, phase: Phase, result: object, error: CorralError | None) -> None:
-        """Let everybody see that it has ended."""
+        """Mark the operation as ended, and wake watchers."""
         self.progress.end(phase)
         self.result, self.error = result, error
         self.ended.set()
@@ -221,7 +221,7 @@ def _error(record: ErrorRecord) -> CorralError:
 
 
 def _by_reason(base: type[CorralError]) -> dict[str, type[CorralError]]:
-    """Return the error of each reason; of a class and its refinements the class itself."""
+    """Return the error class of each reason; the base class if subclasses share its reason."""
     found: dict[str, type[CorralError]] = {}
     for kind in base.__subclasses__():
         for reason, known in {**_by_reason(kind), kind.reason: kind}.items():

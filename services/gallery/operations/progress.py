@@ -1,4 +1,4 @@
-"""How far an operation is: phases, bytes over all files, rate and time left."""
+"""The progress of an operation: phase, bytes of all files, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-# Long enough to smooth over single reads, short enough to show a change while somebody looks.
+# Long enough to smooth single reads, short enough to show a change soon.
 _RATE_WINDOW: Final = 5.0
 # Below this the two ends of the window are too close to divide by.
 _RATE_MINIMUM: Final = 0.25
 
 
 class Phase(enum.StrEnum):
-    """Where an operation stands."""
+    """A phase of an operation."""
 
     QUEUED = "queued"
     RESOLVING = "resolving"
@@ -31,7 +31,7 @@ class Phase(enum.StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing comes after it."""
+        """Whether it is final."""
         return self in (Phase.DONE, Phase.FAILED, Phase.CANCELLED)
 
 
@@ -60,7 +60,7 @@ class Progress:
         percent: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin queued; `percent` is where an operation stood that a crash interrupted."""
+        """`percent` is the progress before a restart."""
         self.phase = Phase.QUEUED
         self.message = ""
         self.file = ""
@@ -71,23 +71,23 @@ class Progress:
         self._clock = clock
         self._samples: deque[tuple[float, int]] = deque()
         self.cancel_requested = False
-        """Somebody asked to stop for good; without it, work that is stopped goes on later."""
+        """A client cancelled the operation; otherwise stopped work is resumed later."""
         self._fetched = 0
 
     def enter(self, phase: Phase, message: str = "") -> None:
-        """Say what happens now; a phase that fetches nothing has no rate."""
+        """Set the phase and the message; the rate is reset outside of downloads."""
         if phase is not Phase.DOWNLOADING:
             self._samples.clear()
         self.phase, self.message = phase, message
         self._changed()
 
     def end(self, phase: Phase) -> None:
-        """Say how it ended, to nobody yet: the manager tells when that is recorded."""
+        """Set the final phase without a call of `changed`: the manager publishes it once it is recorded."""
         self._samples.clear()
         self.phase, self.message, self.file, self.source = phase, "", "", ""
 
     def add(self, filename: str, total: int = 0) -> FileProgress:
-        """Count a file in; all of them should be, before the first begins."""
+        """Add a file; all files should be added before the first download."""
         return self._files.setdefault(filename, FileProgress(self, filename, total))
 
     def snapshot(self) -> Snapshot:
@@ -105,14 +105,14 @@ class Progress:
         )
 
     def restore(self, phase: Phase, done: int, total: int) -> None:
-        """Show what an operation that ended before the last start had come to."""
+        """Restore the figures of an operation that ended before the last start."""
         self.phase = phase
         file = self.add("", total)
         file.bytes_done = done
 
     @property
     def done(self) -> int:
-        """Bytes that are in place or fetched."""
+        """Bytes in place or downloaded."""
         return sum(file.bytes_done for file in self._files.values())
 
     @property
@@ -123,7 +123,7 @@ class Progress:
 
     @property
     def percent(self) -> float:
-        """0 to 100, never falling, though a source may turn out larger or begin anew."""
+        """0 to 100; it never falls, even if a download turns out larger or restarts."""
         if self.phase is Phase.DONE:
             self._floor = 100.0
         elif total := self.total:
@@ -132,7 +132,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Bytes a second over the last seconds."""
+        """Bytes per second, averaged over the last seconds."""
         self._forget()
         if len(self._samples) < 2:
             return 0.0
@@ -143,13 +143,13 @@ class Progress:
 
     @property
     def eta(self) -> float | None:
-        """Seconds left at this rate, if it is known."""
+        """The remaining seconds at this rate, if known."""
         rate, total = self.rate, self.total
         return max(total - self.done, 0) / rate if rate > 0 and total else None
 
     @property
     def fetched(self) -> int:
-        """Bytes that came over the network, or from another folder, now."""
+        """Bytes that were downloaded or copied in this run."""
         return self._fetched
 
     def _arrived(self, count: int) -> None:
@@ -171,41 +171,41 @@ class Progress:
 
 
 class FileProgress:
-    """One file's part in it."""
+    """The progress of one file."""
 
     def __init__(self, progress: Progress, filename: str, total: int) -> None:
-        """Count from nothing; `total` may be 0 while it is unknown."""
+        """`total` is 0 while it is unknown."""
         self._progress = progress
         self.filename = filename
         self.bytes_done = 0
         self.bytes_total = total
 
     def resize(self, total: int) -> None:
-        """State how many bytes there are to fetch, now that it is known."""
+        """Set the size of the file, once it is known."""
         if total > 0 and total != self.bytes_total:
             self.bytes_total = total
             self._progress._changed()
 
     def at(self, position: int) -> None:
-        """State how many bytes are there without having been fetched now."""
+        """Set the number of bytes that were already there."""
         self.bytes_done = position
         self._progress._changed()
 
     def arrived(self, count: int) -> None:
-        """Count bytes that came now."""
+        """Count downloaded bytes."""
         self.bytes_done += count
         self._progress._arrived(count)
 
     def begin(self, source: str) -> None:
-        """Say that this file is in hand, and where it comes from."""
+        """Show this file and its source as the current ones."""
         self._progress._show(self.filename, source)
 
     def enter(self, phase: Phase, message: str = "") -> None:
-        """Say what happens to this file now."""
+        """Set the phase of the operation."""
         self._progress.enter(phase, message)
 
     def finish(self) -> None:
-        """Count the file as whole."""
+        """Mark the file as complete."""
         if not self.bytes_total:
             self.bytes_total = max(self.bytes_done, 1)
         self.bytes_done = self.bytes_total

@@ -1,4 +1,4 @@
-"""From a request to what exactly is to be installed."""
+"""Turns a request into a plan of exactly what will be installed."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Plan:
 
 
 class Planner:
-    """Makes plans of requests, with the help of the galleries."""
+    """Checks requests, and makes plans from them."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Planner:
         retry_policy: RetryPolicy,
         document_size: int,
     ) -> None:
-        """Take what it works with."""
+        """`retry_policy` and `document_size` are for base configurations."""
         self._galleries = galleries
         self._sources = sources
         self._retry_policy = retry_policy
@@ -131,8 +131,8 @@ class Planner:
     async def plan(self, admitted: Admitted) -> Plan:
         """Return the plan of an admitted request.
 
-        The galleries are read only if the request comes from the journal; then the plan tells whether
-        the entry has changed since.
+        The galleries are read only if the request comes from the journal; then the plan shows
+        whether the entry has changed since.
         """
         request = admitted.request
         choice = admitted.choice or await self._choose(request)
@@ -166,7 +166,7 @@ class Planner:
         return Choice(entry, _payload(entry, entries, request.variant))
 
     async def _base(self, entry: Entry) -> BaseConfig:
-        """Return the base configuration: from the address, else the one in the entry itself."""
+        """Return the base configuration at the entry's address, or the one in the entry itself."""
         if not entry.url:
             return BaseConfig(config=entry.config or {})
         address = self._address(entry)
@@ -184,9 +184,9 @@ class Planner:
         gallery = self._galleries.gallery(entry.gallery)
         if scheme(entry.url) == "file" and not (gallery and gallery.local):
             raise UnsupportedSourceError(
-                f"{entry.full_name}: a gallery that is not on this machine may not name its files"
+                f"{entry.full_name}: a remote gallery may not refer to files of this machine"
             )
-        # As in LocalAI: a gallery that is a folder here has the files beside its index.
+        # As in LocalAI: a gallery in a local folder has the files next to its index.
         if gallery and gallery.folder and scheme(entry.url) == "github":
             beside = gallery.folder / entry.url.partition("@")[0].rpartition("/")[2]
             if beside.is_file():
@@ -201,18 +201,18 @@ def _payload(entry: Entry, entries: Sequence[Entry], variant: str) -> Entry:
     if variant.lower() not in (name.lower() for name in entry.variants):
         offered = ", ".join((entry.name, *entry.variants))
         raise InvalidRequestError.of(
-            "variant", f"{variant!r} is none of {entry.full_name}; there are {offered}"
+            "variant", f"{entry.full_name} has no variant {variant!r}; it has {offered}"
         )
     return find_entry(entries, f"{entry.gallery}@{variant}")
 
 
 def _unique(files: Sequence[FileSpec], reserved: set[str]) -> tuple[FileSpec, ...]:
-    """Join what names the same file; two digests for one name are a contradiction."""
+    """Merge specifications of the same file; raise if they have different digests."""
     found: dict[str, FileSpec] = {}
     for file in files:
         if file.filename in reserved:
             raise InvalidRequestError.of(
-                "files", f"{file.filename!r} is where the configuration goes"
+                "files", f"{file.filename!r} is the name of the configuration file"
             )
         known = found.setdefault(file.filename, file)
         if known is file:
@@ -231,16 +231,16 @@ def _unique(files: Sequence[FileSpec], reserved: set[str]) -> tuple[FileSpec, ..
 
 
 def _check_source(file: FileSpec, trusted: set[str], gallery: GalleryConfig) -> None:
-    """Refuse `file://` from afar: who writes a gallery must not read this machine's files."""
+    """Refuse `file://` in remote galleries: their authors must not read files of this machine."""
     for uri in file.uris:
         if scheme(uri) == "file" and uri not in trusted and not gallery.local:
             raise UnsupportedSourceError(
-                f"{uri!r}: a gallery that is not on this machine may not name its files"
+                f"{uri!r}: a remote gallery may not refer to files of this machine"
             )
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    """Refuse what LocalAI refuses: a configuration that points outside the models folder."""
+    """Refuse a configuration that refers to files outside the models folder, as LocalAI does."""
     backend = config.get("backend")
     if backend not in (None, "") and not _BACKEND.fullmatch(str(backend)):
         raise ModelConfigError(f"backend: {backend!r} is not a backend's name")
@@ -262,9 +262,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
         if value is None:
             continue
         if not isinstance(value, str):
-            raise ModelConfigError(f"{key}: is not a text")
+            raise ModelConfigError(f"{key}: is not a string")
         if value.startswith("/") or ".." in value.split("/"):
-            raise PathEscapeError(f"{key}: {value!r} leads out of the models folder")
+            raise PathEscapeError(f"{key}: {value!r} is outside the models folder")
     if config.get("artifacts"):
         raise UnsupportedSourceError(
             "artifacts: fetching whole repositories is not implemented yet; list the files instead"

@@ -1,4 +1,4 @@
-"""Between protos and the domain: one function a message."""
+"""Converts between protos and the domain, one function for each message."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PHASES: Final = {phase: pb.OperationMetadata.Phase.Value(f"PHASE_{phase.name}")
 
 
 def entry_filter(message: pb.ModelEntryFilter) -> EntryFilter:
-    """Read which entries are wanted."""
+    """Read a filter of entries."""
     return EntryFilter(
         tag=message.tag,
         usecase=message.usecase,
@@ -52,7 +52,7 @@ def entry_filter(message: pb.ModelEntryFilter) -> EntryFilter:
 
 
 def model_filter(message: pb.InstalledModelFilter) -> ModelFilter:
-    """Read which installed models are wanted."""
+    """Read a filter of installed models."""
     return ModelFilter(
         backend=message.backend, usecase=message.usecase, name_contains=message.name_contains
     )
@@ -100,7 +100,7 @@ def model_entry(entry: Entry, installed: InstalledNames, *, whole: bool = False)
 
 
 def gallery(state: GalleryState) -> pb.Gallery:
-    """Write a gallery and what is known of it."""
+    """Write a gallery and its state."""
     first, *others = state.config.addresses or ("",)
     return pb.Gallery(
         name=resource_name(GALLERIES, state.config.name),
@@ -115,7 +115,7 @@ def gallery(state: GalleryState) -> pb.Gallery:
 
 
 def install_request(message: pb.InstallModelRequest) -> InstallRequest:
-    """Read what is to be installed; raises InvalidRequestError that names the field."""
+    """Read a request to install; raises InvalidRequestError that names the field."""
     return InstallRequest(
         entry=message.entry,
         model_id=message.model_id,
@@ -127,7 +127,7 @@ def install_request(message: pb.InstallModelRequest) -> InstallRequest:
 
 
 def request_id(text: str) -> str:
-    """Return a request id in its one form; empty stays empty."""
+    """Return a request id in canonical form; empty stays empty."""
     if not text:
         return ""
     try:
@@ -227,7 +227,7 @@ def _file(message: pb.FileSource, field: str) -> FileSpec:
 
 
 def _plain(value: Any) -> Any:
-    """Give whole numbers back their kind: a Struct knows only doubles, a config wants 4096."""
+    """Convert whole numbers to int: a Struct has only doubles, but a configuration needs 4096."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):

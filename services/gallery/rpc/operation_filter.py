@@ -20,14 +20,14 @@ _FORM: Final = f"write terms such as done = false, with one of {', '.join(_FIELD
 
 
 def parse_filter(text: str) -> Callable[[Operation], bool]:
-    """Return the condition that a filter means; an empty one always holds."""
+    """Return the condition of a filter; an empty filter always matches."""
     if not text.strip():
         return lambda operation: True
     terms = []
     for part in re.split(r"\s+AND\s+", text):
         match = _TERM.fullmatch(part)
         if match is None or match[1] not in _FIELDS:
-            raise InvalidRequestError.of("filter", f"{part.strip()!r} is not understood; {_FORM}")
+            raise InvalidRequestError.of("filter", f"{part.strip()!r} is not a valid term; {_FORM}")
         # `KIND_INSTALL_MODEL` as in the proto, or `install_model`.
         value = match[3].strip('"').lower().removeprefix(f"{match[1]}_")
         terms.append((_FIELDS[match[1]], value, match[2] == "="))

@@ -1,4 +1,4 @@
-"""The gallery's two services over gRPC: check, call the domain, convert."""
+"""The gallery's two gRPC services: check the request, call the domain, convert the result."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .operation_filter import parse_filter
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GalleryService"].full_name
 OPERATIONS_SERVICE: Final[str] = operations_pb2.DESCRIPTOR.services_by_name["Operations"].full_name
-# Of the client's deadline, what is left for the answer's way back.
+# The part of the client's deadline that is reserved for sending the response.
 _ANSWER_TIME: Final = 0.2
 _Context = aio.ServicerContext[Any, Any]
 
 
 class GalleryServicer(pb_grpc.GalleryServiceServicer):
-    """What can be installed, what is installed, and how to install it."""
+    """Lists what can be installed and what is installed, and installs models."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
         installs: InstallJobs,
         operations: OperationManager,
     ) -> None:
-        """Take what stands behind the RPCs."""
+        """`installs` submits to `operations`."""
         self._galleries = galleries
         self._installed = installed
         self._installs = installs
@@ -50,7 +50,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
     async def ListModelEntries(
         self, request: pb.ListModelEntriesRequest, context: _Context
     ) -> pb.ListModelEntriesResponse:
-        """List what the galleries offer."""
+        """List the entries of the galleries."""
         entries, missing = await self._galleries.entries()
         page, messages = await self._entries(entries, request, "")
         return pb.ListModelEntriesResponse(
@@ -63,7 +63,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
     async def SearchModelEntries(
         self, request: pb.SearchModelEntriesRequest, context: _Context
     ) -> pb.SearchModelEntriesResponse:
-        """List what the galleries offer and holds all words, best first."""
+        """List the entries with all words, the best match first."""
         entries, missing = await self._galleries.entries()
         found = search_entries(entries, request.query)
         page, messages = await self._entries(found, request, request.query)
@@ -86,7 +86,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
     async def ListGalleries(
         self, request: pb.ListGalleriesRequest, context: _Context
     ) -> pb.ListGalleriesResponse:
-        """List the galleries, without reading them anew."""
+        """List the galleries, without reading them again."""
         states = list(self._galleries.galleries)
         if request.kind == pb.GALLERY_KIND_BACKENDS:
             states = []
@@ -105,7 +105,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
         )
 
     async def InstallModel(self, request: pb.InstallModelRequest, context: _Context) -> Any:
-        """Begin an installation."""
+        """Start an installation."""
         wanted = convert.install_request(request)
         request_id = convert.request_id(request.request_id)
         operation = await self._installs.submit(self._operations, wanted, request_id)
@@ -134,7 +134,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
     async def CheckModelExists(
         self, request: pb.CheckModelExistsRequest, context: _Context
     ) -> pb.CheckModelExistsResponse:
-        """Say whether there is a model of exactly this name."""
+        """Return whether there is a model of exactly this name."""
         exists = await self._installed.exists(
             resource_id(MODELS, request.name), convert.policy(request.loose_file_policy)
         )
@@ -170,7 +170,7 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
         )
         return page, [convert.model_entry(entry, installed) for _, entry in page.items]
 
-    # In the contract, and nothing stands behind them yet.
+    # In the contract, but not implemented yet.
 
     async def ListBackendEntries(self, request: Any, context: _Context) -> Any:
         """Not yet: backends are folders that the loader finds by itself."""
@@ -234,10 +234,10 @@ class GalleryServicer(pb_grpc.GalleryServiceServicer):
 
 
 class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
-    """The standard service, over all operations of this one."""
+    """The standard service google.longrunning.Operations."""
 
     def __init__(self, operations: OperationManager, *, wait_timeout: float) -> None:
-        """Wait for `wait_timeout` seconds when the client leaves it open."""
+        """`wait_timeout` is the default of WaitOperation in seconds."""
         self._operations = operations
         self._wait_timeout = wait_timeout
 
@@ -260,7 +260,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         return convert.operation(self._operations.get(request.name))
 
     async def WaitOperation(self, request: Any, context: _Context) -> Any:
-        """Return an operation when it has ended, or as it is when the time is over."""
+        """Return an operation when it has ended, or as it is after the timeout."""
         timeout = self._wait_timeout
         left = context.time_remaining()
         if request.HasField("timeout"):
@@ -277,7 +277,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         return empty_pb2.Empty()
 
     async def DeleteOperation(self, request: Any, context: _Context) -> Any:
-        """Forget an operation that has ended."""
+        """Remove an operation that has ended."""
         await self._operations.delete(request.name)
         return empty_pb2.Empty()
 

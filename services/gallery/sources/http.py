@@ -1,4 +1,4 @@
-"""HTTP: one client, and what its failures mean."""
+"""The HTTP client, and the errors of its failures."""
 
 from __future__ import annotations
 
@@ -60,14 +60,16 @@ class HttpClient:
         try:
             return self._client.build_request("GET", url, headers=dict(headers))
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise InvalidRequestError.of("uri", f"{redact(url)!r} is no address: {error}") from None
+            raise InvalidRequestError.of(
+                "uri", f"{redact(url)!r} is not a valid address: {error}"
+            ) from None
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a request for a large body; the caller reads and closes the response."""
         return await self._client.send(request, stream=True)
 
     async def head(self, url: str, headers: Mapping[str, str] = {}) -> httpx.Response:
-        """Ask what is there; the status is the caller's to judge."""
+        """Send a HEAD request; the caller checks the status."""
         try:
             return await self._client.head(url, headers=dict(headers), timeout=self._answer_timeout)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
@@ -97,17 +99,17 @@ class HttpClient:
 
 
 def check(response: httpx.Response, url: str) -> None:
-    """Raise what an HTTP status means, unless it is a success."""
+    """Raise the error of an HTTP status, unless it is a success."""
     if not response.is_success:
         raise status_error(response, url)
 
 
 def status_error(response: httpx.Response, url: str) -> CorralError:
-    """Return what an HTTP status that is no success means."""
+    """Return the error of an HTTP status."""
     status, where = response.status_code, redact(url)
     text = f"{where}: HTTP {status} {response.reason_phrase}".rstrip()
     if status in (401, 403):
-        return AccessDeniedError(f"{text}: the server wants credentials that we do not have")
+        return AccessDeniedError(f"{text}: the server requires credentials that are not configured")
     if status in (404, 410):
         return SourceNotFoundError(f"{text}: there is no such file")
     if status in (408, 425, 429) or status >= 500:
@@ -116,7 +118,7 @@ def status_error(response: httpx.Response, url: str) -> CorralError:
 
 
 def transport_error(error: Exception, url: str) -> CorralError:
-    """Return what a failed exchange means."""
+    """Return the error of a failed request."""
     where = redact(url)
     cause = str(error) or type(error).__name__
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
@@ -124,9 +126,9 @@ def transport_error(error: Exception, url: str) -> CorralError:
     if isinstance(error, httpx.ReadTimeout):
         return DownloadError(f"{where}: nothing arrived for a while (stalled)")
     if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol | UnicodeError):
-        return RefusedError(f"{where}: is no address: {cause}")
+        return RefusedError(f"{where}: is not a valid address: {cause}")
     if isinstance(error, httpx.TooManyRedirects):
-        return RefusedError(f"{where}: redirects without end")
+        return RefusedError(f"{where}: too many redirects")
     return DownloadError(f"{where}: the connection broke: {cause}")
 
 

