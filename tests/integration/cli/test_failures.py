@@ -35,7 +35,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         (["operations"], "gallery"),
     ],
 )
-async def test_nobody_there(tmp_path: Path, args: list[str], service: str) -> None:
+async def test_an_address_where_nothing_listens(
+    tmp_path: Path, args: list[str], service: str
+) -> None:
     done = await corral(tmp_path, *args, CORRAL_LOADER=NOWHERE, CORRAL_GALLERY=NOWHERE)
     assert done.code == 1
     assert done.out == ""

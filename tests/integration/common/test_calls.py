@@ -84,9 +84,7 @@ async def test_a_domain_error_goes_over_the_wire_and_back(world: World, kind: st
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_unexpected_error_tells_the_client_nothing_but_an_id(
-    world: World, kind: str
-) -> None:
+async def test_the_client_gets_only_an_id_for_an_unexpected_error(world: World, kind: str) -> None:
     world.raw.act = failing(KeyError("secret"))
     with capture_logs() as lines, pytest.raises(grpc.RpcError) as caught:
         await world.finish(kind, metadata=(("x-request-id", "r-77"),))

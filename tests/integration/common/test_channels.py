@@ -108,7 +108,7 @@ async def test_only_the_calls_that_are_named_are_tried_again() -> None:
                 await call(stub.Health, backend_pb2.HealthMessage(), timeout=DEADLINE)
 
 
-async def test_nobody_there(tmp_path: Path) -> None:
+async def test_an_address_where_nothing_listens(tmp_path: Path) -> None:
     async with open_channel(f"unix:{tmp_path}/none") as channel:
         stub = backend_pb2_grpc.BackendStub(channel)
         with pytest.raises(ServiceUnreachableError):

@@ -88,7 +88,7 @@ async def test_a_watcher_that_leaves_takes_nothing_from_the_others(world: World)
         assert [await read(stream) for stream in rest] == [expected] * 3
 
 
-async def test_a_slow_watcher_holds_up_nobody(world: World) -> None:
+async def test_a_slow_watcher_delays_no_other(world: World) -> None:
     world.health.set("a", True)
     slow, quick = world.watch("a"), world.watch("a")
     assert await read(quick) == SERVING

@@ -195,7 +195,7 @@ async def test_the_grace_has_an_end(toy: Any) -> None:
 
 
 @pytest.mark.parametrize("where", ["handler", "component"])
-async def test_a_stop_that_hangs_says_where_and_ends(toy: Any, where: str) -> None:
+async def test_a_stop_that_hangs_logs_where_and_ends(toy: Any, where: str) -> None:
     flags = ["--fail=close"] if where == "component" else []
     process = await toy("--grace=100ms", "--stop-timeout=300ms", *flags)
     await process.ready()

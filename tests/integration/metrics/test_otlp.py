@@ -150,7 +150,9 @@ async def test_api_calls_from_both_ways_are_one_metric(
     assert total(family, "_sum") == pytest.approx(0.34)
 
 
-async def test_what_cannot_be_taken_is_told_and_the_rest_is_taken(inside: MetricsUnderTest) -> None:
+async def test_invalid_points_are_reported_and_the_others_are_taken(
+    inside: MetricsUnderTest,
+) -> None:
     request = pb.ExportMetricsServiceRequest()
     metrics = request.resource_metrics.add().scope_metrics.add().metrics
     metrics.add(name="good").gauge.data_points.add(as_double=1.5)

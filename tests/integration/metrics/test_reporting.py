@@ -151,7 +151,7 @@ async def test_calls_wait_while_the_service_is_away() -> None:
     assert observer.dropped == 0
 
 
-async def test_a_full_queue_drops_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_queue_drops_calls_and_logs_it_once(caplog: pytest.LogCaptureFixture) -> None:
     sink = Sink()
     async with sink.serving():
         pass

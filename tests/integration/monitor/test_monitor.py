@@ -134,7 +134,7 @@ async def test_what_is_not_known_is_not_0(world: World, process: Popen[str]) -> 
         (backend_pb2.StatusResponse.ERROR, 0, State.STATE_ERROR),
     ],
 )
-async def test_a_backends_state_is_mended_where_the_loader_knows_better(
+async def test_a_backends_state_is_corrected_where_the_loader_knows_better(
     world: World,
     process: Popen[str],
     told: backend_pb2.StatusResponse.State.ValueType,

@@ -267,7 +267,9 @@ def test_mistakes_in_flags(argv: list[str], complaint: str) -> None:
     assert str(caught.value).endswith("See corral-toy --help.")
 
 
-def test_all_mistakes_are_told_at_once_with_their_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_mistakes_are_reported_at_once_with_their_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CORRAL_TOY_GRACE", "long")
     monkeypatch.setenv("CORRAL_TOY_LISTEN", "")
     with pytest.raises(ConfigError) as caught:

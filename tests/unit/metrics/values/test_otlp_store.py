@@ -61,7 +61,7 @@ def test_totals_of_one_sender_and_of_its_next_life(store: OtlpStore) -> None:
     assert only(store) == 10.0
 
 
-def test_a_total_that_goes_down_began_anew(store: OtlpStore) -> None:
+def test_a_total_that_goes_down_was_restarted(store: OtlpStore) -> None:
     store.offer(point(5.0, start=0, time=1))
     store.offer(point(2.0, start=0, time=2))
     assert only(store) == 7.0
