@@ -133,9 +133,9 @@ BREAKS = (
         "any change in the folder is one of all models",
         f"{LOADER}/loader.py",
         "        if supervisor := self._fleet.get(name):\n"
-        "            supervisor.configuration_is(revision)\n",
+        "            supervisor.configuration_changed(revision)\n",
         "        for supervisor in self._fleet:\n"
-        "            supervisor.configuration_is(revision)\n",
+        "            supervisor.configuration_changed(revision)\n",
         f"{PROMISES}::test_10_a_changed_configuration_disturbs_nobody_else",
     ),
     Break(
@@ -170,8 +170,8 @@ BREAKS = (
         11,
         "each call that ends plans for every model that waits",
         f"{LOADER}/scheduling/scheduler.py",
-        "            if not (known and hopeless.covers(newcomer, settings.starvation_bound)):\n",
-        "            if wish:\n",
+        "            if not (known and blocked.covers(newcomer, settings.starvation_bound)):\n",
+        "            if request:\n",
         f"{LOOKS}::test_a_look_plans_for_those_only_that_may_fit",
     ),
     Break(

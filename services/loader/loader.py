@@ -123,7 +123,7 @@ class Loader:
 
     def _revision_is(self, name: str, revision: str) -> None:
         if supervisor := self._fleet.get(name):
-            supervisor.configuration_is(revision)
+            supervisor.configuration_changed(revision)
             entry = supervisor.entry
             if supervisor.state.phase is Phase.WAITING and entry and entry.revision != revision:
                 with suppress(CorralError):  # whoever waits is told when it is to start
@@ -221,7 +221,7 @@ class Loader:
     ) -> ModelView:
         """Unload the model; returns when its process group is gone."""
         # One whose configuration cannot be used any more may still run, and can be unloaded.
-        supervisor = self._running(name) or self._fleet.get(self._meant(name))
+        supervisor = self._running(name) or self._fleet.get(self._canonical_name(name))
         if supervisor is None:
             return self.get(name)
         reason = reason or StopReason(Cause.REQUESTED, "unloaded on request")
@@ -238,7 +238,7 @@ class Loader:
 
     def pin(self, name: str, pinned: bool) -> ModelView:
         """Pin or unpin the model; kept over restarts."""
-        name = self._meant(name)
+        name = self._canonical_name(name)
         self._pins.set(name, pinned)
         self._views.forget(name)
         self._publish(name)
@@ -294,7 +294,7 @@ class Loader:
 
     def logs(self, name: str, query: LogQuery) -> AsyncGenerator[LogNews, None]:
         """Return what the model's backends wrote. Raises ModelNotFoundError."""
-        supervisor = self._running(name) or self._fleet.ensure(self._meant(name))
+        supervisor = self._running(name) or self._fleet.ensure(self._canonical_name(name))
         return supervisor.logs.read(query)
 
     # Routing
@@ -334,7 +334,7 @@ class Loader:
         """Return the supervisor of a model that was asked for before, without a look at the folder."""
         return self._fleet.get(self._follower.known_as(name) or name)
 
-    def _meant(self, name: str) -> str:
+    def _canonical_name(self, name: str) -> str:
         """Return the name of the model that a name, an alias or a file means, usable or not."""
         entry = self._models.find(name)
         return entry.config.alias or entry.name

@@ -15,7 +15,7 @@ from . import errors
 from . import wait_estimate as pace
 from .connection_lease import CountedCalls
 from .meter import Caller, CallMeter, calls_at_once
-from .wait_estimate import Pace, Stopwatch
+from .wait_estimate import CallDurations, Stopwatch
 from .waiters import LeaseWaiters
 
 
@@ -36,7 +36,7 @@ class Leases:
         released: Callable[[Instance], None],
     ) -> None:
         """`entry` returns the model as loaded last; `released` is called with the instance of each released lease."""
-        self.pace = Pace()
+        self.pace = CallDurations()
         self._name = name
         self._meter = meter
         self._settings = settings
@@ -64,14 +64,14 @@ class Leases:
 
     def forget_pace(self) -> None:
         """The model is another one, or has another backend: how long its calls and loads took says nothing."""
-        self.pace, self._timed = Pace(), ()
+        self.pace, self._timed = CallDurations(), ()
 
     def forget_pace_with(self, backends: Collection[str]) -> None:
         """Do so if its last instance was one of these backends."""
         if self._timed and self._timed[0] in backends:
             self.forget_pace()
 
-    def turns(self, ready: Instance | None, *, loading: bool, loaded: bool = False) -> None:
+    def state_changed(self, ready: Instance | None, *, loading: bool, loaded: bool = False) -> None:
         """The model stands otherwise now: `ready` serves calls, or it starts and loads, or neither.
 
         `loaded`: this is the end of a load.

@@ -35,7 +35,7 @@ LATEST: Final = 60.0
 
 
 @dataclass(slots=True)
-class Pace:
+class CallDurations:
     """The durations of a model's last calls and loads, in seconds. Failed and cancelled calls count too."""
 
     calls: deque[float] = field(default_factory=lambda: deque(maxlen=CALLS))
@@ -59,7 +59,7 @@ class Pace:
         return min(self.loads, default=0.0)
 
 
-def at_least(pace: Pace, position: int, places: int, load_left: float) -> float:
+def at_least(pace: CallDurations, position: int, places: int, load_left: float) -> float:
     """Return the seconds that one at `position` (1 is the next) waits even if all goes well.
 
     Those who run now may end at once, so the first who wait count for nothing. `places` is how many
@@ -70,7 +70,7 @@ def at_least(pace: Pace, position: int, places: int, load_left: float) -> float:
     return load + (rounds * pace.quick if rounds else 0.0)
 
 
-def expected(pace: Pace, position: int, places: int, load_left: float) -> float:
+def expected(pace: CallDurations, position: int, places: int, load_left: float) -> float:
     """Return the seconds that one at `position` is likely to wait; 0 if nothing is known."""
     return load_left + (position * pace.typical / places if places else 0.0)
 

@@ -18,7 +18,7 @@ from services.loader.devices.devices import Device
 from services.loader.live_settings import LiveSettings, Tunables, Unit
 from services.loader.memory.reservation import Reservation
 from services.loader.scheduling.eviction import Plan
-from services.loader.scheduling.scheduler import Wish
+from services.loader.scheduling.scheduler import RoomRequest
 
 from .convert import reservations
 
@@ -86,13 +86,13 @@ def device(item: Device, reserved: int, budget: int) -> pb.Device:
     )
 
 
-def waiting(place: int, wish: Wish) -> pb.Waiting:
+def waiting(place: int, request: RoomRequest) -> pb.Waiting:
     """Return the message for a model that waits."""
     return pb.Waiting(
-        model=resource_name(MODELS, wish.name),
+        model=resource_name(MODELS, request.name),
         position=place,
-        explanation=wish.waits_for,
-        since=timestamp(wish.since),
+        explanation=request.waits_for,
+        since=timestamp(request.since),
     )
 
 

@@ -18,17 +18,17 @@ from services.loader.loader import Loader
 from services.loader.options.resolver import OptionMaker
 from services.loader.views.forecast import Forecast
 from services.loader.views.models import Views
-from services.loader.views.watch import Said, watch
+from services.loader.views.watch import ChangeKind, watch
 
 from . import convert
 from . import convert_scheduling as scheduling
 from .effective_options import effective_options
 
 _CHANGES = {
-    Said.SNAPSHOT: pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT,
-    Said.SNAPSHOT_END: pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT_END,
-    Said.CHANGED: pb.WatchModelsResponse.CHANGE_TYPE_CHANGED,
-    Said.REMOVED: pb.WatchModelsResponse.CHANGE_TYPE_REMOVED,
+    ChangeKind.SNAPSHOT: pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT,
+    ChangeKind.SNAPSHOT_END: pb.WatchModelsResponse.CHANGE_TYPE_SNAPSHOT_END,
+    ChangeKind.CHANGED: pb.WatchModelsResponse.CHANGE_TYPE_CHANGED,
+    ChangeKind.REMOVED: pb.WatchModelsResponse.CHANGE_TYPE_REMOVED,
 }
 
 

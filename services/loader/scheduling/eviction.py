@@ -78,7 +78,7 @@ class Limits:
     """Seconds after which a newcomer no longer has to be considerate of models in demand."""
 
 
-class Way(Enum):
+class EvictionMode(Enum):
     """How a victim goes."""
 
     IDLE = auto()
@@ -94,7 +94,7 @@ class Victim:
     """A model that has to go."""
 
     name: str
-    way: Way
+    way: EvictionMode
     freed: int
     idle: float
     why: str
@@ -131,7 +131,7 @@ class Plan:
         return not self.fits and not self.victims and (bool(self.blockers) or not self.pending)
 
 
-class Hopeless:
+class BlockedRequests:
     """Newcomers whose plans are blocked: whoever needs as much as one of them is blocked by the same."""
 
     def __init__(self) -> None:
@@ -182,11 +182,11 @@ def plan(
             drained.append(occupant)
         else:
             idle.append(occupant)
-    pools: list[tuple[Way, list[Occupant]]] = [(Way.IDLE, idle)]
+    pools: list[tuple[EvictionMode, list[Occupant]]] = [(EvictionMode.IDLE, idle)]
     if forced:
-        pools.append((Way.FORCE, forced))
+        pools.append((EvictionMode.FORCE, forced))
     if impatient and drained:
-        pools.append((Way.DRAIN, drained))
+        pools.append((EvictionMode.DRAIN, drained))
     chosen = _choose(need, leaving, pools, limits)
     if chosen:
         victims = tuple(_victim(occupant, way) for occupant, way in chosen)
@@ -305,11 +305,11 @@ class _Need:
 def _choose(
     need: _Need,
     leaving: list[Occupant],
-    pools: Sequence[tuple[Way, list[Occupant]]],
+    pools: Sequence[tuple[EvictionMode, list[Occupant]]],
     limits: Limits,
-) -> list[tuple[Occupant, Way]]:
+) -> list[tuple[Occupant, EvictionMode]]:
     """Return the fewest worth evicting so that the need is met; empty if it cannot be."""
-    chosen: list[tuple[Occupant, Way]] = []
+    chosen: list[tuple[Occupant, EvictionMode]] = []
 
     def gone(without: Occupant | None = None) -> list[Occupant]:
         return leaving + [occupant for occupant, _ in chosen if occupant is not without]
@@ -357,11 +357,11 @@ def first_to_go(occupants: Iterable[Occupant], limits: Limits, device: str = "")
     return min(idle, key=lambda occupant: (occupant.busy, *order(occupant)), default=None)
 
 
-def _victim(occupant: Occupant, way: Way) -> Victim:
+def _victim(occupant: Occupant, way: EvictionMode) -> Victim:
     how = {
-        Way.IDLE: f"idle for {occupant.idle:.0f} s",
-        Way.DRAIN: "in use; its running calls end first",
-        Way.FORCE: "in use; its calls are cut, as force_eviction_when_busy says",
+        EvictionMode.IDLE: f"idle for {occupant.idle:.0f} s",
+        EvictionMode.DRAIN: "in use; its running calls end first",
+        EvictionMode.FORCE: "in use; its calls are cut, as force_eviction_when_busy says",
     }[way]
     size = f", {size_in_words(occupant.size)}" if occupant.size else ""
     why = f"{how}{size}, took {occupant.load_seconds:.1f} s to load"

@@ -20,7 +20,7 @@ from services.common.process.logging import get_logger
 from services.loader.lifecycle.events import Cause, StopReason
 from services.loader.live_settings import LiveSettings, Tunables
 
-from .eviction import Hopeless, Limits, Newcomer, Occupant, Plan, Way, plan
+from .eviction import BlockedRequests, EvictionMode, Limits, Newcomer, Occupant, Plan, plan
 
 _log = get_logger(__name__)
 
@@ -64,7 +64,7 @@ class Tenant(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Wish:
+class RoomRequest:
     """A model that asks for room."""
 
     name: str
@@ -125,7 +125,7 @@ class Scheduler:
         self._settings = settings
         self._free = free
         self._clock = clock
-        self._queue: list[Wish] = []
+        self._queue: list[RoomRequest] = []
         self._timer: asyncio.TimerHandle | None = None
         self._deciding = False
         self._again = False
@@ -149,7 +149,7 @@ class Scheduler:
         return [occupant for occupant in found if occupant is not None]
 
     @property
-    def queue(self) -> tuple[Wish, ...]:
+    def queue(self) -> tuple[RoomRequest, ...]:
         """Those who wait, in their order."""
         return tuple(self._queue)
 
@@ -160,20 +160,22 @@ class Scheduler:
 
     def position(self, name: str) -> int:
         """Return the place of a model in the queue, from 1; 0 if it does not wait."""
-        return next((place for place, wish in enumerate(self._queue, 1) if wish.name == name), 0)
+        return next(
+            (place for place, request in enumerate(self._queue, 1) if request.name == name), 0
+        )
 
     def waits_for(self, name: str) -> str:
         """Return what a model waits for, for people; empty if it does not wait."""
-        return next((wish.waits_for for wish in self._queue if wish.name == name), "")
+        return next((request.waits_for for request in self._queue if request.name == name), "")
 
-    def ask(self, wish: Wish) -> None:
-        """Queue a wish; it is granted or refused by its callbacks, perhaps before this returns."""
-        self._queue.append(wish)
+    def ask(self, request: RoomRequest) -> None:
+        """Queue a request; it is granted or refused by its callbacks, perhaps before this returns."""
+        self._queue.append(request)
         self.wake()
 
     def withdraw(self, name: str) -> None:
-        """Forget the wish of a model."""
-        self._queue = [wish for wish in self._queue if wish.name != name]
+        """Forget the request of a model."""
+        self._queue = [request for request in self._queue if request.name != name]
         self.wake()
 
     def wake(self) -> None:
@@ -182,8 +184,8 @@ class Scheduler:
 
     def _look_round(self) -> None:
         self._timer = None
-        oldest = heapq.nsmallest(EXACT, self._queue, key=lambda wish: wish.planned)
-        self._look({wish.name for wish in oldest})
+        oldest = heapq.nsmallest(EXACT, self._queue, key=lambda request: request.planned)
+        self._look({request.name for request in oldest})
 
     def _look(self, exact: Collection[str]) -> None:
         if self._deciding:
@@ -204,12 +206,12 @@ class Scheduler:
             delay = max(STEP, (time.perf_counter() - began) * SHARE)
             self._timer = asyncio.get_running_loop().call_later(delay, self._look_round)
 
-    def plan(self, wish: Wish) -> Plan:
-        """Return what would happen for a wish now, without doing it."""
+    def plan(self, request: RoomRequest) -> Plan:
+        """Return what would happen for a request now, without doing it."""
         occupants = self.occupants()
         settings = self._settings.now
         free = self._free(occupants, settings)
-        return plan(wish.newcomer(self._clock()), occupants, limits(settings), free)
+        return plan(request.newcomer(self._clock()), occupants, limits(settings), free)
 
     # Decisions
 
@@ -231,64 +233,67 @@ class Scheduler:
         loading = {tenant.name for tenant in self._tenants.values() if tenant.loading}
         loads = len(loading)
         claims = 0
-        hopeless = Hopeless()
-        for wish in list(self._queue):
+        blocked = BlockedRequests()
+        for request in list(self._queue):
             if loads >= settings.parallel_loads:
-                wish.pause(now, paused=True)
-                self._tell(wish, f"a slot: {loads} models are loading")
+                request.pause(now, paused=True)
+                self._tell(request, f"a slot: {loads} models are loading")
                 continue
-            newcomer = wish.newcomer(now)
-            known = math.isfinite(wish.planned) and wish.name not in exact
-            if not (known and hopeless.covers(newcomer, settings.starvation_bound)):
-                wish.planned = now
+            newcomer = request.newcomer(now)
+            known = math.isfinite(request.planned) and request.name not in exact
+            if not (known and blocked.covers(newcomer, settings.starvation_bound)):
+                request.planned = now
                 decided = plan(newcomer, occupants, limits(settings), free)
-                wish.pause(now, paused=any(each.name in loading for each in decided.blockers))
-                if self._carry_out(wish, decided, now):
+                request.pause(now, paused=any(each.name in loading for each in decided.blockers))
+                if self._carry_out(request, decided, now):
                     return True
-                self._tell(wish, _waits_for(decided))
+                self._tell(request, _waits_for(decided))
                 if decided.blocked:
-                    hopeless.add(newcomer, settings.starvation_bound)
-            if now - wish.asked >= settings.starvation_bound:
+                    blocked.add(newcomer, settings.starvation_bound)
+            if now - request.asked >= settings.starvation_bound:
                 # Those behind it must not take away what it waits for.
                 claims += 1
                 if claims == CLAIMS:
                     break
-                occupants.append(wish.claim())
+                occupants.append(request.claim())
                 free = self._free(occupants, settings)
         return self._again
 
-    def _carry_out(self, wish: Wish, decided: Plan, now: float) -> bool:
-        """Grant or refuse the wish, or evict for it; False if it has to wait."""
+    def _carry_out(self, request: RoomRequest, decided: Plan, now: float) -> bool:
+        """Grant or refuse the request, or evict for it; False if it has to wait."""
         if decided.fits:
-            self._remove(wish)
-            wish.granted()
+            self._remove(request)
+            request.granted()
             return True
-        late = now - wish.asked >= self._settings.now.room_timeout
+        late = now - request.asked >= self._settings.now.room_timeout
         if decided.victims and not (late and _drains(decided)):
-            self._evict(wish, decided)
+            self._evict(request, decided)
             return True
-        return self._give_up(wish, decided, now)
+        return self._give_up(request, decided, now)
 
-    def _evict(self, wish: Wish, decided: Plan) -> None:
+    def _evict(self, request: RoomRequest, decided: Plan) -> None:
         victims = {victim.name: victim for victim in decided.victims}
-        self._tell(wish, f"room: {', '.join(sorted(victims))} makes way")
+        self._tell(request, f"room: {', '.join(sorted(victims))} makes way")
         for tenant in list(self._tenants.values()):
             victim = victims.get(tenant.name)
             if victim is None:
                 continue
-            text = f"evicted for model {wish.name!r}: {victim.why}"
-            _log.info("evicting", model=victim.name, to_load=wish.name, why=victim.why)
-            tenant.evict(StopReason(Cause.EVICTED, text, wish.name), force=victim.way is Way.FORCE)
+            text = f"evicted for model {request.name!r}: {victim.why}"
+            _log.info("evicting", model=victim.name, to_load=request.name, why=victim.why)
+            tenant.evict(
+                StopReason(Cause.EVICTED, text, request.name),
+                force=victim.way is EvictionMode.FORCE,
+            )
 
-    def _give_up(self, wish: Wish, decided: Plan, now: float) -> bool:
-        """Refuse a wish that cannot be met, or not in time."""
+    def _give_up(self, request: RoomRequest, decided: Plan, now: float) -> bool:
+        """Refuse a request that cannot be met, or not in time."""
         if decided.pending and not decided.victims and not decided.blockers:
             return False  # it fits when those are gone that are leaving, which has deadlines of its own
         settings = self._settings.now
-        if decided.possible and now - wish.asked < settings.room_timeout:
+        if decided.possible and now - request.asked < settings.room_timeout:
             return False
-        self._remove(wish)
-        wish.refused(no_room(wish.name, decided, settings))
+        self._remove(request)
+        request.refused(no_room(request.name, decided, settings))
         return True
 
     def _enforce_limit(self, occupants: Sequence[Occupant], settings: Tunables) -> bool:
@@ -302,21 +307,21 @@ class Scheduler:
         for tenant in list(self._tenants.values()):
             if victim := victims.get(tenant.name):
                 text = f"only {settings.active_limit} models may be active now; {victim.why}"
-                tenant.evict(StopReason(Cause.LIMITS, text), force=victim.way is Way.FORCE)
+                tenant.evict(StopReason(Cause.LIMITS, text), force=victim.way is EvictionMode.FORCE)
         return bool(victims)
 
     # Helpers
 
-    def _remove(self, wish: Wish) -> None:
-        self._queue.remove(wish)
+    def _remove(self, request: RoomRequest) -> None:
+        self._queue.remove(request)
 
-    def _tell(self, wish: Wish, text: str) -> None:
-        wish.waits_for = text
+    def _tell(self, request: RoomRequest, text: str) -> None:
+        request.waits_for = text
         now = self._clock()
-        if wish.told != text and now - wish.told_at >= TELL:
-            wish.told, wish.told_at = text, now
+        if request.told != text and now - request.told_at >= TELL:
+            request.told, request.told_at = text, now
             for listener in self._listeners:
-                listener(wish.name)
+                listener(request.name)
 
 
 def limits(settings: Tunables) -> Limits:
@@ -331,7 +336,7 @@ def limits(settings: Tunables) -> Limits:
 
 def _drains(decided: Plan) -> bool:
     """Whether it takes the end of running calls, which may never come, to carry it out."""
-    return any(victim.way is Way.DRAIN for victim in decided.victims)
+    return any(victim.way is EvictionMode.DRAIN for victim in decided.victims)
 
 
 def _waits_for(decided: Plan) -> str:

@@ -110,7 +110,7 @@ class Adoption:
         reservation = await asyncio.to_thread(self._ledger.reserve, entry, backend, more=False)
         supervisor.adopt(instance, reservation)
         _log.info("adopted", model=record.model, backend=record.backend, pid=record.pid)
-        supervisor.configuration_is(revision)
+        supervisor.configuration_changed(revision)
 
     def _backend(self, record: ProcessRecord) -> tuple[Backend, bool]:
         """Return the backend that runs, and whether the one installed now is the same."""

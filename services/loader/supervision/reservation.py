@@ -12,7 +12,7 @@ from services.loader.instances.instance import Instance
 from services.loader.lifecycle.events import Event, Failure, Granted, Refused
 from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelEntry
-from services.loader.scheduling.scheduler import Wish
+from services.loader.scheduling.scheduler import RoomRequest
 
 from .dependencies import SupervisorDependencies
 
@@ -82,7 +82,7 @@ class ModelReservation:
         def refused(error: CorralError) -> None:
             self._post(Refused(generation, Failure(candidate, error)))
 
-        wish = Wish(
+        request = RoomRequest(
             self._name,
             self.current.memory,
             granted=lambda: self._post(Granted(generation)),
@@ -91,5 +91,5 @@ class ModelReservation:
             groups=frozenset(entry.config.concurrency_groups),
             asked=self._asked,
         )
-        self._scheduler.ask(wish)
+        self._scheduler.ask(request)
         return self._scheduler.position(self._name) > 0

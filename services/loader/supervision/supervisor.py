@@ -197,7 +197,7 @@ class Supervisor:
         """An external backend does not answer any more; the next call connects anew."""
         self._post(events.Exited(instance.generation, Failure(instance.backend.name, error)))
 
-    def configuration_is(self, revision: str) -> None:
+    def configuration_changed(self, revision: str) -> None:
         """Take note of the configuration's revision now; an instance of another one is stopped when idle."""
         known = self.entry is not None and self.entry.revision
         if known and known != revision and self.state.phase in RESTING:
@@ -304,7 +304,7 @@ class Supervisor:
             self._dependencies.scheduler.remove(self.name)
         ready = self.instance if phase is Phase.READY else None
         loaded = before.phase is Phase.LOADING
-        self.leases.turns(ready, loading=self.loading, loaded=loaded)
+        self.leases.state_changed(ready, loading=self.loading, loaded=loaded)
         if before.phase is Phase.STOPPING and before.stop is not None:
             self.last_unload = LastUnload(before.stop, self.state_time, self._forced)
         if before.phase is Phase.STOPPING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from services.loader.memory.reservation import DeviceUsage
 from services.loader.models.catalog import ModelEntry
 from services.loader.models.source_lines import Lines
-from services.loader.scheduling.scheduler import Wish
+from services.loader.scheduling.scheduler import RoomRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Capacity:
     max_loads: int
     calls: int
     max_calls: int
-    waiting: tuple[Wish, ...]
+    waiting: tuple[RoomRequest, ...]
 
 
 @dataclass(frozen=True, slots=True)

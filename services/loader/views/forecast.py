@@ -15,7 +15,7 @@ from services.loader.memory.reservation import Reservation
 from services.loader.models.catalog import ModelCatalog, ModelEntry
 from services.loader.scheduling.eviction import Plan
 from services.loader.scheduling.ledger import Ledger
-from services.loader.scheduling.scheduler import Scheduler, Wish
+from services.loader.scheduling.scheduler import RoomRequest, Scheduler
 from services.loader.supervision.fleet import Fleet
 
 from .capacity import Capacity, NextLoad
@@ -74,7 +74,7 @@ class Forecast:
             return Plan(fits=True), Reservation(supervisor.memory)
         backend = self._backends.find(self.select(entry).names[0])
         needs = await asyncio.to_thread(self._ledger.reserve, entry, backend, more=False)
-        wish = Wish(
+        request = RoomRequest(
             entry.name,
             needs.memory,
             granted=lambda: None,
@@ -82,7 +82,7 @@ class Forecast:
             counts=not backend.external,
             groups=frozenset(entry.config.concurrency_groups),
         )
-        return self._scheduler.plan(wish), needs
+        return self._scheduler.plan(request), needs
 
     def capacity(self) -> Capacity:
         """Return what there is to give: memory, and places for models and calls."""

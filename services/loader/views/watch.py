@@ -11,7 +11,7 @@ from .model import ModelFilter, ModelView
 from .models import Views
 
 
-class Said(Enum):
+class ChangeKind(Enum):
     """What one piece of news says."""
 
     SNAPSHOT = auto()
@@ -21,10 +21,10 @@ class Said(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class ModelEvent:
     """One message to a subscriber."""
 
-    said: Said
+    said: ChangeKind
     name: str = ""
     model: ModelView | None = None
     token: str = ""
@@ -32,7 +32,7 @@ class News:
 
 async def watch(
     views: Views, changes: ChangeLog[ModelView], condition: ModelFilter, token: str
-) -> AsyncGenerator[News, None]:
+) -> AsyncGenerator[ModelEvent, None]:
     """Yield a snapshot unless the token can be resumed, then each change, until cancelled.
 
     A subscriber that falls behind the history gets a new snapshot instead of the changes it missed.
@@ -44,16 +44,16 @@ async def watch(
             position, shown = changes.last, set()
             for model in views.select(condition):
                 shown.add(model.name)
-                yield News(Said.SNAPSHOT, model.name, model)
-            yield News(Said.SNAPSHOT_END, token=changes.token(position))
+                yield ModelEvent(ChangeKind.SNAPSHOT, model.name, model)
+            yield ModelEvent(ChangeKind.SNAPSHOT_END, token=changes.token(position))
         async for change in changes.follow(position):
             at = changes.token(change.sequence)
             if change.value is not None and condition.matches(change.value):
                 if shown is not None:
                     shown.add(change.key)
-                yield News(Said.CHANGED, change.key, change.value, at)
+                yield ModelEvent(ChangeKind.CHANGED, change.key, change.value, at)
             elif shown is None or change.key in shown:
                 if shown is not None:
                     shown.discard(change.key)
-                yield News(Said.REMOVED, change.key, token=at)
+                yield ModelEvent(ChangeKind.REMOVED, change.key, token=at)
         position = None

@@ -21,7 +21,7 @@ from services.loader.admission.wait_estimate import (
     LOAD_EVIDENCE,
     SOONEST,
     UNKNOWN,
-    Pace,
+    CallDurations,
     at_least,
     expected,
     retry_after,
@@ -217,7 +217,7 @@ async def test_how_long_another_configuration_took_says_nothing(world: World) ->
     calls.supervisor.entry = calls.entry
     calls.pace(calls=10.0, load=10.0)
     changed = replace(calls.entry, revision="another")
-    calls.supervisor.configuration_is("another")
+    calls.supervisor.configuration_changed("another")
     calls.entry = changed
     several = [asyncio.create_task(calls.call(str(n), seconds=2.0)) for n in range(3)]
     await calls.up()
@@ -381,7 +381,7 @@ async def test_the_configuration_says_when_to_retry(world: World) -> None:
 def test_estimates_are_bounded_and_err_on_admitting(
     durations: list[float], position: int, places: int, load: float, loads: int
 ) -> None:
-    pace = Pace()
+    pace = CallDurations()
     pace.calls.extend(durations)
     pace.loads.extend([load] * loads)
     least = at_least(pace, position, places, load)

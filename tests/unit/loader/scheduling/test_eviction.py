@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.loader.scheduling.eviction import (
-    Hopeless,
+    BlockedRequests,
+    EvictionMode,
     Limits,
     Newcomer,
     Occupant,
     Plan,
-    Way,
     first_to_go,
     plan,
     worth_evicting,
@@ -100,10 +100,10 @@ def test_plans_keep_the_rules(
         assert occupant.settled and not occupant.leaving, "what is on its way is left alone"
         assert not occupant.pinned
         assert victim.name != newcomer.name
-        assert occupant.busy == (victim.way is not Way.IDLE)
-        if victim.way is Way.FORCE:
+        assert occupant.busy == (victim.way is not EvictionMode.IDLE)
+        if victim.way is EvictionMode.FORCE:
             assert limits.evict_busy
-        if victim.way is Way.DRAIN:
+        if victim.way is EvictionMode.DRAIN:
             assert newcomer.waited >= limits.starvation_bound and not limits.evict_busy
     if victims:
         assert fits(newcomer, there, limits, free, leaving | victims), "it is enough"
@@ -129,11 +129,11 @@ def test_who_needs_as_much_as_one_that_is_blocked_need_not_be_planned_for(
     free: dict[str, int],
 ) -> None:
     first, second = replace(first, name="first"), replace(second, name="second")
-    hopeless = Hopeless()
+    blocked = BlockedRequests()
     if plan(first, there, limits, free).blocked:
-        hopeless.add(first, limits.starvation_bound)
-        assert hopeless.covers(replace(first, name="again"), limits.starvation_bound)
-    if hopeless.covers(second, limits.starvation_bound):
+        blocked.add(first, limits.starvation_bound)
+        assert blocked.covers(replace(first, name="again"), limits.starvation_bound)
+    if blocked.covers(second, limits.starvation_bound):
         claims = [replace(each, name=f"claim {each.name}", settled=False) for each in more]
         claims = [replace(each, leaving=False) for each in claims]
         for claim in claims:
@@ -206,7 +206,7 @@ def test_busy_ones_are_drained_only_for_those_who_have_waited_too_long() -> None
     limits = Limits(active=1, starvation_bound=10.0)
     assert not plan(Newcomer("new"), [busy], limits, {}).victims
     drained = plan(Newcomer("new", waited=11.0), [busy], limits, {})
-    assert drained.victims[0].way is Way.DRAIN
+    assert drained.victims[0].way is EvictionMode.DRAIN
 
 
 def test_what_can_never_fit_is_told() -> None:

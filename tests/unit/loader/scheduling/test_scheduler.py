@@ -16,7 +16,7 @@ from services.loader.lifecycle.events import StopReason
 from services.loader.live_settings import LiveSettings
 from services.loader.scheduling import scheduler as module
 from services.loader.scheduling.eviction import Occupant, Plan, plan
-from services.loader.scheduling.scheduler import Scheduler, Wish
+from services.loader.scheduling.scheduler import RoomRequest, Scheduler
 from tests.tools.waiting import eventually
 
 MANY = 200
@@ -65,7 +65,7 @@ async def test_a_look_plans_for_those_only_that_may_fit(plans: Counting) -> None
             granted.append(name)
             busy.memory += need
 
-        scheduler.ask(Wish(name, {"ram": need}, take, print))
+        scheduler.ask(RoomRequest(name, {"ram": need}, take, print))
 
     for number in range(MANY):
         ask(f"w{number}", 20 + number % 7)
@@ -138,7 +138,7 @@ class Room:
             raise AssertionError("there is room for each, some time") from error
 
         self.scheduler._queue.append(
-            Wish(
+            RoomRequest(
                 name,
                 need.memory,
                 granted,

@@ -154,7 +154,7 @@ class Scheduling(RuleBasedStateMachine):
         """The model is another one from now on, as the follower and the next call see."""
         self.revisions[name] = self.revisions.get(name, 0) + 1
         supervisor = self.world.supervisors[name]
-        self.do(lambda: supervisor.configuration_is(str(self.revisions[name])))
+        self.do(lambda: supervisor.configuration_changed(str(self.revisions[name])))
 
     @rule(loads=st.integers(1, 3), fit_check=st.booleans(), impatient=st.booleans())
     def change_settings(self, loads: int, fit_check: bool, impatient: bool) -> None:

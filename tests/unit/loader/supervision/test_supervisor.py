@@ -227,7 +227,7 @@ async def test_what_changed_while_it_loaded_is_taken_up_when_it_is_loaded(world:
     supervisor = world.supervisors["a"]
     supervisor.begin_load(entry("a", "1"), ("x",))
     await comes_up_to(world, "a", Phase.STARTING)
-    supervisor.configuration_is("2")
+    supervisor.configuration_changed("2")
     process = world.processes["a"]
     process.started.set_result(None)
     process.loaded.set_result(LoadAnswer(True, ""))
