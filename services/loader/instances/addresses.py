@@ -1,4 +1,4 @@
-"""The addresses that started backends are told to serve on: sockets in a folder of our own, or ports."""
+"""The addresses that started backends serve on: sockets in a folder of the loader, or ports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BackendAddresses:
     """Gives out addresses, each to one backend at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is one that nobody else can enter."""
+        """`folder` is closed to other users."""
         self._folder = folder
         self._promised: set[str] = set()
 
@@ -34,7 +34,7 @@ class BackendAddresses:
         """Return a free loopback port.
 
         Somebody may take it before the backend does (see PortTakenError), but not another backend of
-        ours: the system likes to offer the same one twice while nobody listens on it yet.
+        ours: the system likes to offer the same one twice until a process listens on it.
         """
         for _ in range(_DRAWS):
             address = f"127.0.0.1:{_free_port()}"
@@ -44,7 +44,7 @@ class BackendAddresses:
         return address
 
     def give_back(self, address: str) -> None:
-        """Take note that the backend has ended, and clear away what it left."""
+        """Called when the backend has ended: free its address and remove its socket."""
         self._promised.discard(address)
         if address.startswith("unix:"):
             with suppress(OSError):
@@ -86,7 +86,7 @@ def _temporary(state: Path) -> Path:
             and not stat.S_IMODE(found.st_mode) & 0o077
         ):
             return folder
-    return Path(tempfile.mkdtemp(prefix="corral-"))  # somebody else was there first
+    return Path(tempfile.mkdtemp(prefix="corral-"))  # another user created it first
 
 
 def _remove_dead_sockets(folder: Path) -> None:
@@ -96,7 +96,7 @@ def _remove_dead_sockets(folder: Path) -> None:
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:
-                path.unlink()  # nobody accepts on it: its process is gone
+                path.unlink()  # its process is gone
 
 
 def _free_port() -> int:

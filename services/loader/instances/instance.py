@@ -19,7 +19,7 @@ from .call_counts import CallCounts
 
 @dataclass(frozen=True, slots=True)
 class LoadAnswer:
-    """What a backend said to LoadModel."""
+    """The answer of a backend to LoadModel."""
 
     success: bool
     message: str
@@ -31,7 +31,7 @@ class Connection(Protocol):
     address: str
 
     async def health(self, timeout: float) -> bool:
-        """Whether the backend answers that it is well."""
+        """Whether the backend answers OK to Health."""
         ...
 
     async def load(self, options: Mapping[str, Any], timeout: float) -> LoadAnswer:
@@ -39,7 +39,7 @@ class Connection(Protocol):
         ...
 
     async def free(self, timeout: float) -> None:
-        """Tell the backend to let go of the model; one that cannot is no error."""
+        """Ask the backend to release the model; a backend without Free is no error."""
         ...
 
     async def close(self) -> None:

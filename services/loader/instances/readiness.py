@@ -32,7 +32,7 @@ _QUICK_SECONDS = 3.0
 
 
 class PortTakenError(Exception):
-    """Somebody else listens on the port that was meant for the backend."""
+    """Another process listens on the port that was chosen for the backend."""
 
 
 class Readiness:
@@ -47,7 +47,7 @@ class Readiness:
         connect: Callable[[], Connection],
         describe_exit: Callable[[Exit], CorralError],
     ) -> None:
-        """`connect` opens a fresh connection; `describe_exit` says how the process ended."""
+        """`connect` opens a fresh connection; `describe_exit` returns the error for its exit."""
         self.announced = asyncio.Event()
         self._address = parse_address(address)
         self._timeout = timeout
@@ -61,7 +61,7 @@ class Readiness:
         """Return a connection to the backend once it answers Health.
 
         Raises BackendStartError as soon as the process has ended, BackendNotReadyError at the deadline,
-        PortTakenError if the answer would come from somebody else.
+        PortTakenError if another process would answer.
         """
         exit_seen = asyncio.ensure_future(process.wait()) if process is not None else None
         probe = asyncio.ensure_future(self._probe(process))
@@ -76,7 +76,7 @@ class Readiness:
                 handed_over = True
                 return probe.result()
             if process is not None and exit_seen is not None and exit_seen.done():
-                # What it wrote last is the best there is to say why.
+                # The last lines that it wrote are the best explanation.
                 await process.drain_output(SLOW_STEP)
                 raise self._describe_exit(exit_seen.result())
             raise BackendNotReadyError(
@@ -93,7 +93,7 @@ class Readiness:
 
     async def _probe(self, process: BackendProcess | None) -> Connection:
         await self._connectable()
-        # The token must not go to a stranger who was quicker to take the port.
+        # The token must not go to another process that took the port first.
         local = process is not None and not self._address.is_unix
         if local and process and not await process.owns_port(self._address.port):
             raise PortTakenError
@@ -137,7 +137,7 @@ class Readiness:
         return True
 
     async def _pause(self, seconds: float) -> None:
-        """Wait for the announcement, at most so long."""
+        """Wait for the announcement, at most `seconds`."""
         waiting = asyncio.ensure_future(self.announced.wait())
         try:
             done, _ = await asyncio.wait([waiting], timeout=seconds)

@@ -27,7 +27,7 @@ class StalledError(Exception):
 async def unless_stalled(
     work: Coroutine[Any, Any, T], activity: Callable[[], Awaitable[object]], timeout: float
 ) -> T:
-    """Return what `work` returns; cancel it and raise StalledError if `activity` stands still for `timeout` s."""
+    """Return what `work` returns; cancel it and raise StalledError if `activity` does not change for `timeout` s."""
     task = asyncio.ensure_future(work)
     step = min(timeout / LOOKS, _LONGEST_STEP)
     try:
@@ -59,7 +59,7 @@ def group_activity(pgid: int) -> tuple[float, int, int]:
                 transferred += getattr(counters, "read_chars", counters.read_bytes)
                 transferred += counters.write_bytes
         except (psutil.Error, AttributeError, NotImplementedError):
-            continue  # it ended, or the system does not tell
+            continue  # it ended, or the system does not count this
     return seconds, transferred, memory
 
 

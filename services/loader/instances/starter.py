@@ -85,7 +85,7 @@ class BackendStarter:
             try:
                 return await self._launch(instance, logs)
             except PortTakenError:
-                _log.warning("somebody took the backend's port", address=instance.address)
+                _log.warning("another process took the backend's port", address=instance.address)
                 await self.stop(instance, graceful=False)
         raise BackendNotReadyError(
             f"grpc service not ready: backend {instance.backend.name} does not listen on the port it"
@@ -116,7 +116,7 @@ class BackendStarter:
             ) from error
 
     def loaded(self, instance: Instance) -> None:
-        """Take note that the instance holds its model: the next loader could use it."""
+        """Record the instance as loaded: the next loader can adopt it."""
         if instance.process is not None:
             self._record(instance, adoptable=instance.process.keep())
 
@@ -151,7 +151,7 @@ class BackendStarter:
             folders = [environment.get(LIBRARY_VARIABLE, ""), *map(str, backend.library_folders)]
             environment[LIBRARY_VARIABLE] = ":".join(filter(None, folders))
         for name in _HUB_VARIABLES:
-            # Without one of their own, libraries keep what they fetch beside the models.
+            # Unless set, libraries keep their downloads in the folder of the models.
             environment.setdefault(name, str(self._models_path))
         program = (str(backend.run_file),) if backend.interpreter else ()
         spec = ProcessSpec(
@@ -177,7 +177,7 @@ class BackendStarter:
         pid = instance.pid
         born = birth(pid)
         if not born:
-            return  # it has ended, or this system cannot tell one process from the next
+            return  # it has ended, or this system does not identify processes uniquely
         self._registry.write(
             ProcessRecord(
                 uid=instance.uid,

@@ -19,7 +19,7 @@ class AskRoom:
 
 @dataclass(frozen=True, slots=True)
 class LeaveQueue:
-    """Take the wish for room back."""
+    """Withdraw the request for memory and a slot."""
 
     generation: int
 
@@ -34,7 +34,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class SendLoad:
-    """Tell the backend to read the model."""
+    """Send LoadModel to the backend."""
 
     generation: int
 
@@ -48,7 +48,7 @@ class AdmitWaiters:
 
 @dataclass(frozen=True, slots=True)
 class FailWaiters:
-    """Tell every call that waits that the load failed, and why."""
+    """Fail every call that waits with the reason for the failed load."""
 
     failures: tuple[Failure, ...]
 
@@ -85,7 +85,7 @@ class StopGroup:
 
 @dataclass(frozen=True, slots=True)
 class ArmBackoff:
-    """Report `BackoffEnded` after the delay that belongs to so many failures in a row."""
+    """Report `BackoffEnded` after the delay for this number of consecutive failures."""
 
     candidate: str
     failures: int
@@ -101,7 +101,7 @@ class DisarmBackoff:
 
 @dataclass(frozen=True, slots=True)
 class RefuseStop:
-    """Tell those who asked for the stop that calls were still running."""
+    """Fail the requests to stop, since calls were still running."""
 
     generation: int
 

@@ -22,7 +22,7 @@ class Cause(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StopReason:
-    """Why an instance is to go."""
+    """Why an instance is being stopped."""
 
     cause: Cause
     text: str
@@ -114,7 +114,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """Someone wants the model gone."""
+    """An unload was requested."""
 
     reason: StopReason
     force: bool = False
@@ -157,7 +157,7 @@ class BackoffEnded:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """The model's configuration, its files or a backend changed: old failures say nothing now."""
+    """The model's configuration, its files or a backend changed: old failures no longer count."""
 
 
 Event = (

@@ -117,7 +117,7 @@ def _ask(
     roomier: tuple[str, ...] = (),
     more: bool = False,
 ) -> Step:
-    """Every start is asked for: what the last candidate was given says nothing of the next one."""
+    """Every start is asked for: the needs of one candidate are not those of the next."""
     generation = state.generation + 1
     waiting = replace(
         state,
@@ -150,7 +150,7 @@ def _refused(state: Lifecycle, failure: Failure) -> Step:
     *earlier, last = state.failures
     if last.candidate != state.candidate:
         return _next_candidate(replace(state, failures=(*state.failures, failure)))
-    # The try with more room does not take place: what the first one failed with stands.
+    # The try with more room does not take place: the first failure remains.
     punished, effects = _punished(replace(state, failures=(*earlier, last)), last)
     state, more = _next_candidate(punished)
     return state, (*effects, *more)

@@ -1,4 +1,4 @@
-"""Where a model stands: the state that the lifecycle goes from and to."""
+"""The state of one model in its lifecycle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CRASH_LIMIT = 5
 
 
 class Phase(Enum):
-    """Where a model stands."""
+    """The phase that a model is in."""
 
     STOPPED = auto()
     WAITING = auto()
@@ -29,7 +29,7 @@ RUNNING = frozenset({Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING,
 """Phases in which a process (or a connection) of the current generation may exist."""
 
 RESTING = frozenset({Phase.STOPPED, Phase.BACKOFF, Phase.FAILED})
-"""Phases in which nothing runs and nobody waits."""
+"""Phases in which no backend runs and no call waits."""
 
 
 class After(Enum):
@@ -76,7 +76,7 @@ class Lifecycle:
     reload: tuple[str, ...] = ()
     """Candidates of a load that was asked for while the last instance is still going away."""
     message: str = ""
-    """Why it stands where it stands, for people."""
+    """Why the model is in this phase, for people."""
     stop: StopReason | None = None
     """Why the current or last instance goes away, unless it failed to come up."""
 
