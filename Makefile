@@ -36,7 +36,7 @@ go-module: $(READY) ## Set the Go module of the generated Go code: MODULE=exampl
 	$(MAKE) gen baseline
 
 baseline: $(READY) ## Take the contracts as they are for the ones that later changes must not break
-	$(BIN)/buf build --exclude-source-info -o protos/baseline.binpb
+	$(BIN)/buf build --exclude-source-info --path protos/corral -o protos/baseline.binpb
 
 fmt: $(READY) ## Format code and protos
 	$(BIN)/ruff format .
