@@ -79,7 +79,7 @@ def external(name: str, uri: str) -> Backend:
             formats=known.formats,
             usecases=known.usecases,
             automatic=base_name(name) not in STORES,
-            explanation=f"the program {uri}, as the settings say",
+            explanation=f"the program {uri}, from the settings",
             error=program_error(path),
             revision=digest((str(path), stamp(path))),
         )
@@ -91,7 +91,7 @@ def external(name: str, uri: str) -> Backend:
         formats=known.formats,
         usecases=known.usecases,
         automatic=base_name(name) not in STORES,
-        explanation="" if error else "connected to, never started, as the settings say",
+        explanation="" if error else "connected to, never started, from the settings",
         error=error,
         revision=digest(uri),
     )

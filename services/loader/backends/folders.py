@@ -94,7 +94,7 @@ class BackendFolder:
         try:
             metadata = _metadata(metadata_file)
         except (OSError, ValueError) as error:
-            text = f"{METADATA}: {error}; mend it, or install the backend again"
+            text = f"{METADATA}: {error}; fix it, or install the backend again"
             return replace(base, run_file=run_file.absolute(), error=text)
         if now[0] == ABSENT and (chosen := _string(metadata, "meta_backend_for")):
             return replace(base, stands_for=chosen)

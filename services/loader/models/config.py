@@ -170,7 +170,7 @@ AUTO = "auto"
 
 
 class Endpoint(_Section):
-    """Corral's own: addresses of the model beside its Unix socket."""
+    """Corral's own: addresses of the model in addition to its Unix socket."""
 
     port: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] | None = None
     """A loopback port, or `auto` for one of the range that the service's `--endpoint-ports` names."""
@@ -283,7 +283,7 @@ class ModelConfig(_Section):
 
     @property
     def concurrency(self) -> int:
-        """Calls that may run at once: `limits.max_concurrent`, else `parallel:N` in `options`; 0 unknown."""
+        """Calls that may run at once: `limits.max_concurrent`, otherwise `parallel:N` in `options`; 0 for unknown."""
         return self.limits.max_concurrent or parallel(self.options)
 
     def option(self, *names: str) -> str | None:
@@ -302,7 +302,7 @@ def option(options: Iterable[str], *names: str) -> str | None:
 
 
 def parallel(options: Iterable[str]) -> int:
-    """Return the calls that llama.cpp works on at once by its options (`parallel:N`); 0 if they do not say."""
+    """Return the calls that llama.cpp works on at once by its options (`parallel:N`); 0 if they set none."""
     value = option(options, *_PARALLEL) or ""
     return int(value) if value.isdecimal() else 0
 

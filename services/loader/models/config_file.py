@@ -56,7 +56,7 @@ def read_file(path: str, *, maximum: int = MAXIMUM_BYTES) -> bytes:
     except OSError as error:
         why = f"cannot be read: {error.strerror}"
         if os.path.islink(path) and not os.path.exists(path):
-            why = f"is a link to {os.readlink(path)!r}, which is not there; mend or remove it"
+            why = f"is a link to {os.readlink(path)!r}, which does not exist; fix or remove it"
         raise config_errors.unreadable(name, why) from error
     if status.st_size > maximum:
         why = f"is larger than {maximum} bytes, and so no configuration of a model; remove it"
