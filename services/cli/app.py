@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Begin with `corral up` in one terminal and `corral models --available` in another.",
+    epilog="Start with `corral up` in one terminal and `corral models --available` in another.",
 )
 
 
@@ -45,7 +45,8 @@ def corral(
         ),
     ] = False,
     traceback: Annotated[
-        bool, typer.Option("--traceback", hidden=True, help="Show bugs as Python's tracebacks.")
+        bool,
+        typer.Option("--traceback", hidden=True, help="Show the traceback of an unexpected error."),
     ] = False,
 ) -> None:
     """Load, run, install and watch models: the command line of Corral's services."""

@@ -1,4 +1,4 @@
-"""What a person is told when something fails: one line what, one line what to do next."""
+"""Failures as users see them: one line for what failed, one for what to do next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Result = TypeVar("_Result")
 
 
 class Failure(Exception):
-    """Ends a command: `message` says what failed, `hint` what to do about it.
+    """Ends a command: `message` is what failed, `hint` what to do about it.
 
     `details` are further lines between the two, `retry_after` the seconds after which another try
     may help, if that is known.
@@ -28,7 +28,7 @@ class Failure(Exception):
         details: Sequence[str] = (),
         retry_after: float | None = None,
     ) -> None:
-        """Take the lines, the exit code, and the stable reason for `--json`."""
+        """`reason` is the stable identifier for `--json`."""
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -39,10 +39,10 @@ class Failure(Exception):
 
 
 class Unreachable(Failure):
-    """Nobody answers at a service's address."""
+    """Nothing answers at a service's address."""
 
     def __init__(self, service: str, address: str, hint: str) -> None:
-        """Name the service and where it was looked for."""
+        """`address` is where the service should be."""
         super().__init__(
             f"cannot reach the {service} at {address}", hint, reason="SERVICE_UNREACHABLE"
         )
@@ -54,56 +54,56 @@ class Lost(Failure):
     """A service answered, and then the connection broke."""
 
     def __init__(self, service: str, address: str, text: str) -> None:
-        """Name the service, and what gRPC says of the break."""
+        """`text` is gRPC's description of the break."""
         super().__init__(
             f"the connection to the {service} at {address} broke: {text}",
-            "see whether it still runs with `corral status`, then try again",
+            "check with `corral status` whether it still runs, then try again",
             reason="CONNECTION_LOST",
         )
 
 
-# By reason, not by class: what a server of a later version sends still finds its hint.
+# By reason, not by class, so that errors of later servers still get their hint.
 _HINTS: Final[dict[str, str]] = {
     "MODEL_NOT_FOUND": "list the models with `corral models`, or what can be installed with"
     " `corral models --available`",
     "MODEL_NOT_LOADED": "load it with `corral load {model}`",
     "MODEL_BUSY": "wait for the running calls, or cut them with `corral unload {model} --force`",
-    "MODEL_DISABLED": "switch it on in its configuration file",
-    "MODEL_CONFIG_INVALID": "mend its configuration file, then try again",
-    "MODEL_LOAD_FAILED": "see what the backend said with `corral logs {model}`",
-    "BACKEND_START_FAILED": "see what the backend said with `corral logs {model}`",
-    "BACKEND_NOT_READY": "see what the backend said with `corral logs {model}`",
-    "BACKEND_CRASHED": "see what the backend said with `corral logs {model}`, then try again",
+    "MODEL_DISABLED": "enable it in its configuration file",
+    "MODEL_CONFIG_INVALID": "fix its configuration file, then try again",
+    "MODEL_LOAD_FAILED": "see the backend's output with `corral logs {model}`",
+    "BACKEND_START_FAILED": "see the backend's output with `corral logs {model}`",
+    "BACKEND_NOT_READY": "see the backend's output with `corral logs {model}`",
+    "BACKEND_CRASHED": "see the backend's output with `corral logs {model}`, then try again",
     "BACKEND_NOT_FOUND": "install the backend, or name it to `corral up` with --external-backend",
-    "LOAD_BACKOFF": "see why with `corral logs {model}` and mend it; then `corral load {model} --now`"
-    " tries at once, or try again{after}",
-    "CRASH_LOOP": "see why with `corral logs {model}` and mend it; then `corral load {model} --now`"
-    " ends the quarantine, or try again{after}",
-    "NO_ROOM": "see what stands in the way with `corral plan {model}`, unload or unpin some of it, then"
+    "LOAD_BACKOFF": "find the cause with `corral logs {model}` and fix it; then try at once with"
+    " `corral load {model} --now`, or try again{after}",
+    "CRASH_LOOP": "find the cause with `corral logs {model}` and fix it; then end the quarantine with"
+    " `corral load {model} --now`, or try again{after}",
+    "NO_ROOM": "see what uses the memory with `corral plan {model}`, unload or unpin some of it, then"
     " try again{after}",
     "QUEUE_FULL": "try again{after}, or unload a model that is not needed",
     "SHUTTING_DOWN": "start it again with `corral up`",
-    "GALLERY_ENTRY_NOT_FOUND": "search what there is with `corral models --available --search TEXT`",
+    "GALLERY_ENTRY_NOT_FOUND": "search the galleries with `corral models --available --search TEXT`",
     "GALLERY_UNAVAILABLE": "check the network, then try again{after}",
     "OPERATION_NOT_FOUND": "list the operations with `corral operations`",
-    "DIGEST_MISMATCH": "try again; if it stays so, the gallery's entry or its source is wrong",
-    "DOWNLOAD_FAILED": "run the same command again: what was fetched is kept",
-    "SOURCE_NOT_FOUND": "the gallery's entry points to something that is gone: choose another entry",
+    "DIGEST_MISMATCH": "try again; if it fails again, the gallery's entry or its source is wrong",
+    "DOWNLOAD_FAILED": "run the same command again: it continues where it stopped",
+    "SOURCE_NOT_FOUND": "the gallery's entry points to a missing file: choose another entry",
     "SOURCE_ACCESS_DENIED": "accept the licence or set a token (HF_TOKEN) for the gallery service",
-    "DISK_FULL": "free some space, then run the same command again: what was fetched is kept",
+    "DISK_FULL": "free some space, then run the same command again: it continues where it stopped",
     "CONFLICT": "look at it with `corral models`, or replace it with --force",
     "DEADLINE_EXCEEDED": "give it more time with --timeout, or see `corral status`",
-    "INTERNAL": "look at the service's log",
+    "INTERNAL": "see the service's log",
     "NOT_IMPLEMENTED": "",
     "INVALID_REQUEST": "see the command's options with --help",
 }
 
 
 def explain(error: CorralError, *, model: str = "") -> Failure:
-    """Return what to tell a person of an error that a service sent."""
+    """Return the failure to show for an error of a service."""
     after = f" in {error.retry_after:.0f} s" if error.retry_after else ""
     name = model or (error.resource.name if error.resource else "") or "MODEL"
-    # An error that only later versions know keeps its reason beside that of the class.
+    # An error of a later version carries its own reason in addition to its class's.
     reason = error.metadata.get("remote_reason", error.reason)
     hint = _HINTS.get(reason, "").format(model=name.removeprefix("models/"), after=after)
     if isinstance(error, errors.UnknownRemoteError) and error.code == "UNIMPLEMENTED":

@@ -1,4 +1,4 @@
-"""From a typed command to an exit code: runs its work and turns every failure into two lines."""
+"""Runs a command's work: every failure becomes two lines and an exit code."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _traceback = False
 
 
 def show_tracebacks(show: bool) -> None:
-    """Let failures that are bugs end in Python's traceback, for `corral --traceback`."""
+    """Show tracebacks of unexpected errors, for `corral --traceback`."""
     global _traceback
     _traceback = show
 
 
 def quiet_grpc() -> None:
-    """Keep gRPC's own log off stderr: what it has to say arrives as errors, which are told once."""
+    """Keep gRPC's own log off stderr: its failures are shown once, as errors."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
@@ -43,7 +43,7 @@ def run(
 ) -> None:
     """Run a command's work with clients of the services; exits with a code if it fails.
 
-    `model` is the one the command is about, for the hints.
+    `model` is the model that the command is about, for the hints.
     """
     out = Output(as_json=as_json)
     quiet_grpc()
@@ -60,7 +60,7 @@ def run(
 
 
 def guarded(work: Callable[[], Any], out: Output, *, model: str = "") -> None:
-    """Call `work`; whatever it raises is told in two lines and becomes the exit code."""
+    """Call `work`; an exception is shown in two lines and becomes the exit code."""
     try:
         work()
     except Failure as failure:
@@ -84,7 +84,7 @@ def guarded(work: Callable[[], Any], out: Output, *, model: str = "") -> None:
 
 
 def _fail(out: Output, failure: Failure) -> None:
-    # What was written comes before the complaint, also where both go to one file.
+    # Keep the order if stdout and stderr go to the same file.
     sys.stdout.flush()
     out.failure(failure)
     raise typer.Exit(failure.exit_code) from None

@@ -1,1 +1,4 @@
-"""What the commands do. Imported when a command runs, never for `--help`."""
+"""The work of each command, in a module of the command's name. Not imported for `--help`.
+
+May import everything but commands and app.
+"""

@@ -1,4 +1,4 @@
-"""Starting a backend that comes with Corral in place of the command."""
+"""Running a backend that comes with Corral in place of the command."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from services.common.process.bundled import bundled_backends
 
 
 def become(backend: str, arguments: Sequence[str]) -> NoReturn:
-    """Let this process go on as the backend's program, so that signals and exit code are its own."""
+    """Replace this process with the backend's program, so that signals and exit code are the program's."""
     program = bundled_backends() / backend / "__main__.py"
     if not program.is_file():
         raise Failure(
-            f"the backend {backend} is not where it should be: {program}",
-            "install Corral anew",
+            f"the program of the backend {backend} is missing: {program}",
+            "reinstall Corral",
             reason="BACKEND_NOT_FOUND",
         )
     sys.stdout.flush()

@@ -18,7 +18,7 @@ async def show_all(clients: Clients, out: Output) -> None:
         out.emit({"backends": shown, "total": len(shown)})
         return
     if not shown:
-        out.note("no backends: name a folder of them to `corral up` with --backends-path")
+        out.note("no backends: give `corral up` a folder of backends with --backends-path")
         return
     out.table(
         [

@@ -1,4 +1,4 @@
-"""A conversation: typed at a prompt on a terminal, or piped in, one message a line."""
+"""A conversation: typed at a prompt on a terminal, or piped in, one message in each line."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _PROMPT: Final = ">>> "
 def talk(
     settings: Settings, *, first: str | None, as_json: bool, addresses: Mapping[str, str | None]
 ) -> None:
-    """Keep a conversation until its end; `first` is said before anything is read."""
+    """Hold a conversation until its end; `first` is the first message, before any input is read."""
     out = Output(as_json=as_json)
     invoke.quiet_grpc()
 
     def work() -> None:
-        # The loop stands still while a line is typed, so that input() has the terminal's signals
-        # and line editing to itself; the channel lives through that.
+        # The event loop does not run while a line is typed, so that input() has the terminal's
+        # signals and line editing to itself; the channel survives that.
         with asyncio.Runner() as runner:
             clients = Clients(resolve(addresses, corral_home()))
             runner.run(clients.__aenter__())
@@ -60,15 +60,15 @@ class _Conversation:
     def hold(self, first: str | None) -> None:
         self._runner.run(run.prepare(self._clients, self._out, self._settings))
         if self._typed:
-            self._out.note(f"{self._settings.model} listens. {_HELP} (or Ctrl-D).", "dim")
+            self._out.note(f"{self._settings.model} is ready. {_HELP} (or Ctrl-D).", "dim")
         if first:
-            self._say(sys.stdin.read() if first == "-" else first)
+            self._send(sys.stdin.read() if first == "-" else first)
         for line in _typed_lines() if self._typed else sys.stdin:
-            if not self._obey(line.strip()):
+            if not self._handle(line.strip()):
                 return
 
-    def _obey(self, line: str) -> bool:
-        """Act on one line; return whether to go on."""
+    def _handle(self, line: str) -> bool:
+        """Handle one line; return whether to continue."""
         command, _, rest = line.partition(" ")
         if command in ("/exit", "/quit", "/bye"):
             return False
@@ -81,13 +81,13 @@ class _Conversation:
         elif command == "/help" or (self._typed and command.startswith("/")):
             self._out.note(_HELP, "dim")
         elif line:
-            self._say(line)
+            self._send(line)
         return True
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         """Send a message and write the answer. At a prompt a failure ends only this turn."""
-        said = backend_pb2.Message(role="user", content=line)
-        request = run.request_for(self._settings, [*self._messages, said], line)
+        message = backend_pb2.Message(role="user", content=line)
+        request = run.request_for(self._settings, [*self._messages, message], line)
         try:
             answer = self._runner.run(
                 run.respond(self._clients, self._out, self._settings, request)
@@ -95,17 +95,17 @@ class _Conversation:
         except KeyboardInterrupt:
             if not self._typed:
                 raise
-            self._out.note("(stopped; that turn is forgotten)", "dim")
+            self._out.note("(stopped; this turn is forgotten)", "dim")
             return
         except CorralError as error:
-            self._tell(explain(error, model=self._settings.model))
+            self._show(explain(error, model=self._settings.model))
             return
         except Failure as failure:
-            self._tell(failure)
+            self._show(failure)
             return
-        self._messages += [said, backend_pb2.Message(role="assistant", content=answer.text)]
+        self._messages += [message, backend_pb2.Message(role="assistant", content=answer.text)]
 
-    def _tell(self, failure: Failure) -> None:
+    def _show(self, failure: Failure) -> None:
         if not self._typed:
             raise failure
         self._out.failure(failure)
@@ -115,7 +115,7 @@ class _Conversation:
 
 
 def _typed_lines() -> Iterator[str]:
-    """Yield what is typed, until Ctrl-D; Ctrl-C drops the line."""
+    """Yield typed lines until Ctrl-D; Ctrl-C discards the line."""
     with suppress(ImportError):
         import readline  # noqa: F401 - gives input() editing keys and a history
     while True:

@@ -11,12 +11,12 @@ from services.cli.display.output import Output
 from services.cli.display.progress import spinner
 from services.cli.failures import within_deadline
 
-# What a drain may take beyond the time for running calls: ending every process, one after another at worst.
+# The time to stop all processes after the calls have ended, one after another at worst.
 _DRAIN_MARGIN: Final = 600.0
 
 
 async def drain(clients: Clients, out: Output, timeout: float | None) -> None:
-    """Let running calls end, unload every model, and take no new work from now on."""
+    """Wait for running calls, unload every model, and refuse new calls from now on."""
     request = loader_pb2.DrainRequest()
     if timeout is not None:
         request.timeout.FromNanoseconds(round(timeout * 1e9))
@@ -25,7 +25,7 @@ async def drain(clients: Clients, out: Output, timeout: float | None) -> None:
         answer = await within_deadline(
             clients.call("loader", clients.loader.Drain, request, timeout=limit),
             f"the loader was not drained within {text.duration(limit)}",
-            "it goes on: see what still runs with `corral status`",
+            "the drain continues: see what still runs with `corral status`",
         )
     if out.as_json:
         out.emit({"cut_calls": answer.cut_calls})
@@ -34,5 +34,5 @@ async def drain(clients: Clients, out: Output, timeout: float | None) -> None:
     were = (
         f"; {text.plural(cut, 'call')} did not end in time and {'was' if cut == 1 else 'were'} cut"
     )
-    out.line("drained: no model is loaded any more, and no calls are taken" + (were if cut else ""))
-    out.note("start the loader again to take new work", "dim")
+    out.line("drained: no model is loaded, and new calls are refused" + (were if cut else ""))
+    out.note("restart the loader to accept calls again", "dim")

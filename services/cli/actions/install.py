@@ -1,4 +1,4 @@
-"""Installing a model and following the work."""
+"""Installing a model, with its progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services.cli.failures import Failure, Lost
 from services.cli.tracking import operation_progress
 from services.common.errors import CorralError
 
-# Starting the operation writes to the gallery's journal and may read a gallery's index first.
+# Before the operation starts, the gallery may have to read an index.
 _START_TIMEOUT: Final = 60.0
 _START_TRIES: Final = 3
 
@@ -62,7 +62,9 @@ async def install(clients: Clients, out: Output, order: Order) -> None:
             }
         )
         return
-    fetched = f"{text.size(result.bytes_fetched)} fetched" if result.bytes_fetched else "was whole"
+    fetched = (
+        f"{text.size(result.bytes_fetched)} fetched" if result.bytes_fetched else "already complete"
+    )
     out.line(f"installed {model} ({text.size(result.model.size_bytes)}, {fetched})")
     out.note(f'Try it: corral run {model} "Hello!"', "dim")
 
@@ -73,7 +75,7 @@ async def _start(clients: Clients, order: Order) -> operations_pb2.Operation:
         model_id=order.name,
         variant=order.variant,
         force=order.force,
-        # With it a second try gets the first one's operation, if that one arrived after all.
+        # A retry with the same id returns the first request's operation, if that one did arrive.
         request_id=str(uuid.uuid4()),
     )
     for remaining in reversed(range(_START_TRIES)):
@@ -93,13 +95,13 @@ async def _cancel(clients: Clients, out: Output, name: str) -> None:
         ended = await operation_progress.cancel(clients, name)
     except (CorralError, Failure, TimeoutError) as error:
         why = str(error) or "no answer in time"
-        out.note(f"could not cancel it: {why}", "yellow")
-        out.note(f"It may go on: see `corral operations watch {messages.bare(name)}`.")
+        out.note(f"could not cancel the installation: {why}", "yellow")
+        out.note(f"It may continue: see `corral operations watch {messages.bare(name)}`.")
         return
     if out.as_json:
         with suppress(BrokenPipeError):
             out.emit({"type": "cancelled", "operation": messages.operation(ended)})
     if ended.HasField("error"):
-        out.note("cancelled; what was fetched is kept for the next try")
+        out.note("cancelled; the next try continues where it stopped")
     else:
-        out.note("it had ended before the cancel arrived: the model is installed")
+        out.note("it ended before it could be cancelled: the model is installed")

@@ -1,4 +1,4 @@
-"""Loading models, and finding the one that is meant."""
+"""Loading a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _READY: Final = loader_pb2.Model.State.STATE_READY
 
 
 async def load(clients: Clients, out: Output, name: str, *, now: bool, limit: float) -> None:
-    """Load a model and tell its state, how long it took and the memory it has."""
+    """Load a model and show its state, the time and its memory."""
     before = await lookup.get(clients, name)
     name = messages.bare(before.name)
     began = time.monotonic()
@@ -43,14 +43,14 @@ async def load(clients: Clients, out: Output, name: str, *, now: bool, limit: fl
 
 
 async def begin(clients: Clients, out: Output, name: str, *, now: bool, limit: float) -> None:
-    """Have a model loaded without waiting for it, and tell where it stands now."""
+    """Start to load a model, and show its state without waiting for the load."""
     name = messages.bare((await lookup.get(clients, name)).name)
     request = loader_pb2.LoadModelRequest(name=name, return_immediately=True, reset_backoff=now)
     try:
         answer = await within_deadline(
             clients.call("loader", clients.loader.LoadModel, request, timeout=limit),
             f"the loader did not answer within {text.duration(limit)}",
-            f"see where the model stands with `corral status {name}`",
+            f"see the model's state with `corral status {name}`",
         )
     except CorralError as error:
         raise await load_failure.explained(clients, name, error) from error

@@ -1,4 +1,4 @@
-"""A backend's log: history, and new lines for as long as they are wanted."""
+"""A backend's log: its history, and new lines until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _BACKOFF: Final = Backoff(initial=0.1, factor=2, maximum=2, jitter=0.2)
 _NAMES: Final = {"stdout": "out", "stderr": "err", "loader": "corral"}
 _STYLES: Final = {"stdout": "cyan", "stderr": "yellow", "loader": "magenta"}
 _LEVELS: Final = {"debug": "dim", "warning": "yellow", "error": "bold red"}
-# The colours that a backend chose are not the ones that tell levels here.
+# A backend's own colours are dropped: colours show levels here.
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which lines of which model."""
+    """The model, and the lines to show."""
 
     model: str
     follow: bool
@@ -39,7 +39,7 @@ class Wanted:
     streams: tuple[str, ...] = ()
 
     def request(self, after: int) -> loader_pb2.StreamLogsRequest:
-        """Return the request that goes on after the last line that was seen."""
+        """Return the request for the lines after this sequence number."""
         line = loader_pb2.LogLine
         return loader_pb2.StreamLogsRequest(
             name=self.model,
@@ -52,7 +52,7 @@ class Wanted:
 
 
 async def show(clients: Clients, out: Output, wanted: Wanted) -> None:
-    """Write a model's log; while following, a loader that restarts is waited for."""
+    """Write a model's log; while following, wait for a loader that restarts."""
     await lookup.get(clients, wanted.model)
     writer = _Writer(out)
     failures, heard = 0, time.monotonic()
@@ -72,20 +72,20 @@ async def show(clients: Clients, out: Output, wanted: Wanted) -> None:
         failures += 1
         await asyncio.sleep(_BACKOFF.delay(failures))
         if not await _still_valid(clients, wanted.model, writer.last):
-            out.note("the loader was started again; its log begins anew", "yellow")
-            writer.begin_anew()
+            out.note("the loader was started again; its log is empty now", "yellow")
+            writer.reset()
     if not writer.wrote and not out.as_json:
         out.note(f"nothing logged{_that_matches(wanted)}")
 
 
 def _that_matches(wanted: Wanted) -> str:
     if wanted.level or wanted.streams:
-        return " that is asked for"
-    return f": {wanted.model} was not started since the loader was"
+        return " that matches"
+    return f": {wanted.model} has not run since the loader was started"
 
 
 async def _still_valid(clients: Clients, name: str, last: int) -> bool:
-    """Whether the loader still counts its lines from before; one that was restarted begins at 1."""
+    """Return whether the loader still has the line `last`; a restarted loader counts from 1 again."""
     if not last:
         return True
     request = loader_pb2.StreamLogsRequest(name=name, tail_lines=1)
@@ -102,7 +102,7 @@ async def _still_valid(clients: Clients, name: str, last: int) -> bool:
 
 
 class _Writer:
-    """Writes lines, and what happened between two of them."""
+    """Writes lines, and notes on restarts and missed lines between them."""
 
     def __init__(self, out: Output) -> None:
         self.last = 0
@@ -111,8 +111,8 @@ class _Writer:
         self._out = out
         self._generation = 0
 
-    def begin_anew(self) -> None:
-        """Take the next line for the first one."""
+    def reset(self) -> None:
+        """Treat the next line as the first one."""
         self.last = self._generation = 0
 
     def write(self, message: loader_pb2.StreamLogsResponse) -> None:

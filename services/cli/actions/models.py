@@ -1,4 +1,4 @@
-"""Lists of models: what the loader knows, what is on disk, what the galleries offer."""
+"""Lists of models: those of the loader, those on disk, those that the galleries offer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from services.cli.failures import Failure
 from services.common.errors import CorralError
 
 _PAGE: Final = 1000
-# Memory is a courtesy in a list: it must not hold the list up.
+# Memory is optional in a list: it must not delay the list.
 _MEMORY_TIMEOUT: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which models, and how many; empty and 0 mean all."""
+    """The models to list, and how many; empty and 0 mean all."""
 
     search: str = ""
     tag: str = ""
@@ -33,12 +33,12 @@ class Wanted:
 
     @property
     def narrowed(self) -> bool:
-        """Whether anything but the number is asked for."""
+        """Whether a filter is set."""
         return bool(self.search or self.tag or self.usecase or self.backend or self.installed)
 
 
 async def list_known(clients: Clients, out: Output, wanted: Wanted) -> None:
-    """List the models that the loader knows, loaded or not."""
+    """List the loader's models, loaded or not."""
     only = loader_pb2.ModelFilter(
         backend=wanted.backend, usecase=wanted.usecase, name_contains=wanted.search
     )
@@ -62,7 +62,9 @@ async def list_known(clients: Clients, out: Output, wanted: Wanted) -> None:
         return
     if not shown:
         _nothing(
-            out, wanted, "no models here yet: see what there is with `corral models --available`"
+            out,
+            wanted,
+            "no models here yet: see what you can install with `corral models --available`",
         )
         return
     out.table(
@@ -109,7 +111,9 @@ async def list_installed(clients: Clients, out: Output, wanted: Wanted) -> None:
         out.emit({"models": shown, "total": total})
         return
     if not shown:
-        _nothing(out, wanted, "nothing installed yet: see what there is with `corral models -a`")
+        _nothing(
+            out, wanted, "nothing installed yet: see what you can install with `corral models -a`"
+        )
         return
     out.table(
         [
@@ -202,7 +206,7 @@ async def list_available(clients: Clients, out: Output, wanted: Wanted) -> None:
 
 
 async def memory_of(clients: Clients, shown: list[views.Model]) -> list[int | None]:
-    """Return what each loaded model uses, as the monitor says; None where it does not."""
+    """Return the memory of each loaded model from the monitor; None if it has no answer."""
     from corral.monitor.v1 import monitor_pb2
 
     async def one(view: views.Model) -> int | None:
@@ -225,7 +229,7 @@ async def memory_of(clients: Clients, shown: list[views.Model]) -> list[int | No
 async def _all(
     page: Callable[[int, str], Awaitable[tuple[list[Any], str, int]]], limit: int
 ) -> tuple[list[Any], int]:
-    """Gather pages until the last, or until there is enough; also return how many there are."""
+    """Collect pages until the last one or the limit; also return the total number."""
     found: list[Any] = []
     token, total = "", 0
     while True:

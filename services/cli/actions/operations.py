@@ -18,7 +18,7 @@ _PHASE_STYLES: Final = {"done": "green", "failed": "red", "cancelled": "yellow"}
 
 
 async def list_all(clients: Clients, out: Output) -> None:
-    """List the operations that the gallery remembers, newest first."""
+    """List the gallery's operations, newest first."""
     shown: list[views.Operation] = []
     token = ""
     while True:
@@ -38,7 +38,7 @@ async def list_all(clients: Clients, out: Output) -> None:
         out.emit({"operations": shown})
         return
     if not shown:
-        out.note("no operations: `corral install` makes one")
+        out.note("no operations: `corral install` starts one")
         return
     out.table(
         [
@@ -66,7 +66,7 @@ async def list_all(clients: Clients, out: Output) -> None:
 
 
 async def watch(clients: Clients, out: Output, identifier: str) -> None:
-    """Follow an operation to its end; fails as the operation fails."""
+    """Follow an operation to its end; fails if the operation fails."""
     operation = await _get(clients, identifier)
     ended = await operation_progress.to_the_end(
         clients, out, operation, messages.bare(operation.name)
@@ -80,7 +80,7 @@ async def watch(clients: Clients, out: Output, identifier: str) -> None:
 
 
 async def cancel(clients: Clients, out: Output, identifier: str) -> None:
-    """Cancel an operation and tell how it ended."""
+    """Cancel an operation and show how it ended."""
     operation = await _get(clients, identifier)
     if not operation.done:
         try:
@@ -88,14 +88,14 @@ async def cancel(clients: Clients, out: Output, identifier: str) -> None:
         except TimeoutError:
             raise Failure(
                 f"the operation did not stop within {operation_progress.CANCEL_TIMEOUT:.0f} s",
-                f"it was told to: see `corral operations watch {identifier}`",
+                f"it may still stop: see `corral operations watch {identifier}`",
                 reason="DEADLINE_EXCEEDED",
             ) from None
     view = messages.operation(operation)
     if out.as_json:
         out.emit(view)
     elif view["phase"] == "cancelled":
-        out.line(f"cancelled {view['name']}; what was fetched is kept for the next try")
+        out.line(f"cancelled {view['name']}; the next try continues where it stopped")
     else:
         out.line(f"{view['name']} had ended already: {view['phase']}")
 

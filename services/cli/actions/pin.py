@@ -10,7 +10,7 @@ from services.cli.models import lookup
 
 
 async def pin(clients: Clients, out: Output, name: str, *, pinned: bool) -> None:
-    """Protect a model against eviction and idle unloading, or lift that protection."""
+    """Protect a model against eviction and idle unloading, or remove the protection."""
     before = await lookup.get(clients, name)
     request = loader_pb2.PinModelRequest(name=name, pinned=pinned)
     answer = await clients.call("loader", clients.loader.PinModel, request)

@@ -1,4 +1,4 @@
-"""Asking a model through the loader's data plane, and writing its answer as it comes."""
+"""Asking a model, and streaming its answer."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from services.cli.models import loading, lookup
 from services.common.errors import UnknownRemoteError
 from services.common.rpc.status import from_rpc_error
 
-# Seconds for finding the direct way to a model that is loaded already.
+# Seconds for finding the direct address of a model that is already loaded.
 _DIRECT_TIMEOUT: Final = 1.0
-# Seconds in which the loader tells why the backend of a call has ended.
+# Seconds for the loader to report why the backend ended.
 _CAUSE_TIMEOUT: Final = 0.5
 _PATH: Final = "/backend.Backend/PredictStream"
-# How a backend that is told to stop ends its calls, beside breaking the connection.
+# A backend that is being stopped ends its calls with this status, or breaks the connection.
 _CANCELLED: Final = "CANCELLED"
-# LocalAI's defaults for what this command has no option for. Backends take a 0 at its word.
+# LocalAI's default: this command has no option for it, and backends would take 0 literally.
 _TOP_K: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to ask."""
+    """The model, and how it should answer."""
 
     model: str
     system: str = ""
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Answer:
-    """What came back, and how fast."""
+    """An answer, with its counts and times."""
 
     parts: list[str] = field(default_factory=list)
     tokens: int = 0
@@ -67,7 +67,7 @@ class Answer:
         """Return the numbers for `--stats` and `--json`."""
         first = self.first - self.began if self.first is not None else None
         writing = self.ended - (self.first or self.ended)
-        # The first token is the end of reading the prompt, not of writing.
+        # The first token marks the end of reading the prompt, so it does not count as written.
         speed = (self.tokens - 1) / writing if self.tokens > 1 and writing > 0 else None
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -92,7 +92,7 @@ async def answer_once(clients: Clients, out: Output, settings: Settings, prompt:
 
 
 async def prepare(clients: Clients, out: Output, settings: Settings) -> None:
-    """Load the model if it is not ready, in view of the person who waits."""
+    """Load the model if it is not ready, showing the progress."""
     model = await lookup.get(clients, settings.model)
     if model.state != loader_pb2.Model.State.STATE_READY:
         await loading.ensure_loaded(clients, out, messages.bare(model.name), limit=settings.timeout)
@@ -124,7 +124,7 @@ async def respond(
     settings: Settings,
     request: backend_pb2.PredictOptions,
 ) -> Answer:
-    """Write the answer as it comes, and return it."""
+    """Write the answer as it arrives, and return it."""
     answer = Answer(began=time.monotonic())
     try:
         async for piece in _pieces(clients, settings, request, answer):
@@ -164,8 +164,8 @@ async def _pieces(
     request: backend_pb2.PredictOptions,
     answer: Answer,
 ) -> AsyncIterator[str]:
-    """Yield the answer's text as it comes, noting sizes and times in `answer`."""
-    # A backend may cut its bytes anywhere, also within a character.
+    """Yield the answer's text as it arrives, recording counts and times in `answer`."""
+    # A backend may split its bytes anywhere, even within a character.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
         async with aclosing(_replies(clients, settings, request)) as stream:
@@ -189,9 +189,9 @@ async def _pieces(
 async def _replies(
     clients: Clients, settings: Settings, request: backend_pb2.PredictOptions
 ) -> AsyncGenerator[backend_pb2.Reply, None]:
-    """Yield what the model says; it is held for this answer only, as long thoughts may follow."""
+    """Yield the model's replies; the lease lasts for this answer only, since a chat may pause for long."""
     async with clients.model(messages.bare(settings.model)) as model:
-        # Why there is no direct way, if there is none, the call itself tells.
+        # If there is no direct address, the call itself fails with the reason.
         direct = await model.ready(_DIRECT_TIMEOUT)
         began, status = time.monotonic(), "CANCELLED"
         try:

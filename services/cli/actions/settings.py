@@ -42,7 +42,7 @@ async def show(clients: Clients, out: Output) -> None:
 
 
 async def change(clients: Clients, out: Output, assignments: Sequence[str]) -> None:
-    """Change settings as `name=value` says, and show the old and the new values."""
+    """Change settings by `name=value`, and show the old and the new values."""
     typed = _split(assignments)
     before = await _get(clients)
     meanings = _meanings(before)

@@ -66,14 +66,14 @@ async def _show_overview(clients: Clients, out: Output, *, everything: bool) -> 
         if all(state == "unreachable" for state in found.health.values()):
             raise Failure(
                 "no service answers",
-                "start them with `corral up`, or say where they are with --loader and the like",
+                "start them with `corral up`, or give their addresses with --loader and the others",
                 reason="SERVICE_UNREACHABLE",
             )
         raise typer.Exit(1)
 
 
 def _unwell(clients: Clients, health: dict[Service, str]) -> bool:
-    """Tell whether something that should serve does not; a service nobody started is no trouble."""
+    """Return whether a service that should serve does not; one that was never started is fine."""
     expected = [s for s in SERVICES if clients.endpoints[s].source != "default"]
     if any(health[service] != "serving" for service in expected):
         return True

@@ -19,7 +19,7 @@ from services.cli.tracking import model_changes
 from services.common.errors import CorralError, ModelBusyError
 
 _STATE = loader_pb2.Model.State
-# Those that hold a process, or are about to.
+# The states with a process, or about to start one.
 _HELD: Final = [
     state
     for state in model_changes.ACTIVE
@@ -28,11 +28,11 @@ _HELD: Final = [
 
 
 async def one(clients: Clients, out: Output, name: str, *, force: bool, limit: float) -> None:
-    """Unload a model and tell how long it took."""
+    """Unload a model and show how long it took."""
     before = await lookup.get(clients, name)
     name = messages.bare(before.name)
     began = time.monotonic()
-    async with model_changes.beside(clients, out, name, f"unloading {name}"):
+    async with model_changes.progress(clients, out, name, f"unloading {name}"):
         model = await _unload(clients, name, force=force, limit=limit)
     took = time.monotonic() - began
     if out.as_json:
@@ -44,7 +44,7 @@ async def one(clients: Clients, out: Output, name: str, *, force: bool, limit: f
 
 
 async def everything(clients: Clients, out: Output, *, force: bool, limit: float) -> None:
-    """Unload all models, side by side; fails if one of them stays."""
+    """Unload all models in parallel; fails if one of them stays loaded."""
     names = [messages.bare(model.name) for model in await pages.models(clients, _HELD)]
     done: list[views.UnloadedModel] = []
     failed: list[views.StayingModel] = []
@@ -89,7 +89,7 @@ async def _unload(clients: Clients, name: str, *, force: bool, limit: float) -> 
         answer = await within_deadline(
             clients.call("loader", clients.loader.UnloadModel, request, timeout=limit),
             f"{name} was not unloaded within {text.duration(limit)}",
-            f"it goes on: see `corral status {name}`, or cut running calls with --force",
+            f"the unload continues: see `corral status {name}`, or cut running calls with --force",
         )
     except ModelBusyError as error:
         raise await _busy(clients, name, error) from error
@@ -97,7 +97,7 @@ async def _unload(clients: Clients, name: str, *, force: bool, limit: float) -> 
 
 
 async def _busy(clients: Clients, name: str, error: ModelBusyError) -> Failure:
-    """Return the failure with the number of calls that hold the model."""
+    """Return the failure with the number of calls that use the model."""
     failure = explain(error, model=name)
     with suppress(CorralError, Failure):
         view = messages.model(await lookup.get(clients, name))

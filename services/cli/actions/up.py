@@ -1,4 +1,4 @@
-"""`corral up`: the services, their log, and the file that tells other commands where they are."""
+"""`corral up`: the services, their log, and the file from which other commands get their addresses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def up(
     limits: Limits | None = None,
     command: Callable[[Service], list[str]] = arguments.command,
 ) -> None:
-    """Run the services until a signal comes or one of them cannot be kept."""
+    """Run the services until a signal arrives or one of them fails too often."""
     arguments.check(options)
     signalled = asyncio.run(_up(out, options, limits or Limits(), command))
     if signalled is signal.SIGINT:
@@ -72,26 +72,26 @@ async def _serve(out: Output, stack: Stack, file: Path) -> None:
     await stack.start()
     pid = os.getpid()
     addresses.write(file, Running(pid, addresses.start_time(pid), stack.addresses))
-    # Nobody reads it (`corral up | true`): the services are there all the same. Rich answers a
-    # closed pipe with SystemExit.
+    # Without a reader (`corral up | true`) the services run all the same. Rich raises SystemExit for a
+    # closed pipe.
     with suppress(OSError, SystemExit):
         _announce(out, stack)
     await stack.keep()
 
 
 class _Signals:
-    """The first signal asks everything to stop, the second kills."""
+    """The first signal stops the services, the second kills them."""
 
     def __init__(self, log: MergedLog, hurry: asyncio.Event) -> None:
         self.caught = signal.SIGTERM
         self._log = log
         self._first = asyncio.Event()
         self._hurry = hurry
-        # What was set to be ignored stays so: `nohup` means it, and a shell's background jobs.
+        # Ignored signals stay ignored, as `nohup` and a shell's background jobs expect.
         self._wanted = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
 
     async def unless_caught(self, work: Coroutine[None, None, None]) -> None:
-        """Run this until a signal comes; its failure is ours."""
+        """Run `work` until a signal arrives; its exception is raised here."""
         task = asyncio.ensure_future(work)
         first = asyncio.ensure_future(self._first.wait())
         try:
@@ -118,7 +118,7 @@ class _Signals:
         if not self._first.is_set():
             self.caught = number
             self._first.set()
-            self._log.write("corral", f"stopping on {number.name}; once more kills")
+            self._log.write("corral", f"stopping on {number.name}; once more to kill")
         else:
             self._hurry.set()
 
@@ -137,7 +137,7 @@ def _announce(out: Output, stack: Stack) -> None:
     if http:
         out.line(f"  {'prometheus':<11} {http}")
     out.line("Next, in another terminal:", "bold")
-    out.line("  corral models --available      see what can be installed")
+    out.line("  corral models --available      see what you can install")
     out.line("  corral install NAME            install it")
     out.line('  corral run NAME "Hello!"       ask it something')
     out.line("Ctrl-C stops everything.")
@@ -147,7 +147,7 @@ def _announce(out: Output, stack: Stack) -> None:
 
 @contextmanager
 def _only_one(home: Path) -> Iterator[None]:
-    """Hold the lock of this home: two stacks in it would hide and disturb each other."""
+    """Hold the lock of this home: two stacks in it would overwrite each other's files."""
     path = home / "run" / "up.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,15 +155,16 @@ def _only_one(home: Path) -> Iterator[None]:
         free = lock.acquire()
     except OSError as error:
         raise Failure(
-            f"cannot write to {home}: {error.strerror}", "set CORRAL_HOME to a folder of yours"
+            f"cannot write to {home}: {error.strerror}",
+            "set CORRAL_HOME to a folder that you can write to",
         ) from error
     with lock:
         if not free:
             running = addresses.read(addresses.endpoints_file(home))
             pid = f" (pid {running.pid})" if running else ""
             raise Failure(
-                f"`corral up` runs already{pid} in {home}",
-                "see it with `corral status`; set CORRAL_HOME to run another beside it",
+                f"`corral up` already runs{pid} in {home}",
+                "see it with `corral status`; set CORRAL_HOME to another folder to run a second one",
                 reason="ALREADY_UP",
             )
         yield

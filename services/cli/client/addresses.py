@@ -1,4 +1,4 @@
-"""Where the services are: what the user said, else what `corral up` wrote down, else the defaults."""
+"""The services' addresses: given by the user, written down by `corral up`, or the defaults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT_HTTP_PORT: Final = 9464
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One service's address, and how it was found."""
+    """One service's address, and its source."""
 
     service: Service
     address: str
@@ -38,7 +38,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What a running `corral up` says of itself."""
+    """A running `corral up`, as it wrote itself down."""
 
     pid: int
     started: float
@@ -51,7 +51,7 @@ class Running:
 
 
 def endpoints_file(home: Path) -> Path:
-    """Return where `corral up` writes down what it runs."""
+    """Return the file in which `corral up` writes down the addresses."""
     return home / "run" / "endpoints.json"
 
 
@@ -69,13 +69,13 @@ def remove(path: Path, pid: int) -> None:
 
 
 def read(path: Path) -> Running | None:
-    """Return what runs, or None if nothing does; a file left behind by a dead process is ignored."""
+    """Return the running `corral up`, if any; a file left behind by a dead process is ignored."""
     running = _parse(path)
     return running if running is not None and _alive(running) else None
 
 
 def resolve(given: Mapping[str, str | None], home: Path) -> dict[Service, Endpoint]:
-    """Return each service's address. `given` holds what the user said, by service."""
+    """Return each service's address. `given` holds the addresses that the user gave, by service."""
     running = read(endpoints_file(home))
     found: dict[Service, Endpoint] = {}
     for service in SERVICES:

@@ -28,13 +28,13 @@ from .addresses import Endpoint, Service
 
 _Response = TypeVar("_Response")
 
-# The deadline of a call that only reads or notes something; far above what a busy machine needs.
+# The deadline of a call that only reads or records something; far above what a busy machine needs.
 CALL_TIMEOUT: Final = 10.0
-# The deadline of a report that nobody waits for.
+# The deadline of a report whose result does not matter.
 _OBSERVE_TIMEOUT: Final = 1.0
-# How long a stream that follows something may be without its server before the command gives up.
+# How long a command that follows something waits for a server that is gone.
 RECONNECT_TIMEOUT: Final = 60.0
-# gRPC's words for a connection that never came about, over its versions and kinds of addresses.
+# gRPC's messages for a connection that was never made, over its versions and kinds of addresses.
 _NEVER_CONNECTED: Final = (
     "failed to connect",
     "connection refused",
@@ -50,7 +50,7 @@ class Clients:
     """The stubs of the four services. Use as an async context manager."""
 
     def __init__(self, endpoints: Mapping[Service, Endpoint]) -> None:
-        """Take the addresses; nothing is opened yet."""
+        """`endpoints` are the services' addresses; nothing is opened yet."""
         self.endpoints = dict(endpoints)
         self._channels: dict[Service, aio.Channel] = {}
 
@@ -74,7 +74,7 @@ class Clients:
         return loader_pb2_grpc.LoaderServiceStub(self.channel("loader"))
 
     def model(self, name: str) -> direct.Model:
-        """Return one model's data plane, to be closed: direct where that can be, else through the loader."""
+        """Return one model's data plane, direct if possible, or through the loader. The caller closes it."""
         return direct.connect(name, self.endpoints["loader"].address)
 
     @cached_property
@@ -120,9 +120,9 @@ class Clients:
             return await method(request, timeout=timeout)
 
     async def observe(self, path: str, status: str, seconds: float) -> None:
-        """Let a call to a backend itself be counted among the metrics, where `corral up` has them.
+        """Count a direct call to a backend in the metrics, if `corral up` runs them.
 
-        A count that does not arrive is no failure of what was counted.
+        A count that is lost does not fail the call.
         """
         if not all(self.endpoints[each].source == "up" for each in ("loader", "metrics")):
             return

@@ -1,4 +1,4 @@
-"""`corral backend`: what is of use to those who write or test with backends."""
+"""`corral backend`: for writing backends, and for testing with them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def fake(
     ] = "127.0.0.1:50061",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="How it behaves; repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change its behaviour; repeatable."),
     ] = None,
     show: Annotated[
-        bool, typer.Option("--list", help="Show all it can be told, with defaults.")
+        bool, typer.Option("--list", help="List the keys for --set, with their defaults.")
     ] = False,
     install: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write a backend folder into this folder of backends instead of serving.",
+            help="Do not serve: install it into this folder of backends.",
             rich_help_panel=_INSTALLING,
             show_default=False,
         ),
@@ -43,15 +43,15 @@ def fake(
         bool,
         typer.Option(
             "--no-exec",
-            help="Write a run.sh that stays a shell in front of the program.",
+            help="Install a run.sh that stays the parent of the program.",
             rich_help_panel=_INSTALLING,
         ),
     ] = False,
 ) -> None:
-    """Serve a backend without an engine: well, or as badly as it is told to.
+    """Serve a fake backend: without an engine, and with failures if you ask for them.
 
-    It answers every RPC of backend.Backend, always in the same way. With --set it crashes, hangs,
-    floods its log, refuses to load and much more, so that clients and loaders can be tested with it.
+    It answers every RPC of backend.Backend, always in the same way. To test clients and
+    loaders, --set makes it crash, hang, flood its log, refuse to load and more.
     """
     from services.cli.actions import backend as action
 

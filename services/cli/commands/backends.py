@@ -16,7 +16,7 @@ def backends(
     backend: Annotated[
         str | None,
         typer.Argument(
-            metavar="[BACKEND]",
+            metavar="BACKEND",
             help="One backend in detail, by its name or an alias.",
             autocompletion=completion.backends,
             show_default=False,

@@ -1,4 +1,4 @@
-"""What the shell offers after TAB: names from the running services, or nothing if none answers."""
+"""Completion after TAB: names from the running services, or nothing if they do not answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HELP_WIDTH: Final = 60
 
 
 def models(ctx: typer.Context, incomplete: str) -> Offers:
-    """Offer the models that the loader knows."""
+    """Offer the loader's models."""
 
     async def ask(clients: Clients) -> Offers:
         from corral.loader.v1 import loader_pb2
@@ -43,7 +43,7 @@ def models(ctx: typer.Context, incomplete: str) -> Offers:
 
 
 def loaded(ctx: typer.Context, incomplete: str) -> Offers:
-    """Offer the models that something can be done about: all but those that are not loaded."""
+    """Offer the models that are loaded or being loaded."""
     return [offer for offer in models(ctx, incomplete) if offer[1] != "unloaded"]
 
 
@@ -108,7 +108,7 @@ def settings(ctx: typer.Context, incomplete: str) -> Offers:
 
 
 def entries(ctx: typer.Context, incomplete: str) -> Offers:
-    """Offer what the galleries have."""
+    """Offer the entries of the galleries."""
 
     async def ask(clients: Clients) -> Offers:
         from corral.gallery.v1 import gallery_pb2
@@ -164,7 +164,7 @@ def _offers(ctx: typer.Context, ask: Callable[[Clients], Awaitable[Offers]]) -> 
 
     try:
         return asyncio.run(main())
-    except Exception:  # noqa: BLE001 - a shell in the middle of a line is no place to tell it
+    except Exception:  # noqa: BLE001 - an error message would break the line that is being typed
         return []
 
 

@@ -12,14 +12,14 @@ from .parameters import JsonFlag, LoaderAddress, duration_option
 def drain(
     timeout: Annotated[
         float | None,
-        duration_option("--timeout", "How long running calls may take to end.", "the loader's own"),
+        duration_option("--timeout", "How long to wait for running calls.", "the loader's own"),
     ] = None,
     json: JsonFlag = False,
     loader: LoaderAddress = None,
 ) -> None:
-    """Let running calls end and unload every model, as before a shutdown.
+    """Wait for running calls and unload every model, as before a shutdown.
 
-    The loader takes no new calls from then on until it is started anew.
+    The loader refuses new calls until it is restarted.
     """
     from services.cli.actions import drain as action
 

@@ -30,22 +30,22 @@ def install(
     variant: Annotated[
         str | None,
         typer.Option(
-            metavar="ENTRY", help="The build to install, instead of the best for this machine."
+            metavar="ENTRY", help="The variant to install, instead of the best for this machine."
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Fetch and write everything again.")
+        bool, typer.Option("--force", help="Download and write everything again.")
     ] = False,
     wait: Annotated[
         bool,
         typer.Option(
-            "--wait/--no-wait", help="Follow the operation to its end, or print its name at once."
+            "--wait/--no-wait", help="Wait for the operation to end, or print its name at once."
         ),
     ] = True,
     json: JsonFlag = False,
     gallery: GalleryAddress = None,
 ) -> None:
-    """Install a model from a gallery. Ctrl-C cancels; what was fetched is kept for the next try."""
+    """Install a model from a gallery. Ctrl-C cancels; a retry continues where it stopped."""
     from services.cli.actions import install as action
 
     order = action.Order(

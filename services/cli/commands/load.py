@@ -15,19 +15,17 @@ def load(
     model: ModelName,
     now: Annotated[
         bool,
-        typer.Option(
-            "--now", help="Try at once, even if earlier failures or crashes call for a wait."
-        ),
+        typer.Option("--now", help="Try at once, even during the wait after failures or crashes."),
     ] = False,
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Return as soon as the load has begun.")
+        bool, typer.Option("--no-wait", help="Return as soon as the load has started.")
     ] = False,
     timeout: Timeout = 600.0,
     json: JsonFlag = False,
     loader: LoaderAddress = None,
     gallery: AdvisingGallery = None,
 ) -> None:
-    """Load a model and wait until it is ready. The first call to a model does the same by itself."""
+    """Load a model and wait until it is ready. The first call to a model also loads it."""
     from services.cli.actions import load as action
 
     work = action.begin if no_wait else action.load

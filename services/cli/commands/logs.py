@@ -13,7 +13,7 @@ from .parameters import JsonFlag, LoaderAddress, ModelName
 
 
 class Level(StrEnum):
-    """How serious a line is at least."""
+    """The lowest level to show."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -22,7 +22,7 @@ class Level(StrEnum):
 
 
 class Stream(StrEnum):
-    """Which pipe a line came from."""
+    """The pipe that a line came from, or the loader."""
 
     STDOUT = "stdout"
     STDERR = "stderr"
@@ -32,23 +32,26 @@ class Stream(StrEnum):
 def logs(
     model: ModelName,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Show new lines too, until Ctrl-C.")
     ] = False,
     tail: Annotated[
-        int, typer.Option("--tail", "-n", min=0, metavar="N", help="At most so many old lines.")
+        int,
+        typer.Option(
+            "--tail", "-n", min=0, metavar="N", help="The last N lines only; 0 shows all."
+        ),
     ] = 0,
     level: Annotated[
         Level | None,
-        typer.Option(help="Only lines that say they are so serious at least.", show_default=False),
+        typer.Option(help="Only lines of this level or above.", show_default=False),
     ] = None,
     stream: Annotated[
         list[Stream] | None,
-        typer.Option(help="Only lines of this pipe, or the loader's own; repeatable."),
+        typer.Option(help="Only stdout, stderr or the loader's own lines; repeatable."),
     ] = None,
     json: JsonFlag = False,
     loader: LoaderAddress = None,
 ) -> None:
-    """Show what a model's backend wrote to stdout and stderr, over its restarts."""
+    """Show what a model's backend wrote to stdout and stderr, including earlier runs."""
     from services.cli.actions import logs as action
 
     wanted = action.Wanted(

@@ -20,8 +20,8 @@ def models(
         typer.Option(
             "--installed",
             "-i",
-            help="List what is on disk, with sizes and origins; with --available only what is"
-            " installed of it.",
+            help="List the models on disk, with sizes and origins; with --available, only"
+            " entries that are installed.",
         ),
     ] = False,
     search: Annotated[
@@ -33,20 +33,20 @@ def models(
     ] = None,
     usecase: Annotated[
         str | None,
-        typer.Option(metavar="USECASE", help="Only models for this: chat, embeddings, tts ..."),
+        typer.Option(metavar="USECASE", help="Only models for this use: chat, embeddings, tts ..."),
     ] = None,
     backend: Annotated[
         str | None, typer.Option(metavar="BACKEND", help="Only models for this backend.")
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=0, metavar="N", help="List at most so many; 0 means all.")
+        int, typer.Option(min=0, metavar="N", help="List at most N models; 0 means all.")
     ] = 0,
     json: JsonFlag = False,
     loader: LoaderAddress = None,
     gallery: GalleryAddress = None,
     monitor: MonitorAddress = None,
 ) -> None:
-    """List the models: those here with their state, or with --available those to install."""
+    """List the models here with their state, or with --available the models to install."""
     from services.cli.actions import models as action
 
     wanted = action.Wanted(

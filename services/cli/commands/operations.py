@@ -45,7 +45,7 @@ def list_operations(json: JsonFlag = False, gallery: GalleryAddress = None) -> N
 
 @app.command()
 def watch(operation: OperationName, json: JsonFlag = False, gallery: GalleryAddress = None) -> None:
-    """Follow an operation to its end. Ctrl-C stops watching; the operation goes on."""
+    """Follow an operation to its end. Ctrl-C stops watching, not the operation."""
     from services.cli.actions import operations as action
 
     invoke.run(

@@ -9,17 +9,18 @@ import typer
 from . import completion
 
 _WHERE: Final = "Where the services are"
-# Shown in place of a default: which one holds is found out when the command runs.
+# Shown in place of a default, which is only known when the command runs.
 _FOUND: Final = "as started by `corral up`"
 
 
 def _address(service: str, port: int) -> Any:
+    name = "The metrics service" if service == "metrics" else f"The {service}"
     return typer.Option(
         f"--{service}",
         envvar=f"CORRAL_{service.upper()}",
         metavar="ADDRESS",
-        help=f"The {service}'s address: host:port or unix:/path.",
-        show_default=f"{_FOUND}, else 127.0.0.1:{port}",
+        help=f"{name}: host:port or unix:/path.",
+        show_default=f"{_FOUND}, or 127.0.0.1:{port}",
         rich_help_panel=_WHERE,
     )
 
@@ -35,13 +36,15 @@ def _duration(text: str) -> float:
 
 JsonFlag = Annotated[
     bool,
-    typer.Option("--json", help="Write JSON to stdout: one object, or one a line for streams."),
+    typer.Option(
+        "--json", help="Write JSON to stdout: one object, or for streams one in each line."
+    ),
 ]
 LoaderAddress = Annotated[str | None, _address("loader", 50051)]
 GalleryAddress = Annotated[str | None, _address("gallery", 50052)]
 MonitorAddress = Annotated[str | None, _address("monitor", 50053)]
 MetricsAddress = Annotated[str | None, _address("metrics", 50054)]
-# Where the loader does all the work, and the gallery only helps to say what to do next.
+# For commands that ask the gallery only to advise after a failure.
 AdvisingGallery = Annotated[
     str | None, typer.Option("--gallery", envvar="CORRAL_GALLERY", hidden=True)
 ]
@@ -58,7 +61,7 @@ ModelName = Annotated[
 
 
 def duration_option(flag: str, help: str, default: str) -> Any:
-    """Return an option that takes a duration such as 90s or 15m and gives seconds."""
+    """Return an option for a duration such as 90s or 15m, converted to seconds."""
     return typer.Option(flag, parser=_duration, metavar="DURATION", help=help, show_default=default)
 
 

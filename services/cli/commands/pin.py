@@ -1,4 +1,4 @@
-"""`corral plan`, `corral pin`, `corral unpin` and `corral drain`: who may stay loaded."""
+"""`corral pin` and `corral unpin`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .parameters import JsonFlag, LoaderAddress, ModelName
 
 
 def pin(model: ModelName, json: JsonFlag = False, loader: LoaderAddress = None) -> None:
-    """Protect a model against eviction and idle unloading. It is kept over restarts."""
+    """Protect a model against eviction and idle unloading, also after a restart."""
     _set_pinned(model, True, json, loader)
 
 
@@ -30,7 +30,7 @@ def unpin(
     json: JsonFlag = False,
     loader: LoaderAddress = None,
 ) -> None:
-    """Lift the protection of a pinned model."""
+    """Remove the protection of a pinned model."""
     _set_pinned(model, False, json, loader)
 
 

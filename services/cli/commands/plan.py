@@ -8,7 +8,7 @@ from .parameters import JsonFlag, LoaderAddress, ModelName
 
 
 def plan(model: ModelName, json: JsonFlag = False, loader: LoaderAddress = None) -> None:
-    """Show, without doing it, what would be evicted to load a model, and why.
+    """Show which models would be evicted to load a model, and why; nothing is changed.
 
     Exits with 1 if the model does not fit.
     """

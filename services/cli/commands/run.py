@@ -18,31 +18,37 @@ def run(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPT]",
-            help="What to say to it; - reads it from stdin. Needed without --chat.",
+            metavar="PROMPT",
+            help="The prompt; - reads it from stdin. Required without --chat.",
             show_default=False,
         ),
     ] = None,
     chat: Annotated[
         bool,
         typer.Option(
-            "--chat", "-c", help="Keep a conversation: type, or pipe in one message a line."
+            "--chat",
+            "-c",
+            help="Hold a conversation: type messages, or pipe them in, one in each line.",
         ),
     ] = False,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="The system message to begin with.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")
     ] = False,
     max_tokens: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Tokens at most.", rich_help_panel=_SAMPLING),
+        typer.Option(
+            min=1, metavar="N", help="The maximum number of tokens.", rich_help_panel=_SAMPLING
+        ),
     ] = 512,
     temperature: Annotated[
         float,
         typer.Option(
-            min=0, max=5, metavar="T", help="0 is the likeliest word.", rich_help_panel=_SAMPLING
+            min=0,
+            max=5,
+            metavar="T",
+            help="0 always takes the likeliest word.",
+            rich_help_panel=_SAMPLING,
         ),
     ] = 0.7,
     top_p: Annotated[
@@ -51,7 +57,7 @@ def run(
             min=0,
             max=1,
             metavar="P",
-            help="Only the likeliest words that make up P.",
+            help="Choose among the likeliest words with a total probability of P.",
             rich_help_panel=_SAMPLING,
         ),
     ] = 0.95,
@@ -61,27 +67,27 @@ def run(
             min=-1,
             max=2**31 - 1,
             metavar="N",
-            help="The same seed, the same answer; -1 draws one.",
+            help="The same seed gives the same answer; -1 picks one at random.",
             rich_help_panel=_SAMPLING,
         ),
     ] = -1,
     stop: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help="End before this text; repeatable.", rich_help_panel=_SAMPLING
+            metavar="TEXT", help="Stop before this text; repeatable.", rich_help_panel=_SAMPLING
         ),
     ] = None,
     timeout: Timeout = 600.0,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Tell tokens, speed and times on stderr.")
+        bool, typer.Option("--stats", help="Print tokens, speed and times to stderr.")
     ] = False,
     json: JsonFlag = False,
     loader: LoaderAddress = None,
     gallery: AdvisingGallery = None,
 ) -> None:
-    """Let a model answer, word by word; it is loaded first if it must be. Ctrl-C stops the answer."""
-    from services.cli.actions import chat as chat_action
+    """Ask a model and stream its answer; the model is loaded if necessary. Ctrl-C stops the answer."""
     from services.cli.actions import run as action
+    from services.cli.actions.chat import talk
 
     if raw and (chat or system):
         raise typer.BadParameter(
@@ -106,7 +112,7 @@ def run(
     )
     addresses = {"loader": loader, "gallery": gallery}
     if chat:
-        chat_action.talk(settings, first=prompt, as_json=json, addresses=addresses)
+        talk(settings, first=prompt, as_json=json, addresses=addresses)
         return
     invoke.run(
         lambda clients, out: action.answer_once(clients, out, settings, prompt or ""),

@@ -23,7 +23,7 @@ def default(ctx: typer.Context, json: JsonFlag = False, loader: LoaderAddress = 
 
 @app.command("list")
 def list_settings(json: JsonFlag = False, loader: LoaderAddress = None) -> None:
-    """List the settings: value, where it is from (default, start or runtime), and meaning."""
+    """List the settings with value, source (default, start or runtime) and meaning."""
     from services.cli.actions import settings as action
 
     invoke.run(action.show, as_json=json, addresses={"loader": loader})
@@ -34,7 +34,7 @@ def set_settings(
     assignments: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME=VALUE...",
+            metavar="NAME=VALUE",
             help="For example max_active_backends=2 watchdog_idle=true watchdog_idle_timeout=10m.",
             autocompletion=completion.settings,
             show_default=False,
@@ -43,7 +43,7 @@ def set_settings(
     json: JsonFlag = False,
     loader: LoaderAddress = None,
 ) -> None:
-    """Change settings at once and for good; what no longer fits new limits is evicted."""
+    """Change settings at once and permanently; models beyond the new limits are evicted."""
     from services.cli.actions import settings as action
 
     invoke.run(

@@ -16,19 +16,21 @@ def status(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="One model in detail.",
             autocompletion=completion.models,
             show_default=False,
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Show the models that are not loaded too.")
+        bool, typer.Option("--all", "-a", help="Include models that are not loaded.")
     ] = False,
     options: Annotated[
         bool,
         typer.Option(
-            "--options", "-o", help="With MODEL: what its backend is told, and where that is from."
+            "--options",
+            "-o",
+            help="With MODEL: the options that its backend is given, and their sources.",
         ),
     ] = False,
     watch: Annotated[
@@ -36,7 +38,7 @@ def status(
         typer.Option(
             "--watch",
             "-w",
-            help="Go on with each change until Ctrl-C: drawn anew on a terminal, else line by line.",
+            help="Show each change until Ctrl-C: on a terminal the page is redrawn, otherwise a line is added.",
         ),
     ] = False,
     json: JsonFlag = False,
@@ -45,9 +47,9 @@ def status(
     monitor: MonitorAddress = None,
     metrics: MetricsAddress = None,
 ) -> None:
-    """Show the services' health, what the loader has to give, and what the models do and use.
+    """Show the health of the services, the loader's capacity, and what the models do and use.
 
-    Exits with 1 if a service that was started by `corral up` or named here does not serve.
+    Exits with 1 if a service is not serving that `corral up` started or that you named.
     """
     from services.cli.actions import status as action
 

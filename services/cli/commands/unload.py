@@ -14,7 +14,7 @@ from .parameters import JsonFlag, LoaderAddress, Timeout
 LoadedModel = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="The model's name, as `corral models` shows it.",
         autocompletion=completion.loaded,
         show_default=False,
@@ -25,7 +25,7 @@ LoadedModel = Annotated[
 def unload(
     model: LoadedModel = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Unload every model that is loaded or on its way.")
+        bool, typer.Option("--all", help="Unload every model that is loaded or being loaded.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Cut running calls instead of waiting for them.")
@@ -34,7 +34,7 @@ def unload(
     json: JsonFlag = False,
     loader: LoaderAddress = None,
 ) -> None:
-    """Unload a model and wait until its processes are gone."""
+    """Unload a model and wait until its processes have ended."""
     from services.cli.actions import unload as action
 
     if everything == (model is not None):

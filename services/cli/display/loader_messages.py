@@ -40,7 +40,7 @@ def backend(message: loader_pb2.Backend) -> views.Backend:
 
 
 def option(message: loader_pb2.EffectiveOption) -> views.Option:
-    """Show one value that the backend is told, with where it comes from."""
+    """Show one option of LoadModel's request, with its source."""
     return {
         "field": message.field,
         "value": _decoded(message.value),
@@ -50,7 +50,7 @@ def option(message: loader_pb2.EffectiveOption) -> views.Option:
 
 
 def capacity(message: loader_pb2.GetCapacityResponse) -> views.Capacity:
-    """Show what the loader has to give, and who waits for it."""
+    """Show the loader's capacity, and the models that wait for it."""
     return {
         "devices": [
             {
@@ -129,7 +129,7 @@ def _value(message: loader_pb2.Settings, field: FieldDescriptor) -> Any:
 
 
 def _decoded(value: str) -> Any:
-    """Return a value in protobuf's JSON form as what it stands for."""
+    """Return the value of a text in protobuf's JSON form."""
     try:
         return json.loads(value)
     except ValueError:

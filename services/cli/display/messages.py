@@ -65,7 +65,7 @@ def model(message: loader_pb2.Model) -> views.Model:
 
 
 def reservations(messages: Iterable[loader_pb2.MemoryReservation]) -> list[views.Reservation]:
-    """Show memory by device, with where each figure comes from."""
+    """Show memory by device, with the basis of each figure."""
     bases = loader_pb2.MemoryReservation.Basis
     return [
         {"device": one.device, "bytes": one.bytes, "basis": word(bases, one.basis, "BASIS_")}
@@ -74,7 +74,7 @@ def reservations(messages: Iterable[loader_pb2.MemoryReservation]) -> list[views
 
 
 def word(kind: Any, value: int, prefix: str) -> str:
-    """Return a value of an enum as one lower-case word; its number if this version does not know it."""
+    """Return a value of an enum as one lower-case word, or its number if this version has no name for it."""
     try:
         return str(kind.Name(value)).removeprefix(prefix).lower()
     except ValueError:
@@ -130,7 +130,7 @@ def status(message: monitor_pb2.ModelStatus) -> views.Status:
 
 
 def operation(message: operations_pb2.Operation) -> views.Operation:
-    """Show an operation of the gallery, with how far it is."""
+    """Show an operation of the gallery, with its progress."""
     meta = gallery_pb2.OperationMetadata()
     message.metadata.Unpack(meta)
     failed = message.HasField("error")
@@ -172,13 +172,13 @@ def log_line(message: loader_pb2.LogLine) -> views.LogLine:
 
 
 def level_of(message: loader_pb2.LogLine) -> str:
-    """Return how serious a line is in one lower-case word; empty if it does not tell."""
+    """Return a line's level in one lower-case word; empty if unknown."""
     name = loader_pb2.LogLine.Level.Name(message.level).removeprefix("LEVEL_").lower()
     return "" if name == "unspecified" else name
 
 
 def stream_of(message: loader_pb2.LogLine) -> str:
-    """Return which pipe a line came from: stdout, stderr, or the loader's own."""
+    """Return a line's source: stdout, stderr or loader."""
     return loader_pb2.LogLine.Stream.Name(message.stream).removeprefix("STREAM_").lower()
 
 

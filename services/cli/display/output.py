@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from services.cli.failures import Failure
 
-# Wide enough that nothing is cut or wrapped where no terminal sets a width.
+# Wide enough that nothing is cut or wrapped if there is no terminal.
 _UNLIMITED: Final = 10_000
 _GAP: Final = 2
 _NARROWEST: Final = 12
@@ -25,10 +25,10 @@ _NARROWEST: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A table's column: its title, and how it gives way on a narrow terminal.
+    """A table's column: its title, and how it shrinks on a narrow terminal.
 
-    A flexible one is shortened. Where that is not enough, columns with a rank are left out, the
-    highest first.
+    A flexible column is shortened. If that is not enough, columns with a rank are left out, the
+    highest rank first.
     """
 
     title: str
@@ -42,12 +42,12 @@ class Output:
     """Where a command writes. With `as_json` only JSON goes to stdout."""
 
     def __init__(self, *, as_json: bool = False) -> None:
-        """Choose the form."""
+        """Write JSON or text."""
         self.as_json = as_json
 
     @cached_property
     def stdout(self) -> Console:
-        """Rich's console on stdout: without colours and limits where it is no terminal."""
+        """Rich's console on stdout; without colours and a width unless it is a terminal."""
         return _console(stderr=False)
 
     @cached_property
@@ -70,7 +70,7 @@ class Output:
         _print(self.stdout, text, style)
 
     def note(self, text: str, style: str = "") -> None:
-        """Write a line for people to stderr; nothing with JSON, whose reader has the same in its data."""
+        """Write a line for people to stderr; nothing with JSON, which contains the same."""
         if not self.as_json:
             _print(self.stderr, text, style)
 
@@ -89,7 +89,7 @@ class Output:
             max([len(column.title), *(row[at].cell_len for row in cells)])
             for at, column in enumerate(columns)
         ]
-        # A column that says nothing is left out, if it only says something now and then.
+        # An empty column is left out if it is flexible: such a column is empty for most rows.
         kept = [
             at
             for at, column in enumerate(columns)
@@ -103,9 +103,9 @@ class Output:
         columns = [columns[at] for at in kept]
         widths = [widths[at] for at in kept]
         cells = [[row[at] for at in kept] for row in cells]
-        # What identifies a row is never cut; a flexible column gets the room that the others leave.
+        # The columns that identify a row are never cut; flexible ones share the rest of the width.
         fixed = [width for width, c in zip(widths, columns, strict=True) if not c.flexible]
-        room = self.stdout.width - sum(fixed) - _GAP * (len(columns) - 1)
+        free = self.stdout.width - sum(fixed) - _GAP * (len(columns) - 1)
         table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
         for column, width in zip(columns, widths, strict=True):
             table.add_column(
@@ -113,7 +113,7 @@ class Output:
                 justify="right" if column.right else "left",
                 no_wrap=True,
                 overflow="ellipsis",
-                width=min(width, max(room, _NARROWEST)) if column.flexible else width,
+                width=min(width, max(free, _NARROWEST)) if column.flexible else width,
                 style=column.style,
             )
         for row in cells:
@@ -136,14 +136,14 @@ class Output:
         if self.stdout.is_terminal:
             self.stdout.print(table)
             return
-        # Rich fills the last column with blanks, which are only noise in a file.
+        # Rich pads the last column with blanks, which are noise in a file.
         with self.stdout.capture() as captured:
             self.stdout.print(table)
         for text in captured.get().splitlines():
             sys.stdout.write(text.rstrip() + "\n")
 
     def failure(self, failure: Failure) -> None:
-        """Write what failed, and what to do about it, to stderr."""
+        """Write a failure to stderr: what failed, and what to do next."""
         if self.as_json:
             data = {
                 "reason": failure.reason,

@@ -1,4 +1,4 @@
-"""What is said of a model to people, made from its view."""
+"""Phrases about a model, made from its view."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _CLIP: Final = 200
 
 
 def note(view: views.Model, waiting: Mapping[str, views.Waiting] | None = None) -> str:
-    """Return what is to be said of a model in a list: why it stands where it does, or what it does.
+    """Return the note on a model in a list: the reason for its state, or what it does.
 
-    `waiting` holds those that wait to be loaded, by model.
+    `waiting` holds the models that wait to be loaded, by name.
     """
-    # The short ones first: what comes last is cut on a narrow terminal.
+    # Short parts first: a narrow terminal cuts the end.
     parts = ["pinned" if view["pinned"] else "", crashes(view), _reason(view, waiting or {})]
     instance = view["instance"]
     if view["state"] == "ready" and instance and instance["active_calls"]:
@@ -43,7 +43,7 @@ def crashes(view: views.Model) -> str:
 
 
 def memory(reservations: list[views.Reservation]) -> str:
-    """Return memory by device and where the figures come from: `1.2 GiB, 4.0 GiB on gpu0 (estimated)`."""
+    """Return memory by device and the basis of the figures: `1.2 GiB, 4.0 GiB on gpu0 (estimated)`."""
     held = [one for one in reservations if one["bytes"]]
     if not held:
         return ""
@@ -52,7 +52,7 @@ def memory(reservations: list[views.Reservation]) -> str:
         text.size(one["bytes"]) + ("" if one["device"] == "ram" else f" on {one['device']}")
         for one in held
     )
-    # Measured is what anybody expects of a figure; the others are to be taken with care.
+    # Figures are expected to be measured; any other basis is named.
     return shown if bases in ([], ["measured"]) else f"{shown} ({', '.join(bases)})"
 
 
@@ -66,7 +66,7 @@ def calls(view: views.Model) -> str:
 
 
 def idle(view: views.Model) -> str:
-    """Return how long a loaded model has had nothing to do; empty while it has."""
+    """Return how long a loaded model has been idle; empty if it is not."""
     instance = view["instance"]
     if view["state"] != "ready" or not instance or instance["active_calls"] or view["queued_calls"]:
         return ""
@@ -75,7 +75,7 @@ def idle(view: views.Model) -> str:
 
 
 def unload(view: views.Model) -> str:
-    """Return why and when a model was unloaded the last time; empty if it never was."""
+    """Return when and why a model was last unloaded; empty if it never was."""
     last = view["last_unload"]
     if not last:
         return ""
@@ -87,7 +87,7 @@ def unload(view: views.Model) -> str:
 
 
 def failure(view: views.CandidateFailure) -> str:
-    """Return how a backend failed with a model, and when it is tried again."""
+    """Return how a backend failed with a model, and when the next try may start."""
     count = f" ({view['count']} times)" if view["count"] > 1 else ""
     again = retry(view["retry_time"])
     message = text.clip(view["message"], _CLIP) or view["reason"]
@@ -95,7 +95,7 @@ def failure(view: views.CandidateFailure) -> str:
 
 
 def retry(moment: str | None) -> str:
-    """Return when the next try may begin: `next try in 8 s`; empty if nothing is known of that."""
+    """Return when the next try may start: `next try in 8 s`; empty if unknown."""
     if not moment:
         return ""
     left = messages.epoch(moment) - time.time()
@@ -103,7 +103,7 @@ def retry(moment: str | None) -> str:
 
 
 def when(moment: str | None) -> str:
-    """Return how long ago a time was, or in how long it is; empty for none."""
+    """Return a time relative to now: `8 s ago`, `in 8 s`; empty for none."""
     if not moment:
         return ""
     away = time.time() - messages.epoch(moment)
@@ -131,7 +131,7 @@ def _reason(view: views.Model, waiting: Mapping[str, views.Waiting]) -> str:
 
 
 def place_of(waiting: views.Waiting) -> str:
-    """Return what a model waits for and its place in the line: `place 2: room on gpu0`."""
+    """Return what a model waits for and its place in the queue: `place 2: memory on gpu0`."""
     place = f"place {waiting['position']}" if waiting["position"] else "waits"
     explanation = text.clip(waiting["explanation"], _CLIP)
     return f"{place}: {explanation}" if explanation else place

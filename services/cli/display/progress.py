@@ -1,4 +1,4 @@
-"""What a person sees while something takes time: a spinner or a bar, or plain lines off a terminal."""
+"""Progress of what takes time: a spinner or a bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any, Final, Protocol
 from . import text, views
 from .output import Output
 
-# Off a terminal: often enough to see that it moves, seldom enough not to fill a log.
+# Without a terminal: often enough to show progress, seldom enough not to fill a log.
 _LINE_INTERVAL: Final = 5.0
 _LINE_PERCENT: Final = 10.0
-# A file name may be long, and the bar beside it should stay on the screen.
+# A file name may be long, and the bar next to it must stay on the screen.
 _FILE_WIDTH: Final = 36
 
 
 class Waiting(Protocol):
-    """A wait in progress, which can say what it waits for now."""
+    """A wait in progress, and the text that is shown for it."""
 
-    def say(self, message: str) -> None:
+    def show(self, message: str) -> None:
         """Replace the text."""
 
 
 @contextmanager
 def spinner(out: Output, message: str, *, clock: bool = False) -> Iterator[Waiting]:
-    """Show that something goes on, for as long as the block runs; leaves no trace on a terminal.
+    """Show that work is in progress while the block runs; leaves no trace on a terminal.
 
-    With `clock` the time since its beginning is shown too.
+    With `clock` the elapsed time is shown too.
     """
     began = time.monotonic() if clock else None
     if not out.live:
         lines = _Lines(out, began)
-        lines.say(message)
+        lines.show(message)
         yield lines
         return
     shown = _Ticking(message, began)
@@ -42,13 +42,13 @@ def spinner(out: Output, message: str, *, clock: bool = False) -> Iterator[Waiti
 
 
 class _Ticking:
-    """A text with the time that has passed, made anew whenever the terminal is redrawn."""
+    """A text with the elapsed time, made again whenever the terminal is redrawn."""
 
     def __init__(self, message: str, began: float | None) -> None:
         self._message = message
         self._began = began
 
-    def say(self, message: str) -> None:
+    def show(self, message: str) -> None:
         self._message = message
 
     def __rich__(self) -> Any:
@@ -68,7 +68,7 @@ class _Lines:
         self._began = began
         self._last = ""
 
-    def say(self, message: str) -> None:
+    def show(self, message: str) -> None:
         message = message.removesuffix(" …")
         if message == self._last:
             return
@@ -80,7 +80,7 @@ class _Lines:
 
 
 class Transfer(Protocol):
-    """A running operation of the gallery, on show."""
+    """The display of a running operation of the gallery."""
 
     def update(self, view: views.Operation) -> None:
         """Show the operation as it is now."""
@@ -88,7 +88,7 @@ class Transfer(Protocol):
 
 @contextmanager
 def transfer(out: Output, title: str) -> Iterator[Transfer]:
-    """Show an operation's progress for as long as the block runs."""
+    """Show an operation's progress while the block runs."""
     if out.as_json:
         yield _JsonTransfer(out)
     elif not out.live:
@@ -99,7 +99,7 @@ def transfer(out: Output, title: str) -> Iterator[Transfer]:
 
 
 class _JsonTransfer:
-    """Writes each state as a JSON line; the last one is left to the command."""
+    """Writes each state but the last as a JSON line; the command writes the last."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
@@ -152,7 +152,7 @@ class _BarTransfer:
 
 
 def describe(view: views.Operation) -> str:
-    """Return one line that says how far an operation is."""
+    """Return an operation's progress in one line."""
     parts = [_what(view)]
     if view["phase"] == "downloading" and view["bytes_total"]:
         parts.append(f"{view['percent']:.0f}%")

@@ -1,4 +1,4 @@
-"""Why a load failed: what the loader and the backend know beyond the error itself."""
+"""Why a load failed: details from the loader and the backend in addition to the error."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from services.cli.display import messages, phrases, text, views
 from services.cli.failures import Failure, explain
 from services.common.errors import CorralError
 
-# An explanation is a courtesy: it must not delay the failure much.
+# An explanation is optional: it must not delay the failure much.
 _TIMEOUT: Final = 2.0
 _LINES: Final = 5
-# Of so many the last ones are taken that tell something.
+# The last useful lines are chosen from this many.
 _HISTORY: Final = 50
-_IDLE_TALK: Final = (loader_pb2.LogLine.LEVEL_DEBUG, loader_pb2.LogLine.LEVEL_INFO)
+_USELESS: Final = (loader_pb2.LogLine.LEVEL_DEBUG, loader_pb2.LogLine.LEVEL_INFO)
 _LINE_WIDTH: Final = 300
 _OF_BACKENDS: Final = frozenset(
     {
@@ -32,7 +32,7 @@ _OF_BACKENDS: Final = frozenset(
 
 
 async def explained(clients: Clients, name: str, error: CorralError) -> Failure:
-    """Return the failure of a load with each backend's cause, its last words, or who takes the room."""
+    """Return the failure of a load, with each backend's failure and last output, or the models in the way."""
     failure = explain(error, model=name)
     with suppress(CorralError, Failure):
         if failure.reason == "NO_ROOM":
@@ -41,7 +41,7 @@ async def explained(clients: Clients, name: str, error: CorralError) -> Failure:
             model = await _model(clients, name)
             failure.details = (
                 *_candidates(model, failure.message),
-                *await _words(clients, name, failure.message),
+                *await _last_output(clients, name, failure.message),
             )
             if failure.reason not in ("LOAD_BACKOFF", "CRASH_LOOP") and model["retry_time"]:
                 failure.hint += f"; {phrases.retry(model['retry_time'])}, or at once with `corral load {name} --now`"
@@ -49,7 +49,7 @@ async def explained(clients: Clients, name: str, error: CorralError) -> Failure:
 
 
 def _candidates(model: views.Model, message: str) -> list[str]:
-    """Return a line for each backend that failed, unless the message says it all."""
+    """Return a line for each backend that failed, unless the message already contains it."""
     failed = model["failures"]
     if len(failed) == 1 and failed[0]["message"] in message:
         return []
@@ -62,8 +62,8 @@ async def _model(clients: Clients, name: str) -> views.Model:
     return messages.model(answer.model)
 
 
-async def _words(clients: Clients, name: str, message: str) -> list[str]:
-    """Return the last lines that the newest backend wrote to stderr and that say more than `message`."""
+async def _last_output(clients: Clients, name: str, message: str) -> list[str]:
+    """Return the last useful lines that the newest backend wrote to stderr and `message` does not contain."""
     request = loader_pb2.StreamLogsRequest(
         name=name, tail_lines=_HISTORY, streams=[loader_pb2.LogLine.STREAM_STDERR]
     )
@@ -73,19 +73,19 @@ async def _words(clients: Clients, name: str, message: str) -> list[str]:
         async with aclosing(stream) as messages:
             lines = [message.line async for message in messages if message.HasField("line")]
     newest = max((line.generation for line in lines), default=0)
-    telling = [
+    useful = [
         text.clip(line.text, _LINE_WIDTH)
         for line in lines
         if line.generation == newest
-        and line.level not in _IDLE_TALK
+        and line.level not in _USELESS
         and line.text.strip()
         and line.text.strip() not in message
     ]
-    return [f"stderr: {line}" for line in telling[-_LINES:]]
+    return [f"stderr: {line}" for line in useful[-_LINES:]]
 
 
 async def _blockers(clients: Clients, name: str, message: str) -> list[str]:
-    """Return who stands in the way, and why, as far as `message` does not name them."""
+    """Return the models that cannot be evicted, and why, unless `message` names them."""
     request = loader_pb2.PlanEvictionRequest(name=name)
     answer = await clients.call("loader", clients.loader.PlanEviction, request, timeout=_TIMEOUT)
     return [

@@ -17,21 +17,21 @@ from services.common.errors import CorralError
 async def ensure_loaded(
     clients: Clients, out: Output, name: str, *, limit: float, now: bool = False
 ) -> loader_pb2.Model:
-    """Load a model, showing what it does meanwhile, and return it when it is ready.
+    """Load a model, showing its progress, and return it when it is ready.
 
-    With `now`, earlier failures do not make it wait. `name` is the model's own, as `get` returns it.
+    With `now`, it does not wait after earlier failures. `name` is the model's own, as `get` returns it.
     """
     request = loader_pb2.LoadModelRequest(name=name, reset_backoff=now)
     try:
-        async with model_changes.beside(clients, out, name, f"loading {name}"):
+        async with model_changes.progress(clients, out, name, f"loading {name}"):
             answer = await within_deadline(
                 clients.call("loader", clients.loader.LoadModel, request, timeout=limit),
                 f"{name} was not ready within {text.duration(limit)}",
-                f"the load goes on: see `corral status {name}` and `corral logs {name}`",
+                f"the load continues: see `corral status {name}` and `corral logs {name}`",
             )
     except CorralError as error:
         raise await load_failure.explained(clients, name, error) from error
     except asyncio.CancelledError:
-        out.note(f"\nthe load of {name} goes on; stop it with `corral unload {name}`")
+        out.note(f"\nthe load of {name} continues; stop it with `corral unload {name}`")
         raise
     return answer.model

@@ -14,17 +14,17 @@ from services.cli.failures import Failure
 from services.common.errors import CorralError, ModelNotFoundError
 
 _PAGE: Final = 1000
-# Advice on a failure is a courtesy: it must not delay the failure much.
+# Advice on a failure is optional: it must not delay the failure much.
 _ADVICE_TIMEOUT: Final = 2.0
 
 
 async def get(clients: Clients, name: str) -> loader_pb2.Model:
-    """Return a model, or say what to do if there is none of that name."""
+    """Return a model; the failure for an unknown name includes advice."""
     return (await get_whole(clients, name)).model
 
 
 async def get_whole(clients: Clients, name: str) -> loader_pb2.GetModelResponse:
-    """Return all that the loader says of a model, or say what to do if there is none of that name."""
+    """Return the loader's whole answer about a model; the failure for an unknown name includes advice."""
     request = loader_pb2.GetModelRequest(name=name)
     try:
         return await clients.call("loader", clients.loader.GetModel, request)
@@ -36,7 +36,7 @@ async def get_whole(clients: Clients, name: str) -> loader_pb2.GetModelResponse:
 
 
 async def _advice(clients: Clients, name: str) -> str:
-    """Return what somebody who asked for a missing model may have meant; empty if nothing is near."""
+    """Return advice on a model that does not exist: a similar name, or how to install it; or empty."""
     with suppress(CorralError, Failure):
         models = await clients.call(
             "loader",

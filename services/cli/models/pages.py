@@ -1,4 +1,4 @@
-"""All the models and backends that the loader lists, over its pages."""
+"""The loader's models and backends, collected over all pages."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""Starting and keeping the four services as child processes, for `corral up`."""
+"""The four services as child processes, started and kept running for `corral up`.
+
+May import client, display and failures.
+"""

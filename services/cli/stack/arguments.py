@@ -1,4 +1,4 @@
-"""What each service is told at its start. Pure: options and addresses in, arguments out."""
+"""The command line of each service. Pure: options and addresses in, arguments out."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from services.common.config import sources
 from services.common.config.settings import ServiceSettings, describe
 from services.common.errors import InvalidRequestError
 
-# Whoever reports needs the metrics' address, whoever asks the loader needs the loader's.
+# All services report to metrics and need its address; gallery and monitor need the loader's.
 START_ORDER: Final[tuple[tuple[Service, ...], ...]] = (
     ("metrics",),
     ("loader",),
     ("gallery", "monitor"),
 )
-# Who starts work goes first; who counts it goes last, so that the last calls are counted too.
+# Services that start work stop first; metrics stops last, so that the last calls are counted too.
 STOP_ORDER: Final[tuple[tuple[Service, ...], ...]] = (
     ("monitor", "gallery"),
     ("loader",),
     ("metrics",),
 )
-# The ports that follow the base of `--listen`, in the order in which people know the services.
+# The order of the ports that follow the base of `--listen`.
 _PORT_ORDER: Final[tuple[str, ...]] = (*SERVICES, "http")
 _FOLDERS: Final[tuple[Service, ...]] = ("loader", "gallery")
 MODULES: Final = tuple(f"services.{service}.__main__" for service in SERVICES)
-"""What the services' programs are made of."""
+"""The modules of the services' programs."""
 _NEEDS_LOADER: Final[tuple[Service, ...]] = ("gallery", "monitor")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user said to `corral up`; None and empty leave a setting to the service."""
+    """The user's options for `corral up`; None and empty leave a setting to the service."""
 
     listen: str | None = None
     listens: Mapping[str, str] = field(default_factory=dict)
-    """By service, and `http`; each wins over `listen`."""
+    """By service, and `http`; each takes precedence over `listen`."""
     models_path: str | None = None
     backends_path: tuple[str, ...] = ()
     external_backend: tuple[str, ...] = ()
@@ -67,11 +67,11 @@ def check(options: Options) -> None:
             except InvalidRequestError as error:
                 raise _wrong(flag, error.violations[0].description) from None
             if name == "http" and address.is_unix:
-                raise _wrong(flag, "Prometheus asks over TCP: give host:port")
+                raise _wrong(flag, "Prometheus connects over TCP: give host:port")
 
 
 def listen_of(options: Options, name: str) -> str | None:
-    """Return the address that a service, or `http`, is told to listen on; None leaves it to its settings."""
+    """Return the address for a service, or `http`, to listen on; None leaves it to its settings."""
     if text := options.listens.get(name):
         return _absolute(text)
     if not options.listen:
@@ -85,7 +85,7 @@ def listen_of(options: Options, name: str) -> str | None:
         return None if name == "http" else f"unix:{folder}/{name}.sock"
     port = base.port + _PORT_ORDER.index(name) if base.port else 0
     if port > 65535:
-        raise _wrong("--listen", f"there are not five ports from {base.port} on")
+        raise _wrong("--listen", f"there are fewer than five ports from {base.port} on")
     return str(Address(host=base.host, port=port))
 
 
@@ -97,8 +97,8 @@ def for_service(
 ) -> list[str]:
     """Return a service's arguments.
 
-    `known` holds the addresses of the services that serve already. `bound` holds where this service
-    (and `http`) listened before: one that is started again must come back at the same address.
+    `known` holds the addresses of the services that already serve. `bound` holds the addresses that
+    the services (and `http`) had before: a restarted service must come back at the same address.
     """
     flags: list[tuple[str, str | None]] = [
         ("--listen", bound.get(service) or listen_of(options, service)),
@@ -115,7 +115,7 @@ def for_service(
         flags.append(("--loader", known.get("loader")))
     if service in _FOLDERS:
         flags.append(("--models-path", options.models_path))
-        # The gallery installs into one folder, the first; the loader looks into all.
+        # The gallery installs into the first folder only; the loader searches all of them.
         paths = options.backends_path if service == "loader" else options.backends_path[:1]
         flags += [("--backends-path", path) for path in paths]
     if service == "loader":
@@ -124,7 +124,7 @@ def for_service(
 
 
 def reachable(address: str) -> str:
-    """Return the address to call for one that is listened on: "all interfaces" is none to call."""
+    """Return the address to call for a listening address, which may be "all interfaces"."""
     parsed = parse_address(address, listen=True)
     if parsed.host in ("0.0.0.0", "::"):
         # gRPC listens on both families at `::`, and a container may lack IPv6 on its loopback.
@@ -133,7 +133,7 @@ def reachable(address: str) -> str:
 
 
 def metrics_state_path(options: Options, environ: Mapping[str, str]) -> Path:
-    """Return where the metrics service keeps its state, found by the rules of its own settings."""
+    """Return the state folder of the metrics service, by the rules of its own settings."""
     if options.state_path:
         return Path(options.state_path).expanduser().absolute()
     docs = describe(_MetricsShared)
@@ -147,7 +147,7 @@ def metrics_state_path(options: Options, environ: Mapping[str, str]) -> Path:
 
 
 class _MetricsShared(ServiceSettings):
-    """What the metrics service's settings share with all others."""
+    """The settings that the metrics service has in common with the others."""
 
     service = "metrics"
 

@@ -17,7 +17,7 @@ from services.common.line_splitter import LineSplitter
 from .fork_client import ForkServer
 from .merged_log import LONGEST_LINE
 
-# The last lines may still be in the pipe when the process is gone; a grandchild may hold it open.
+# The last lines may still be in the pipe when the process has ended; a grandchild may hold it open.
 _DRAIN_TIMEOUT: Final = 0.5
 _TAIL_LINES: Final = 40
 _STDOUT: Final = 1
@@ -26,7 +26,7 @@ _NOT_STARTED: Final = 126
 
 
 def called(name: str) -> str:
-    """Return what a sentence calls a service."""
+    """Return the name of a service in a sentence."""
     return "the metrics service" if name == "metrics" else f"the {name}"
 
 
@@ -38,7 +38,7 @@ class Child:
     """A running service. `ready` and `exited` are futures: its address, its exit code."""
 
     def __init__(self, name: str, on_line: Callable[[str, str], None]) -> None:
-        """Take the service's name and who gets its lines, as `on_line(name, line)`."""
+        """`on_line(name, line)` is called with each line of the service's output."""
         self.name = name
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[str] = loop.create_future()
@@ -58,7 +58,7 @@ class Child:
     ) -> None:
         """Start the process in a session of its own, so that a terminal's Ctrl-C does not reach it.
 
-        It is forked by `forks` if that can do it; else it is started as any program.
+        `forks` forks it if it can; otherwise it is started like any program.
         """
         loop = asyncio.get_running_loop()
         if forks is not None and forks.can(command):
@@ -78,10 +78,11 @@ class Child:
         except OSError as error:
             self.exited.set_result(
                 _NOT_STARTED
-            )  # whoever waits for its end is not to wait for ever
+            )  # callers that wait for its end must not wait forever
             self.drained.set()
             raise StartFailure(
-                f"{called(self.name)} cannot be started: {error}", "look at the installation"
+                f"{called(self.name)} cannot be started: {error}",
+                "check the installation of Corral",
             ) from error
         self.pid = transport.get_pid()
 
@@ -95,27 +96,27 @@ class Child:
             raise self.start_failure()
         raise StartFailure(
             f"{called(self.name)} was not ready within {limit:g} s",
-            "see what it does with `corral up --log-level debug`",
+            "see its progress with `corral up --log-level debug`",
             reason="START_TIMEOUT",
         )
 
     async def stop(self, limit: float, hurry: asyncio.Event) -> bool:
-        """Ask the process to end; kill its group at the limit, or when there is no time any more.
+        """Ask the process to end; kill its group at the limit, or as soon as `hurry` is set.
 
-        Idempotent. Returns whether it went by itself.
+        Idempotent. Returns whether it ended by itself.
         """
         if self.pid and not self.exited.done():
             self._signal(signal.SIGTERM)
-            no_time = asyncio.ensure_future(hurry.wait())
+            hurried = asyncio.ensure_future(hurry.wait())
             try:
-                events: set[asyncio.Future[Any]] = {self.exited, no_time}
+                events: set[asyncio.Future[Any]] = {self.exited, hurried}
                 await asyncio.wait(events, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                no_time.cancel()
+                hurried.cancel()
         by_itself = not self.pid or self.exited.done()
         if not by_itself:
             self._signal(signal.SIGKILL)
-            # Nothing stops a SIGKILL but the kernel; then it is the kernel's time.
+            # Only the kernel can delay a SIGKILL, and then there is nothing to do but wait.
             await self.exited
         if self.pid:
             with suppress(TimeoutError):
@@ -134,12 +135,12 @@ class Child:
             return f"killed by signal {-code}"
 
     def start_failure(self) -> StartFailure:
-        """Return why a process that ended before it was ready did so, in its own words."""
+        """Return the failure of a process that ended before it was ready, with its own message."""
         program = f"corral-{self.name}: "
-        said = [line.removeprefix(program) for line in self._tail if line.startswith(program)]
-        text = "; ".join(said) or next((line for line in reversed(self._tail) if line), "")
+        messages = [line.removeprefix(program) for line in self._tail if line.startswith(program)]
+        text = "; ".join(messages) or next((line for line in reversed(self._tail) if line), "")
         usage = self.exited.result() == 2
-        hint = "mend it, then start again: see `corral up --help`" if usage else "see its log above"
+        hint = "fix it, then start again: see `corral up --help`" if usage else "see its log above"
         if "in use" in text.lower():
             flag = f"--{self.name}-http-listen" if "--http-" in text else f"--{self.name}-listen"
             hint = (
@@ -155,7 +156,7 @@ class Child:
         )
 
     def line(self, fd: int, text: str) -> None:
-        """Take a line from the process; the first `ready` on stdout is for us, the rest for the log."""
+        """Handle a line of the process: the first `ready` on stdout sets its address, the rest is logged."""
         if fd == _STDOUT and not self.ready.done() and text.startswith("ready "):
             words = text.split()
             if len(words) == 3:
@@ -172,10 +173,10 @@ class Child:
 
 
 class _Protocol(asyncio.SubprocessProtocol):
-    """Feeds a child's pipes and its end into it.
+    """Passes a child's output and its exit code to it.
 
-    Not asyncio's streams: their `wait` returns only when the pipes are closed too, and a process
-    that the service left behind would keep them open.
+    Not asyncio's streams: their `wait` also waits for the pipes to be closed, and a process that the
+    service left behind would keep them open.
     """
 
     def __init__(self, child: Child) -> None:

@@ -1,4 +1,4 @@
-"""Starts services by forking a process that has imported them already: see fork_server."""
+"""Starts services by forking a process that has already imported them: see fork_server."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _T = TypeVar("_T")
 
 
 class Spawned(Protocol):
-    """What is told of a process's output and of its end."""
+    """Called with a process's output and its end."""
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        """It wrote this to its stdout (1) or stderr (2)."""
+        """Called with data that the process wrote to its stdout (1) or stderr (2)."""
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        """Nobody will write to this any more."""
+        """Called when a pipe was closed."""
 
     def ended(self, code: int) -> None:
-        """It ended with this exit code; negative for a signal."""
+        """Called with the exit code of the process; negative for a signal."""
 
 
 class ForkServer:
     """The client of a fork server. Use as an async context manager; leaving it leaves the services.
 
-    Whatever it cannot do (it was killed, or never came up), it says so, and services can be started as
-    any program is.
+    If it fails (it was killed, or never started), it raises OSError, and services can be started like
+    any program.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class ForkServer:
         *,
         timeout: float,
     ) -> None:
-        """Take the modules to import, and what its processes are to inherit.
+        """`modules` are imported; its processes inherit `environment` and `pass_fds`.
 
-        `timeout`: seconds that the imports may take, and each answer, before services are started without it.
+        `timeout`: seconds for the imports, and for each answer, before services are started without it.
         """
         self._modules = modules
         self._environment = dict(environment)
@@ -67,7 +67,7 @@ class ForkServer:
         self._running: dict[int, Spawned] = {}
 
     async def __aenter__(self) -> Self:
-        """Begin to import."""
+        """Start to import."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             for end in (ours, theirs):
@@ -95,7 +95,7 @@ class ForkServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let it go."""
+        """End the fork server."""
         self._lost()
         if self._process is not None:
             with suppress(ProcessLookupError):
@@ -103,7 +103,7 @@ class ForkServer:
             await self._process.wait()
 
     def can(self, command: Sequence[str]) -> bool:
-        """Whether the command is one that it can become."""
+        """Return whether it can fork this command."""
         known = command[2:3] and command[2] in {each.rpartition(".")[0] for each in self._modules}
         return self._channel is not None and tuple(command[:2]) == _PROGRAM and bool(known)
 
@@ -150,12 +150,12 @@ class ForkServer:
         return pid
 
     async def _answered(self, answer: asyncio.Future[_T]) -> _T:
-        """Wait for it; a fork server that does not answer in time is given up, and ended."""
+        """Wait for an answer; a fork server that does not answer in time is ended."""
         try:
             async with asyncio.timeout(self._timeout):
                 return await answer
         except TimeoutError:
-            # Else it might still do, some time, what is done without it now.
+            # Otherwise it might later fork a service that is now started without it.
             if self._process is not None:
                 with suppress(ProcessLookupError):
                     self._process.kill()
@@ -178,7 +178,7 @@ class ForkServer:
     def _answer(self, answer: Mapping[str, int]) -> None:
         if "number" in answer:
             forked, spawned = self._asked.pop(answer["number"])
-            if forked.done():  # whoever asked has left
+            if forked.done():  # the caller gave up
                 with suppress(ProcessLookupError):
                     os.kill(answer["pid"], signal.SIGKILL)
                 return
@@ -191,7 +191,7 @@ class ForkServer:
             self._ready.set_result(None)
 
     def _lost(self) -> None:
-        """The fork server is gone: from now on, look at its processes' ends from here."""
+        """Called when the fork server is gone: watch its processes from here."""
         channel, self._channel = self._channel, None
         if channel is None:
             return

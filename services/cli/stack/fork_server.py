@@ -1,10 +1,10 @@
-"""A process that has imported the services and becomes one whenever it is asked to: by a fork.
+"""A process that has imported the services, and forks one on request.
 
-What the services have in common is then in memory once, and a service is there in a tenth of the time
-that its imports take. It does nothing but import before it forks: no thread, no loop, no gRPC call.
-Its client is `forking.ForkServer`, at the other end of a socket: a request is a JSON object with the
-descriptors of stdout and stderr; answers are JSON objects with the request's `number` and a
-`pid`, and later with the `pid` and its `status`. When the other end is closed it goes; the services have their own way to notice.
+The services' common code is then in memory once, and a service starts in a tenth of the time of its
+imports. Before it forks it only imports: no thread, no event loop, no gRPC call. Its client is
+`fork_client.ForkServer`, at the other end of a socket: a request is a JSON object with the descriptors
+of stdout and stderr; answers are JSON objects with the request's `number` and a `pid`, and later with
+the `pid` and its `status`. It ends when the other end is closed; the services notice that themselves.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from services.common.process.title import set_process_title
 LARGEST = 256 * 1024
 """Bytes of the largest request; an environment is most of it."""
 ROOM = 4096
-"""Bytes of padding among this process's arguments, in which services show theirs: as much as the kernel shows."""
+"""Bytes of padding among this process's arguments, for the services' own: as much as the kernel shows."""
 UNKNOWN = 255
-"""The exit code of a service whose end nobody saw."""
+"""The exit code of a service whose own is unknown."""
 
 Main = Callable[[], int]
 
 
 def main() -> int:
-    """Serve; in a service's process, be the service."""
+    """Serve requests; in a forked process, run the service."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     for module in sys.argv[2].split(","):
-        with suppress(ImportError):  # the service itself will say what is missing
+        with suppress(ImportError):  # the service itself will report what is missing
             importlib.import_module(module)
     set_process_title([sys.executable, "-m", "services.cli.stack.fork_server"], "corral-fork")
-    # What is there now stays as it is: a collection that looked at it would copy every page of it.
+    # Freeze all objects: a collection in a forked process would copy every page of them.
     gc.collect()
     gc.freeze()
     become = _serve(channel)
@@ -47,21 +47,21 @@ def main() -> int:
 
 
 def _serve(channel: socket.socket) -> Main | None:
-    """Fork on request until the client is gone; return what to be, in a forked process."""
+    """Fork on request until the client is gone; in a forked process, return the service's main."""
     with selectors.DefaultSelector() as selector:
         selector.register(channel, selectors.EVENT_READ)
-        _tell(channel, {})  # ready
+        _answer(channel, {})  # ready
         while True:
             ready = [key for key, _ in selector.select()]
             for key in ready:
                 if key.fileobj is not channel:
                     selector.unregister(key.fileobj)
                     os.close(key.fd)
-                    _tell(channel, {"pid": key.data, "status": _exit_code(key.data)})
+                    _answer(channel, {"pid": key.data, "status": _exit_code(key.data)})
             if any(key.fileobj is channel for key in ready):
                 try:
                     data, descriptors, _, _ = socket.recv_fds(channel, LARGEST, 2)
-                except ConnectionResetError:  # the client was killed before it had read all
+                except ConnectionResetError:  # the client was killed before it had read everything
                     return None
                 if not data:
                     return None
@@ -76,11 +76,11 @@ def _serve(channel: socket.socket) -> Main | None:
                 for descriptor in descriptors:
                     os.close(descriptor)
                 selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
-                _tell(channel, {"number": request["number"], "pid": pid})
+                _answer(channel, {"number": request["number"], "pid": pid})
 
 
 def _become(request: dict[str, Any], descriptors: list[int]) -> Main:
-    """Turn the forked process into what was asked for."""
+    """Turn the forked process into the requested service."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)
     for number, descriptor in enumerate((null, *descriptors)):
@@ -96,19 +96,17 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> Main:
 
 
 def _exit_code(pid: int) -> int:
-    """Take the end of one process; negative for a signal."""
+    """Reap a process and return its exit code; negative for a signal."""
     try:
         ended = os.waitid(os.P_PID, pid, os.WEXITED)
     except ChildProcessError:
-        return (
-            UNKNOWN  # whoever started us ignores its children's ends, and so the system reaped it
-        )
+        return UNKNOWN  # SIGCHLD is ignored by inheritance, so the system has reaped it
     assert ended is not None
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
-def _tell(channel: socket.socket, answer: dict[str, int]) -> None:
-    with suppress(OSError):  # the client is gone, and the next read says so
+def _answer(channel: socket.socket, answer: dict[str, int]) -> None:
+    with suppress(OSError):  # the client is gone; the next read notices it
         channel.sendall(json.dumps(answer).encode())
 
 

@@ -1,4 +1,4 @@
-"""One log of many processes: each line under the name of the one that wrote it."""
+"""One log of many processes: each line with the name of the process that wrote it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class MergedLog:
     """Writes lines to one stream: prefixed for people, or as JSON lines for programs."""
 
     def __init__(self, stream: TextIO, *, as_json: bool, colours: bool) -> None:
-        """Write to this stream."""
+        """`stream` gets the lines."""
         self._stream = stream
         self._as_json = as_json
         self._colours = colours
         self._broken = False
 
     def write(self, name: str, line: str, *, level: str = "info") -> None:
-        """Write one line that `name` wrote. A log that nobody reads any more is no failure."""
+        """Write one line that `name` wrote. A closed log is ignored."""
         if self._broken:
             return
         text = self._json(name, line, level) if self._as_json else self._console(name, line)
@@ -47,11 +47,11 @@ class MergedLog:
         return json.dumps(fields, ensure_ascii=False)
 
     def _console(self, name: str, line: str) -> str:
-        # The prefix says it already.
+        # The prefix has the name already.
         line = printable(line).replace(f" service={name}", "", 1)
         if not self._colours:
             return f"{name:<{_WIDTH}} | {line}"
-        # Somebody who looks on needs no date, and the line fits the screen better.
+        # A reader of a live log needs no date, and the line fits the screen better.
         line = _STAMP.sub("\x1b[2m\\1\x1b[0m", line, count=1)
         if match := _LEVEL.search(line):
             start, end = match.span()

@@ -21,8 +21,8 @@ from .child import Child, StartFailure, called
 from .fork_client import ForkServer
 from .merged_log import MergedLog
 
-# A service finds this variable with the number of a descriptor; when that says EOF, we are gone, and
-# the service must go too. It works however we die.
+# The number of a file descriptor; when it reaches EOF, the supervisor is gone, however it died, and
+# the service must end too.
 WATCH_FD: Final = "CORRAL_WATCH_FD"
 
 
@@ -31,13 +31,13 @@ class Limits:
     """How long things may take, and how often they may fail."""
 
     import_timeout: float = 20.0
-    """For the services' code to be imported once for all; then each imports it for itself."""
+    """For the fork server's imports; after that each service imports its own code."""
     start_timeout: float = 60.0
     """From a process's start to its ready line."""
     stop_timeout: float = 70.0
-    """From SIGTERM to SIGKILL, for one service. Longer than what the services allow themselves."""
+    """From SIGTERM to SIGKILL, for one service. Longer than the services' own limit."""
     stable_after: float = 30.0
-    """A service that ran this long has not failed to start: its failures are forgotten."""
+    """A service that ran this long started well: its failures are forgotten."""
     most_restarts: int = 5
     """Restarts in a row of one service that was never stable."""
     backoff: Backoff = field(default_factory=lambda: Backoff(initial=0.25, factor=2, maximum=10))
@@ -55,11 +55,11 @@ class Stack:
         command: Callable[[Service], list[str]] = arguments.command,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """Take the user's options; `command` returns the program of a service."""
+        """`command` returns the program of a service."""
         self.addresses: dict[str, str] = {}
-        """Where each service is reached, and `http`."""
+        """The address of each service, and `http`."""
         self.hurry = asyncio.Event()
-        """Set it to kill what does not stop at once."""
+        """Set it to kill services that have not stopped yet."""
         self._options = options
         self._log = log
         self._limits = limits or Limits()
@@ -73,7 +73,7 @@ class Stack:
         self._forks: ForkServer | None = None
 
     async def __aenter__(self) -> Self:
-        """Open the pipe that tells the services that we live, and let their code be imported."""
+        """Open the pipe that keeps the services alive, and start to import their code."""
         self._read_end, self._write_end = os.pipe()
         forks = ForkServer(
             arguments.MODULES,
@@ -81,7 +81,7 @@ class Stack:
             [self._read_end],
             timeout=self._limits.import_timeout,
         )
-        with suppress(OSError):  # without it they are started one by one
+        with suppress(OSError):  # without it each service is started as a program
             self._forks = await forks.__aenter__()
         return self
 
@@ -99,19 +99,19 @@ class Stack:
         os.close(self._write_end)
 
     async def start(self) -> None:
-        """Start the services in order; StartFailure with the service's own words if one cannot."""
+        """Start the services in order; StartFailure with the service's own message if one fails."""
         for services in arguments.START_ORDER:
             tasks = [asyncio.create_task(self._bring_up(service)) for service in services]
             try:
                 await asyncio.gather(*tasks)
             finally:
-                # What fails here must not leave a sister behind that is just being started.
+                # After a failure the other services of this step must not go on starting.
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     async def keep(self) -> None:
-        """Start again what ends, for ever; Failure when a service fails too often."""
+        """Restart services that end, forever; Failure when a service fails too often."""
         self._keepers = {
             asyncio.create_task(self._keep(service), name=f"keep {service}") for service in SERVICES
         }
@@ -120,7 +120,7 @@ class Stack:
             task.result()
 
     async def stop(self) -> None:
-        """Stop the services in order and wait until they are gone. Idempotent."""
+        """Stop the services in order and wait until they have ended. Idempotent."""
         for task in self._keepers:
             task.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -148,7 +148,7 @@ class Stack:
         file = (
             arguments.metrics_state_path(self._options, self._environ) / "metrics" / "http_address"
         )
-        # The service writes it before it is ready; without it only a line of the summary is missing.
+        # Written before the service is ready; without it only a line of the summary is missing.
         with suppress(OSError, ValueError):
             address = file.read_text(encoding="utf-8").strip()
             self.addresses["http"] = arguments.reachable(address)
@@ -167,11 +167,11 @@ class Stack:
             if failures > self._limits.most_restarts:
                 raise Failure(
                     f"{what}, {failures} times in a row",
-                    "look at its log above; the other services are stopped too",
+                    "see its log above; the other services are stopped too",
                     reason="SERVICE_FAILS",
                 )
             delay = self._limits.backoff.delay(failures)
-            self._tell(
+            self._write(
                 f"{what}; starting it again in {duration(delay)}"
                 f" (try {failures} of {self._limits.most_restarts})",
                 level="warning" if code == 0 else "error",
@@ -180,18 +180,18 @@ class Stack:
             try:
                 await self._bring_up(service)
             except StartFailure as failure:
-                self._tell(failure.message, level="error")
-                # One that hangs at its start must be gone before the next try takes its address.
+                self._write(failure.message, level="error")
+                # A service that hangs while starting must end before the next try needs its address.
                 await self._children[service].stop(self._limits.stop_timeout, self.hurry)
             else:
-                self._tell(f"{called(service)} is back at {self.addresses[service]}")
+                self._write(f"{called(service)} is back at {self.addresses[service]}")
 
     async def _stop(self, service: Service) -> None:
         child = self._children.get(service)
         if child is None or child.exited.done():
             return
         if not await child.stop(self._limits.stop_timeout, self.hurry):
-            self._tell(f"{called(service)} did not stop in time and was killed", level="warning")
+            self._write(f"{called(service)} did not stop in time and was killed", level="warning")
 
-    def _tell(self, text: str, *, level: str = "info") -> None:
+    def _write(self, text: str, *, level: str = "info") -> None:
         self._log.write("corral", text, level=level)

@@ -13,13 +13,13 @@ from services.common.errors import CorralError
 
 _TIMEOUT: Final = 5.0
 _BAR: Final = 20
-# Models, whoever else, free.
+# Models, other programs, free.
 _BLOCKS: Final = ("█", "▒", "░")
 _ASCII: Final = ("#", "=", "-")
 
 
 async def query(clients: Clients) -> views.Capacity | None:
-    """Return what the loader has to give, or None if it does not say."""
+    """Return the loader's capacity, or None if it does not answer."""
     try:
         answer = await clients.call(
             "loader",
@@ -51,7 +51,7 @@ def write(out: Output, view: views.Capacity) -> None:
             _amounts(device),
             device["description"],
         ]
-        # On a narrow terminal the figures alone.
+        # A narrow terminal gets the figures only.
         for least in (3, 1):
             if len("  ".join(parts)) > out.stdout.width:
                 del parts[least]
@@ -59,7 +59,7 @@ def write(out: Output, view: views.Capacity) -> None:
 
 
 def bar(device: views.DeviceMemory, blocks: tuple[str, str, str] = _BLOCKS) -> str:
-    """Return a bar of a device's memory: what models have, what others use, what is free."""
+    """Return a bar of a device's memory: models, other programs, free."""
     total = device["total_bytes"]
     if not total:
         return blocks[2] * _BAR
@@ -75,7 +75,7 @@ def _of(what: str, count: int, limit: int) -> str:
 
 
 def _cells(part: int, total: int) -> int:
-    """Return how much of a bar this is; what is there at all is seen."""
+    """Return the number of cells for this part; at least one if it is not empty."""
     return max(round(_BAR * part / total), 1) if part > 0 else 0
 
 

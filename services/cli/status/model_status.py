@@ -1,4 +1,4 @@
-"""One model, whole: its instances, failures, memory, and what its backend is told."""
+"""One model in detail: its instances, failures, memory and effective options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Fact = tuple[str, str, str]
 
 
 async def gather(clients: Clients, name: str) -> views.ModelDetails:
-    """Ask the loader and the monitor for all they know of a model."""
+    """Return all that the loader and the monitor know about a model."""
     answer = await lookup.get_whole(clients, name)
     view = await overview.with_status(clients, answer.model)
     return {
@@ -42,7 +42,7 @@ def write(out: Output, view: views.ModelDetails, *, options: bool) -> None:
         return
     out.line()
     if not view["effective_options"]:
-        out.line("nothing is known of what its backend is told", "dim")
+        out.line("the effective options are not known", "dim")
         return
     out.table(
         [
@@ -94,7 +94,7 @@ def _facts(view: views.ModelDetails) -> list[Fact]:
 
 
 def _load(view: views.ModelDetails) -> list[Fact]:
-    """Return how busy a model is, as far as there is something to say."""
+    """Return how busy a model is; empty values are not shown."""
     limit, queued = view["max_concurrent_calls"], view["queued_calls"]
     return [
         ("at once", text.plural(limit, "call") if limit else "", ""),
@@ -106,7 +106,7 @@ def _load(view: views.ModelDetails) -> list[Fact]:
 def _instance(instance: views.Instance) -> list[Fact]:
     load_seconds = instance["load_seconds"]
     loaded = "" if load_seconds is None else text.duration(load_seconds)
-    taken = "taken over from the loader that ran before"
+    taken = "taken over from the previous loader"
     return [
         ("address", instance["address"], ""),
         ("process", f"pid {instance['pid']}" if instance["pid"] else "elsewhere", ""),
@@ -115,7 +115,7 @@ def _instance(instance: views.Instance) -> list[Fact]:
         ("adopted", taken if instance["adopted"] else "", ""),
         ("calls", f"{instance['active_calls']} now, {instance['total_calls']} in all", ""),
         ("last used", phrases.when(instance["last_used_time"]), ""),
-        ("backend says", instance["load_message"], ""),
+        ("load message", instance["load_message"], ""),
     ]
 
 
@@ -124,7 +124,7 @@ def _memory(view: views.ModelDetails) -> list[Fact]:
     process = status["process"] if status else None
     lines: list[Fact] = []
     if status:
-        source = "as the backend counts" if status["source"] == "backend" else "of its processes"
+        source = "reported by the backend" if status["source"] == "backend" else "of its processes"
         lines += [
             ("activity", status["activity"], ""),
             ("memory", f"{text.size(status['memory_bytes'])} {source}", ""),

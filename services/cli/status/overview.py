@@ -23,7 +23,7 @@ from services.cli.tracking import model_changes
 from services.common.config.fields import corral_home
 from services.common.errors import CorralError
 
-# A service that does not say within this time whether it is well, is not.
+# A service that does not report its health within this time counts as not serving.
 HEALTH_TIMEOUT: Final = 3.0
 _STATUS_TIMEOUT: Final = 5.0
 _LOADER: Final = loader_pb2.DESCRIPTOR.services_by_name["LoaderService"].full_name
@@ -46,7 +46,7 @@ class Overview:
 
 
 async def gather(clients: Clients, *, everything: bool) -> Overview:
-    """Ask all services; what does not answer is left out, and its health says so."""
+    """Ask all services; one that does not answer is left out, and shown as unreachable."""
     states = await asyncio.gather(*(_health(clients, service) for service in SERVICES))
     overview = Overview(dict(zip(SERVICES, states, strict=True)))
     overview.running = addresses.read(addresses.endpoints_file(corral_home()))
@@ -59,7 +59,7 @@ async def gather(clients: Clients, *, everything: bool) -> Overview:
 
 
 def write(clients: Clients, out: Output, overview: Overview) -> None:
-    """Write all of it for people."""
+    """Write the overview for people."""
     _services_table(clients, out, overview.health, overview.http)
     if overview.capacity:
         out.line()
@@ -68,7 +68,7 @@ def write(clients: Clients, out: Output, overview: Overview) -> None:
 
 
 async def health_of(clients: Clients, service: Service, name: str = "") -> str:
-    """Return a service's health in words, or that of what it has under this name."""
+    """Return the health of a service, or of the part of it with this name, in words."""
     request = health_pb2.HealthCheckRequest(service=name)
     try:
         answer = await clients.call(
@@ -83,7 +83,7 @@ async def health_of(clients: Clients, service: Service, name: str = "") -> str:
 
 
 async def _health(clients: Clients, service: Service) -> str:
-    """Return a service's health; a loader that was drained still answers, and serves nobody."""
+    """Return a service's health; a drained loader answers, but does not serve."""
     health = await health_of(clients, service)
     if service != "loader" or health != "serving":
         return health
@@ -99,7 +99,7 @@ async def _health(clients: Clients, service: Service) -> str:
 
 
 async def with_status(clients: Clients, message: loader_pb2.Model) -> views.ModelWithStatus:
-    """Return the model's view, with what the monitor says of it where that is to be had."""
+    """Return the model's view with its status from the monitor, if the monitor answers."""
     view: views.ModelWithStatus = {**messages.model(message), "status": None}
     if message.instances:
         request = monitor_pb2.GetStatusRequest(name=message.name)

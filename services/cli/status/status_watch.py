@@ -1,4 +1,4 @@
-"""`corral status --watch`: a screen that is drawn anew with each change, or a line for each of them."""
+"""`corral status --watch`: a page that is redrawn at each change, or a line for each change."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from services.common.errors import CorralError
 
 from . import model_status, overview
 
-# Asks the services, and returns what writes their answers.
+# Asks the services, and returns a function that writes their answers.
 Draw = Callable[[], Awaitable[Callable[[Output], None]]]
 
-# Times and what the monitor says change without the loader's knowing.
+# Times and the monitor's figures change without a change in the loader.
 _INTERVAL: Final = 2.0
-# Changes that come faster than this are drawn together.
+# Changes within this time are drawn together.
 _SETTLE: Final = 0.25
 _RECONNECT: Final = Backoff(initial=0.5, factor=2, maximum=5, jitter=0.2)
 _CHANGE = loader_pb2.WatchModelsResponse
@@ -65,7 +65,7 @@ async def _screen(clients: Clients, out: Output, draw: Draw, name: str = "") -> 
     from rich.live import Live
     from rich.text import Text
 
-    # A page of its own: what is written through `out` would redraw the screen.
+    # An output of its own: writing through `out` would redraw the screen.
     page = Output()
     changed = asyncio.Event()
     watcher = asyncio.create_task(_notice(clients, name, changed))
@@ -83,7 +83,7 @@ async def _screen(clients: Clients, out: Output, draw: Draw, name: str = "") -> 
                         write(page)
                     shown = Text.from_ansi(captured.get(), no_wrap=True, overflow="ellipsis")
                     live.update(shown, refresh=True)
-                # Until something happens, or until what is on the screen is old.
+                # Until a change, or until the page is out of date.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_INTERVAL):
                         await changed.wait()
@@ -95,7 +95,7 @@ async def _screen(clients: Clients, out: Output, draw: Draw, name: str = "") -> 
 
 
 async def _notice(clients: Clients, name: str, changed: asyncio.Event) -> None:
-    """Set `changed` with each change, over restarts of the loader."""
+    """Set `changed` at each change, also across restarts of the loader."""
     only = loader_pb2.ModelFilter(name_contains=name, states=[] if name else model_changes.ACTIVE)
     failures = 0
     while True:

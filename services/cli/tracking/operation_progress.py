@@ -1,4 +1,4 @@
-"""Following an operation of the gallery to its end, over restarts of the gallery."""
+"""Following an operation of the gallery to its end, also across restarts of the gallery."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from services.common.rpc.status import from_status
 
 _Result = TypeVar("_Result", bound=Message)
 _BACKOFF: Final = Backoff(initial=0.1, factor=2, maximum=2, jitter=0.2)
-# How long a cancelled operation may take to stop before the command no longer waits for it.
+# How long a command waits for a cancelled operation to stop.
 CANCEL_TIMEOUT: Final = 10.0
 
 
 async def to_the_end(
     clients: Clients, out: Output, operation: operations_pb2.Operation, title: str
 ) -> operations_pb2.Operation:
-    """Show an operation's progress and return it when it has ended, well or not."""
+    """Show an operation's progress, and return the operation when it has ended or failed."""
     last = operation
     with transfer(out, title) as progress:
         progress.update(messages.operation(last))
@@ -41,7 +41,7 @@ async def to_the_end(
 
 
 async def cancel(clients: Clients, name: str) -> operations_pb2.Operation:
-    """Ask an operation to stop and return it as it is when it has, or when the time is up."""
+    """Cancel an operation and return it when it has ended. Raises TimeoutError."""
     async with asyncio.timeout(CANCEL_TIMEOUT):
         await clients.call(
             "gallery",
@@ -60,14 +60,14 @@ async def cancel(clients: Clients, name: str) -> operations_pb2.Operation:
 
 
 def check(operation: operations_pb2.Operation) -> None:
-    """Raise why an ended operation failed, if it did."""
+    """Raise the failure of an ended operation, if it failed."""
     if operation.HasField("error"):
-        # The same details as a failed call has, so the same hints.
+        # It has the same details as a failed call, so it gets the same hints.
         raise explain(from_status(operation.error))
 
 
 def outcome(operation: operations_pb2.Operation, result: _Result) -> _Result:
-    """Fill `result` with what an ended operation answered, or raise why it failed."""
+    """Return `result` filled with an ended operation's response, or raise its failure."""
     check(operation)
     operation.response.Unpack(result)
     return result
@@ -76,21 +76,21 @@ def outcome(operation: operations_pb2.Operation, result: _Result) -> _Result:
 async def _changes(
     clients: Clients, out: Output, name: str
 ) -> AsyncIterator[operations_pb2.Operation]:
-    """Yield an operation's states to the last; a gallery that comes back in time is no failure."""
+    """Yield an operation's states until it has ended; reconnect to a gallery that comes back in time."""
     request = gallery_pb2.WatchOperationRequest(name=name)
-    failures, heard = 0, time.monotonic()
+    failures, answered = 0, time.monotonic()
     while True:
         try:
             async for message in clients.stream("gallery", clients.gallery.WatchOperation, request):
-                failures, heard = 0, time.monotonic()
+                failures, answered = 0, time.monotonic()
                 yield message.operation
                 if message.operation.done:
                     return
         except (Lost, Unreachable, ShuttingDownError) as error:
-            if time.monotonic() - heard > RECONNECT_TIMEOUT:
+            if time.monotonic() - answered > RECONNECT_TIMEOUT:
                 raise Failure(
                     error.message,
-                    f"the operation goes on when the gallery is back: `corral operations watch"
+                    f"the operation continues when the gallery is back: `corral operations watch"
                     f" {messages.bare(name)}`",
                     reason=error.reason,
                 ) from error
