@@ -95,13 +95,13 @@ async def _cancel(clients: Clients, out: Output, name: str) -> None:
         ended = await operation_progress.cancel(clients, name)
     except (CorralError, Failure, TimeoutError) as error:
         why = str(error) or "no answer in time"
-        out.note(f"could not cancel the installation: {why}", "yellow")
+        out.note(f"could not cancel it: {why}", "yellow")
         out.note(f"It may continue: see `corral operations watch {messages.bare(name)}`.")
         return
     if out.as_json:
         with suppress(BrokenPipeError):
             out.emit({"type": "cancelled", "operation": messages.operation(ended)})
     if ended.HasField("error"):
-        out.note("cancelled; the next try continues where it stopped")
+        out.note("cancelled; what was fetched is kept for the next try")
     else:
         out.note("it ended before it could be cancelled: the model is installed")

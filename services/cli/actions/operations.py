@@ -95,7 +95,7 @@ async def cancel(clients: Clients, out: Output, identifier: str) -> None:
     if out.as_json:
         out.emit(view)
     elif view["phase"] == "cancelled":
-        out.line(f"cancelled {view['name']}; the next try continues where it stopped")
+        out.line(f"cancelled {view['name']}; what was fetched is kept for the next try")
     else:
         out.line(f"{view['name']} had ended already: {view['phase']}")
 

@@ -65,7 +65,7 @@ def _write_plan(out: Output, view: views.Plan) -> None:
             [
                 (
                     (one["model"], "bold"),
-                    "may leave soon" if one["temporary"] else "",
+                    "may go soon" if one["temporary"] else "",
                     one["explanation"],
                 )
                 for one in blockers

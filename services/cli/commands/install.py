@@ -45,7 +45,7 @@ def install(
     json: JsonFlag = False,
     gallery: GalleryAddress = None,
 ) -> None:
-    """Install a model from a gallery. Ctrl-C cancels; a retry continues where it stopped."""
+    """Install a model from a gallery. Ctrl-C cancels; what was fetched is kept for the next try."""
     from services.cli.actions import install as action
 
     order = action.Order(

@@ -27,7 +27,7 @@ async def ensure_loaded(
             answer = await within_deadline(
                 clients.call("loader", clients.loader.LoadModel, request, timeout=limit),
                 f"{name} was not ready within {text.duration(limit)}",
-                f"the load continues: see `corral status {name}` and `corral logs {name}`",
+                f"the load goes on: see `corral status {name}` and `corral logs {name}`",
             )
     except CorralError as error:
         raise await load_failure.explained(clients, name, error) from error

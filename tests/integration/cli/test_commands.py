@@ -172,7 +172,7 @@ async def test_logs_are_followed_over_a_restart_of_the_loader(
             err = (await process.stderr.read()).decode() if process.stderr else ""
     # JSON: nothing but data and errors.
     assert ("waiting for it to come back" in err) is not as_json
-    assert ("started again; its log begins anew" in err) is not as_json
+    assert ("started again; its log is empty now" in err) is not as_json
 
 
 async def test_logs_of_some_lines_only(world: World) -> None:

@@ -69,7 +69,7 @@ async def test_a_load_that_fails_says_where_to_look(world: World) -> None:
     assert done.code == 1
     assert done.err.splitlines()[-2:] == [
         "error: the backend said: bad magic",
-        "next:  see what the backend said with `corral logs m`",
+        "next:  see the backend's output with `corral logs m`",
     ]
 
 

@@ -113,7 +113,7 @@ async def test_status_of_one_model(world: World) -> None:
     assert ["state", "ready"] in lines
     assert ["file", "m.gguf"] in lines
     assert ["health", "serving"] in lines
-    assert ["memory", "200 MiB as the backend counts"] in lines
+    assert ["memory", "200 MiB reported by the backend"] in lines
 
 
 async def test_the_whole_picture_of_a_model_in_trouble(world: World) -> None:

@@ -221,7 +221,7 @@ async def test_a_second_signal_kills(up: Up) -> None:
     up.process.terminate()
     code, err = await up.ends()
     assert code == 0
-    assert "once more kills" in err
+    assert "once more to kill" in err
     assert up.living() == set()
 
 
@@ -272,7 +272,7 @@ async def test_only_one_runs_in_a_home(up: Up) -> None:
     await up.start()
     code, err = await up.ends()
     assert code == 1
-    assert f"`corral up` runs already (pid {first.pid})" in err
+    assert f"`corral up` already runs (pid {first.pid})" in err
     assert addresses.read(up.file) is not None
 
 

@@ -83,9 +83,15 @@ def test_an_address_of_its_own_wins() -> None:
     ("options", "text"),
     [
         (Options(listen="6000"), "--listen: '6000' has no port"),
-        (Options(listen="127.0.0.1:65533"), "--listen: there are not five ports from 65533 on"),
+        (
+            Options(listen="127.0.0.1:65533"),
+            "--listen: there are fewer than five ports from 65533 on",
+        ),
         (Options(listens={"gallery": "x:y"}), "--gallery-listen: .* must be a number"),
-        (Options(listens={"http": "unix:/x"}), "--metrics-http-listen: Prometheus asks over TCP"),
+        (
+            Options(listens={"http": "unix:/x"}),
+            "--metrics-http-listen: Prometheus connects over TCP",
+        ),
         (Options(listen=f"unix:/{'x' * 120}"), "--listen: the socket's path has"),
     ],
 )
