@@ -48,7 +48,7 @@ async def _show_overview(clients: Clients, out: Output, *, everything: bool) -> 
     found = await overview.gather(clients, everything=everything)
     if out.as_json:
         services = {
-            s: {"address": clients.endpoints[s].address, "health": found.health[s]}
+            s: {"address": clients.addresses[s].address, "health": found.health[s]}
             for s in SERVICES
         }
         up = {"pid": found.running.pid, "http": found.http} if found.running else None
@@ -74,7 +74,7 @@ async def _show_overview(clients: Clients, out: Output, *, everything: bool) -> 
 
 def _unwell(clients: Clients, health: dict[Service, str]) -> bool:
     """Return whether a service that should serve does not; one that was never started is fine."""
-    expected = [s for s in SERVICES if clients.endpoints[s].source != "default"]
+    expected = [s for s in SERVICES if clients.addresses[s].source != "default"]
     if any(health[service] != "serving" for service in expected):
         return True
     return not any(state == "serving" for state in health.values())

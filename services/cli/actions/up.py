@@ -54,7 +54,7 @@ async def _up(
         as_json=options.log_format == "json",
         colours=out.stderr.is_terminal and out.stderr.color_system is not None,
     )
-    file = addresses.endpoints_file(home)
+    file = addresses.addresses_file(home)
     with _only_one(home):
         try:
             async with Stack(options, log, limits=limits, command=command) as stack:
@@ -160,7 +160,7 @@ def _only_one(home: Path) -> Iterator[None]:
         ) from error
     with lock:
         if not free:
-            running = addresses.read(addresses.endpoints_file(home))
+            running = addresses.read(addresses.addresses_file(home))
             pid = f" (pid {running.pid})" if running else ""
             raise Failure(
                 f"`corral up` already runs{pid} in {home}",

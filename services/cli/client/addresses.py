@@ -28,7 +28,7 @@ DEFAULT_HTTP_PORT: Final = 9464
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class ServiceAddress:
     """One service's address, and its source."""
 
     service: Service
@@ -50,7 +50,7 @@ class Running:
         return {"pid": self.pid, "started": self.started, "addresses": dict(self.addresses)}
 
 
-def endpoints_file(home: Path) -> Path:
+def addresses_file(home: Path) -> Path:
     """Return the file in which `corral up` writes down the addresses."""
     return home / "run" / "endpoints.json"
 
@@ -74,18 +74,18 @@ def read(path: Path) -> Running | None:
     return running if running is not None and _alive(running) else None
 
 
-def resolve(given: Mapping[str, str | None], home: Path) -> dict[Service, Endpoint]:
+def resolve(given: Mapping[str, str | None], home: Path) -> dict[Service, ServiceAddress]:
     """Return each service's address. `given` holds the addresses that the user gave, by service."""
-    running = read(endpoints_file(home))
-    found: dict[Service, Endpoint] = {}
+    running = read(addresses_file(home))
+    found: dict[Service, ServiceAddress] = {}
     for service in SERVICES:
         if text := given.get(service):
-            found[service] = Endpoint(service, _checked(service, text), "given")
+            found[service] = ServiceAddress(service, _checked(service, text), "given")
         elif running is not None and (address := running.addresses.get(service)):
-            found[service] = Endpoint(service, address, "up")
+            found[service] = ServiceAddress(service, address, "up")
         else:
             address = f"{DEFAULT_HOST}:{DEFAULT_PORTS[service]}"
-            found[service] = Endpoint(service, address, "default")
+            found[service] = ServiceAddress(service, address, "default")
     return found
 
 

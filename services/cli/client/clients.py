@@ -24,7 +24,7 @@ from services.common.errors import CorralError
 from services.common.rpc.channels import open_channel
 from services.common.rpc.status import DETAILS_KEY, from_rpc_error
 
-from .addresses import Endpoint, Service
+from .addresses import Service, ServiceAddress
 
 _Response = TypeVar("_Response")
 
@@ -49,9 +49,9 @@ _NEVER_CONNECTED: Final = (
 class Clients:
     """The stubs of the four services. Use as an async context manager."""
 
-    def __init__(self, endpoints: Mapping[Service, Endpoint]) -> None:
-        """`endpoints` are the services' addresses; nothing is opened yet."""
-        self.endpoints = dict(endpoints)
+    def __init__(self, addresses: Mapping[Service, ServiceAddress]) -> None:
+        """No connection is opened yet."""
+        self.addresses = dict(addresses)
         self._channels: dict[Service, aio.Channel] = {}
 
     async def __aenter__(self) -> Self:
@@ -75,7 +75,7 @@ class Clients:
 
     def model(self, name: str) -> direct.Model:
         """Return one model's data plane, direct if possible, or through the loader. The caller closes it."""
-        return direct.connect(name, self.endpoints["loader"].address)
+        return direct.connect(name, self.addresses["loader"].address)
 
     @cached_property
     def gallery(self) -> gallery_pb2_grpc.GalleryServiceAsyncStub:
@@ -104,7 +104,7 @@ class Clients:
     def channel(self, service: Service) -> aio.Channel:
         """Return the channel to a service."""
         if service not in self._channels:
-            self._channels[service] = open_channel(self.endpoints[service].address)
+            self._channels[service] = open_channel(self.addresses[service].address)
         return self._channels[service]
 
     async def call(
@@ -124,7 +124,7 @@ class Clients:
 
         A count that is lost does not fail the call.
         """
-        if not all(self.endpoints[each].source == "up" for each in ("loader", "metrics")):
+        if not all(self.addresses[each].source == "up" for each in ("loader", "metrics")):
             return
         call = metrics_pb2.ApiCall(method="GRPC", path=path, status=status, service="backend")
         call.duration.FromNanoseconds(int(seconds * 1e9))
@@ -164,20 +164,20 @@ class Clients:
             if task is None or task.cancelling():
                 raise
             raise Lost(
-                service, self.endpoints[service].address, "cancelled by the server"
+                service, self.addresses[service].address, "cancelled by the server"
             ) from None
 
     def _explain(self, service: Service, error: Any) -> CorralError | Unreachable | Lost:
         trailers = dict(error.trailing_metadata() or ()) if error.trailing_metadata() else {}
         if error.code() is not grpc.StatusCode.UNAVAILABLE or DETAILS_KEY in trailers:
             return from_rpc_error(error)
-        endpoint = self.endpoints[service]
+        known = self.addresses[service]
         text = " ".join((error.details() or "").split())
         if not any(words in text.lower() for words in _NEVER_CONNECTED):
-            return Lost(service, endpoint.address, text)
+            return Lost(service, known.address, text)
         hints = {
             "up": "`corral up` runs, but this service does not answer: look at its log",
             "given": "is it running there? start all services with `corral up`",
             "default": "is it running? start it with `corral up`",
         }
-        return Unreachable(service, endpoint.address, hints[endpoint.source])
+        return Unreachable(service, known.address, hints[known.source])

@@ -49,7 +49,7 @@ async def gather(clients: Clients, *, everything: bool) -> Overview:
     """Ask all services; one that does not answer is left out, and shown as unreachable."""
     states = await asyncio.gather(*(_health(clients, service) for service in SERVICES))
     overview = Overview(dict(zip(SERVICES, states, strict=True)))
-    overview.running = addresses.read(addresses.endpoints_file(corral_home()))
+    overview.running = addresses.read(addresses.addresses_file(corral_home()))
     if overview.health["loader"] != "unreachable":
         found, overview.capacity = await asyncio.gather(
             _models(clients, everything=everything), capacity.query(clients)
@@ -122,7 +122,7 @@ async def _models(clients: Clients, *, everything: bool) -> list[loader_pb2.Mode
 
 def _services_table(clients: Clients, out: Output, health: dict[Service, str], http: str) -> None:
     rows: list[tuple[str | tuple[str, str], ...]] = [
-        ((s, "bold"), (health[s], _HEALTH_STYLES[health[s]]), clients.endpoints[s].address)
+        ((s, "bold"), (health[s], _HEALTH_STYLES[health[s]]), clients.addresses[s].address)
         for s in SERVICES
     ]
     if http:

@@ -1,4 +1,4 @@
-"""What goes wrong at a command, and what it says then."""
+"""What the command line writes when something fails."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ async def test_the_tour(installation: Installation) -> None:
     assert installation.process.returncode == 0, err.decode()
     assert err.endswith(b"corral  | stopped\n")
     await _gone(family)
-    assert addresses.read(addresses.endpoints_file(installation.home)) is None
+    assert addresses.read(addresses.addresses_file(installation.home)) is None
 
 
 async def test_whatever_is_killed_comes_back_or_goes_with_the_rest(

@@ -85,7 +85,7 @@ class Up:
 
     @property
     def file(self) -> Path:
-        return addresses.endpoints_file(self.home)
+        return addresses.addresses_file(self.home)
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ async def test_sigkill_of_up_takes_the_services_with_it(up: Up) -> None:
     await up.ready()
     up.process.kill()
     await eventually(lambda: not up.living(), timeout=5, what="the end of the services")
-    # The file stays, and nobody believes it.
+    # The file stays, and is ignored.
     assert up.file.exists()
     assert addresses.read(up.file) is None
     # And it is no hindrance for the next.

@@ -18,11 +18,11 @@ def test_defaults_where_nothing_runs(tmp_path: Path) -> None:
     found = addresses.resolve({}, tmp_path)
     assert found["loader"].address == "127.0.0.1:50051"
     assert found["metrics"].address == "127.0.0.1:50054"
-    assert {endpoint.source for endpoint in found.values()} == {"default"}
+    assert {address.source for address in found.values()} == {"default"}
 
 
 def test_what_is_given_wins_over_what_runs(tmp_path: Path) -> None:
-    addresses.write(addresses.endpoints_file(tmp_path), running())
+    addresses.write(addresses.addresses_file(tmp_path), running())
     assert addresses.resolve({}, tmp_path)["loader"].address == "127.0.0.1:1"
     assert addresses.resolve({}, tmp_path)["loader"].source == "up"
     given = addresses.resolve({"loader": "unix:/x"}, tmp_path)
@@ -38,7 +38,7 @@ def test_a_bad_address_is_wrong_usage(tmp_path: Path) -> None:
 
 
 def test_a_dead_process_is_not_believed(tmp_path: Path) -> None:
-    file = addresses.endpoints_file(tmp_path)
+    file = addresses.addresses_file(tmp_path)
     addresses.write(file, Running(2**22 + 1, 1.0, {"loader": "127.0.0.1:1"}))
     assert addresses.read(file) is None
     # The pid lives, and belongs to another process now.
@@ -56,7 +56,7 @@ def test_a_damaged_file_is_no_file(tmp_path: Path, content: str) -> None:
 
 
 def test_only_ones_own_file_is_removed(tmp_path: Path) -> None:
-    file = addresses.endpoints_file(tmp_path)
+    file = addresses.addresses_file(tmp_path)
     addresses.write(file, running())
     addresses.remove(file, os.getpid() + 1)
     assert json.loads(file.read_text())["pid"] == os.getpid()
