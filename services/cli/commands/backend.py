@@ -48,10 +48,10 @@ def fake(
         ),
     ] = False,
 ) -> None:
-    """Serve a fake backend: without an engine, and with failures if you ask for them.
+    """Serve a fake backend: without an engine, with failures on request.
 
-    It answers every RPC of backend.Backend, always in the same way. To test clients and
-    loaders, --set makes it crash, hang, flood its log, refuse to load and more.
+    It answers every RPC of backend.Backend, always in the same way. To test
+    clients and loaders, --set makes it crash, hang, refuse to load and more.
     """
     from services.cli.actions import backend as action
 

@@ -49,7 +49,7 @@ def status(
 ) -> None:
     """Show the health of the services, the loader's capacity, and what the models do and use.
 
-    Exits with 1 if a service is not serving that `corral up` started or that you named.
+    Exits with 1 unless every service that `corral up` started or you named is serving.
     """
     from services.cli.actions import status as action
 
