@@ -95,7 +95,7 @@ class _Conversation:
         except KeyboardInterrupt:
             if not self._typed:
                 raise
-            self._out.note("(stopped; this turn is forgotten)", "dim")
+            self._out.note("(stopped; that turn is forgotten)", "dim")
             return
         except CorralError as error:
             self._show(explain(error, model=self._settings.model))
