@@ -140,7 +140,7 @@ def test_what_is_no_file_is_told_and_never_waited_for(tmp_path: Path) -> None:
     os.truncate(tmp_path / "huge.yaml", 10**9)
     for name, what in (
         ("pipe.yaml", "pipe.yaml: is not a file"),
-        ("link.yaml", "is a link to 'nowhere', which is not there"),
+        ("link.yaml", "is a link to 'nowhere', which does not exist"),
         ("huge.yaml", "is larger than"),
         ("none.yaml", "none.yaml: cannot be read: No such file"),
     ):
