@@ -54,7 +54,7 @@ class Model:
         if kind == "hang":
             await asyncio.Event().wait()
         if kind == "status":
-            raise Refused(status_code(code), f"told to {code}")
+            raise Refused(status_code(code), f"requested status {code}")
         return pb.Reply(message=b"OK" if kind == "ok" else b"not yet")
 
     async def load(self, request: pb.ModelOptions, call: Call) -> pb.Result:
@@ -74,7 +74,7 @@ class Model:
                 kind = "ok"
             elif kind == "ok":
                 kind = "refuse"
-        text = how.load_text or _REFUSALS.get(kind, f"told to {code}")
+        text = how.load_text or _REFUSALS.get(kind, f"requested status {code}")
         if kind in ("refuse", "oom"):
             return pb.Result(success=False, message=text)
         if kind == "error":
@@ -112,9 +112,9 @@ class Model:
         if kind == "crash":
             disorder.crash(how, words="double free", default="SIGABRT")
         if kind == "status":
-            raise Refused(status_code(code), f"told to {code}")
+            raise Refused(status_code(code), f"requested status {code}")
         if kind == "fail":
-            return pb.Result(success=False, message="told to fail")
+            return pb.Result(success=False, message="requested failure")
         self.options = None
         return pb.Result(success=True)
 
@@ -123,7 +123,7 @@ class Model:
         prompt = request.Prompt
         if prompt.startswith("fail:"):
             code = prompt.removeprefix("fail:")
-            raise Refused(status_code(code), f"told to {code}")
+            raise Refused(status_code(code), f"requested status {code}")
         if prompt == "crash":
             disorder.crash(call.how, words="about to crash", default="SIGKILL")
         if prompt == "wait":

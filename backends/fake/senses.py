@@ -17,7 +17,7 @@ _THRESHOLD = 0.5
 
 def transcript(path: str, language: str = "") -> pb.TranscriptResult:
     """Return the transcript of a file."""
-    heard = ["You", " said", f" {words.contents(path)}"]
+    heard = ["You", " spoke", f" {words.contents(path)}"]
     result = pb.TranscriptResult(
         text="".join(heard),
         language=language or "en",

@@ -119,7 +119,7 @@ class Backend:
                 for sent, message in enumerate(answer(request, call.how), start=1):
                     yield self._model.filled(message, call.how)
                     if fails and sent == 3:
-                        raise Refused(status_code(fails), f"told to {fails}")
+                        raise Refused(status_code(fails), f"requested status {fails}")
                     await self._between(call, sent)
             except (Refused, BehaviourError) as error:
                 await self._refuse(call, error)
@@ -189,7 +189,9 @@ class Backend:
         if how.crash:
             disorder.crash(how, words="about to crash", default="SIGKILL")
         if how.status:
-            raise Refused(status_code(how.status), how.status_text or f"told to {how.status}")
+            raise Refused(
+                status_code(how.status), how.status_text or f"requested status {how.status}"
+            )
         if how.parallel:
             if not how.queue and self._model.slots.taken >= how.parallel:
                 raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "all slots are in use")

@@ -91,7 +91,7 @@ def speak(request: Any, _: Behaviour) -> Iterator[Any]:
 
 async def transcribe_live(requests: Any, _: Behaviour) -> AsyncIterator[Any]:
     """Send the length of each piece of audio."""
-    heard: list[str] = []
+    received: list[str] = []
     language: str | None = None
     async for request in requests:
         if request.WhichOneof("payload") == "config":
@@ -100,9 +100,9 @@ async def transcribe_live(requests: Any, _: Behaviour) -> AsyncIterator[Any]:
             continue
         if language is None:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the first request holds no config")
-        heard.append(f"{len(request.audio.pcm)} samples ")
-        yield pb.TranscriptLiveResponse(delta=heard[-1])
-    final = pb.TranscriptResult(text="".join(heard), language=language or "en", eou=True)
+        received.append(f"{len(request.audio.pcm)} samples ")
+        yield pb.TranscriptLiveResponse(delta=received[-1])
+    final = pb.TranscriptResult(text="".join(received), language=language or "en", eou=True)
     yield pb.TranscriptLiveResponse(final_result=final)
 
 
@@ -119,7 +119,7 @@ async def transform(requests: Any, _: Behaviour) -> AsyncIterator[Any]:
 
 async def converse(requests: Any, _: Behaviour) -> AsyncIterator[Any]:
     """Echo the audio when the user's turn ends."""
-    rate, heard, sequence = words.RATE, b"", 0
+    rate, received, sequence = words.RATE, b"", 0
 
     def event(name: str, **more: Any) -> Any:
         nonlocal sequence
@@ -131,18 +131,18 @@ async def converse(requests: Any, _: Behaviour) -> AsyncIterator[Any]:
         match request.WhichOneof("payload"):
             case "config":
                 rate = request.config.output_sample_rate or rate
-                heard = b"" if request.config.reset else heard
+                received = b"" if request.config.reset else received
             case "frame":
-                heard += request.frame.pcm
+                received += request.frame.pcm
                 ends = request.frame.end_of_input
             case "control":
                 ends = request.control.event == "input_audio_buffer.commit"
         if ends:
-            text = json.dumps({"delta": f"{len(heard) // 2} samples"}).encode()
+            text = json.dumps({"delta": f"{len(received) // 2} samples"}).encode()
             yield event("response.audio_transcript.delta", meta=text)
-            yield event("response.audio.delta", pcm=heard, sample_rate=rate)
+            yield event("response.audio.delta", pcm=received, sample_rate=rate)
             yield event("response.done")
-            heard = b""
+            received = b""
 
 
 async def forward(requests: Any, _: Behaviour) -> AsyncIterator[Any]:

@@ -111,7 +111,7 @@ async def test_the_backends_status_is_the_clients(running: LoaderUnderTest, code
             received.append(reply.message)  # noqa: PERF401 - what came before the error counts
     assert received == [b"0 ", b"1 ", b"2 "]
     for failed in (first.value, second.value):
-        assert failed.code().name == code and failed.details() == f"told to {code}"
+        assert failed.code().name == code and failed.details() == f"requested status {code}"
         trailing = dict(failed.trailing_metadata())
         assert b"TOLD_TO" in trailing["grpc-status-details-bin"]
         assert trailing["fake-trailing"] == "t"
