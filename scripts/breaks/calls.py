@@ -47,13 +47,14 @@ BREAKS = (
     Break(
         2,
         "the caller who leaves ends the load",
-        f"{LOADER}/supervision/supervisor.py",
+        f"{LOADER}/supervision/load_requests.py",
         "        self._post(events.LoadRequested(usable))\n        return await joining\n",
         "        self._post(events.LoadRequested(usable))\n"
         "        try:\n"
         "            return await joining\n"
-        "        except asyncio.CancelledError:\n"
-        '            self._stop(StopReason(Cause.REQUESTED, "nobody waits"), force=True)\n'
+        "        except BaseException:\n"
+        '            reason = events.StopReason(events.Cause.REQUESTED, "no caller waits")\n'
+        "            self._post(events.StopRequested(reason, True))\n"
         "            raise\n",
         f"{HEAD}::test_head_05_the_first_caller_may_leave",
     ),
@@ -78,7 +79,7 @@ BREAKS = (
     Break(
         2,
         "who cannot wait for the load does not begin it",
-        f"{LOADER}/supervision/supervisor.py",
+        f"{LOADER}/supervision/load_requests.py",
         "            self._post(events.LoadRequested(usable))\n            raise\n",
         "            raise\n",
         f"{ADMITS}::test_a_load_that_outlasts_a_deadline_is_begun_all_the_same",
@@ -249,8 +250,8 @@ BREAKS = (
     Break(
         7,
         "the wait after a failure stays though the configuration has changed",
-        f"{LOADER}/supervision/supervisor.py",
-        "        if self.entry is not None and self.entry.revision != entry.revision:\n"
+        f"{LOADER}/supervision/load_requests.py",
+        "        if model.entry is not None and model.entry.revision != entry.revision:\n"
         "            self._post(events.Changed())\n"
         "        return",
         "        return",

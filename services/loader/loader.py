@@ -148,7 +148,7 @@ class Loader:
         # Before all that costs; whether somebody makes way is seen then.
         self._calls.check(caller.client)
         entry, supervisor, candidates = self._prepare(name)
-        return await supervisor.acquire(entry, candidates, calls=True, caller=caller)
+        return await supervisor.loads.acquire(entry, candidates, calls=True, caller=caller)
 
     async def hold(self, name: str) -> Lease:
         """Return a lease that holds the model without being a call, loading it first if it must be.
@@ -156,7 +156,7 @@ class Loader:
         It takes no place, waits in no queue and counts for no limit; `Lease.use` makes it count as use.
         """
         entry, supervisor, candidates = self._prepare(name)
-        return await supervisor.acquire(entry, candidates, calls=False)
+        return await supervisor.loads.acquire(entry, candidates, calls=False)
 
     def count_calls(self, instance: Instance, *, stands_still: Callable[[], float]) -> CountedCalls:
         """Return what counts the calls of a connection to the instance that goes past the gateway.
@@ -180,7 +180,7 @@ class Loader:
         entry, supervisor, candidates = self._prepare(name)
         if reset_backoff:
             supervisor.reset()
-        with await supervisor.acquire(entry, candidates, calls=False) as instance:
+        with await supervisor.loads.acquire(entry, candidates, calls=False) as instance:
             if not instance.memory:
                 await self._ledger.take_measure(instance)
             return self._views.of(entry)
@@ -202,7 +202,7 @@ class Loader:
         entry, supervisor, candidates = self._prepare(name)
         if reset_backoff:
             supervisor.reset()
-        supervisor.begin_load(entry, candidates)
+        supervisor.loads.begin(entry, candidates)
         return self._views.of(entry)
 
     def preload(self, names: Iterable[str]) -> None:

@@ -12,12 +12,11 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
-from services.common.errors import BackendNotFoundError, CorralError, DeadlineTooShortError
+from services.common.errors import BackendNotFoundError, CorralError
 from services.common.process.logging import get_logger
 from services.loader.admission.leases import Leases
-from services.loader.admission.meter import ANYONE, Caller
 from services.loader.admission.waiters import StopWaiters
-from services.loader.instances.instance import Instance, Lease
+from services.loader.instances.instance import Instance
 from services.loader.lifecycle import effects, events, machine
 from services.loader.lifecycle.events import Cause, Failure, StopReason
 from services.loader.lifecycle.state import RESTING, After, Lifecycle, Phase
@@ -30,6 +29,7 @@ from services.loader.scheduling.occupancy import LastUnload, occupant
 from . import errors
 from .backoffs import Backoffs
 from .dependencies import SupervisorDependencies
+from .load_requests import LoadRequests
 from .reservation import ModelReservation
 from .runner import Runner
 from .timers import Timers
@@ -73,6 +73,7 @@ class Supervisor:
             quarantine=dependencies.timeouts.quarantine,
             ended=lambda candidate: self._post(events.BackoffEnded(candidate)),
         )
+        self.loads = LoadRequests(self, self._post)
         self._dependencies = dependencies
         self._changed = changed
         self._runner = Runner(
@@ -96,33 +97,6 @@ class Supervisor:
 
     # What others ask for
 
-    async def acquire(
-        self,
-        entry: ModelEntry,
-        candidates: tuple[str, ...],
-        *,
-        calls: bool,
-        caller: Caller = ANYONE,
-    ) -> Lease:
-        """Return a lease on the ready model, loading it first; callers of the same load share it.
-
-        With `calls` it is a call, which needs one of the model's places and counts for its limits; without,
-        it only holds the model. A caller that is cancelled leaves the load alone. Raises LoadBackoffError,
-        QueueFullError, DeadlineTooShortError, or what the load failed with.
-        """
-        if lease := self.leases.take(calls=calls, client=caller.client):
-            return lease
-        usable = self._usable(entry, candidates)
-        self._take_entry(entry, usable)
-        try:
-            joining = self.leases.join(caller if calls else None)
-        except DeadlineTooShortError:
-            # Else clients that cannot wait for the load would never find it loaded.
-            self._post(events.LoadRequested(usable))
-            raise
-        self._post(events.LoadRequested(usable))
-        return await joining
-
     @property
     def loading(self) -> bool:
         """Whether a load is in progress, which others may join."""
@@ -130,27 +104,8 @@ class Supervisor:
 
     @property
     def joinable(self) -> bool:
-        """Whether whoever comes now has only to wait: for the load, or for a place."""
+        """Whether a call made now only has to wait: for the load, or for a slot."""
         return self.state.phase in (Phase.WAITING, Phase.STARTING, Phase.LOADING, Phase.READY)
-
-    def begin_load(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
-        """Begin to load, without waiting for it. Raises LoadBackoffError."""
-        if self.state.phase is Phase.READY:
-            return
-        usable = self._usable(entry, candidates)
-        self._take_entry(entry, usable)
-        self._post(events.LoadRequested(usable))
-
-    def _take_entry(self, entry: ModelEntry, candidates: tuple[str, ...]) -> None:
-        """Load the model as it is now, unless it is past that."""
-        if self.loading or self.state.phase is Phase.READY:
-            return
-        before, self.entry = self.entry, entry
-        if before is not None and before.revision != entry.revision:
-            self.leases.forget_pace()
-        if self.state.phase is Phase.WAITING and before and before.revision != entry.revision:
-            self._post(events.Changed())
-            self._post(events.Reconfigured(candidates))
 
     def adopt(self, instance: Instance, reservation: Reservation) -> None:
         """Take over a backend that holds the model already."""
@@ -422,14 +377,6 @@ class Supervisor:
         else:
             every = (*_left_out(self.state, failures), *failures)
             self.leases.fail(errors.all_failed(self.name, every, self.not_tried))
-
-    def _usable(self, entry: ModelEntry, candidates: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the candidates that need not wait. Raises LoadBackoffError if all must."""
-        if self.state.phase not in RESTING:
-            return candidates
-        if self.entry is not None and self.entry.revision != entry.revision:
-            self._post(events.Changed())
-        return self.backoffs.usable(self.state, candidates)
 
     # Helpers
 

@@ -73,7 +73,7 @@ class Calls:
 
     async def call(self, client: str = "one", seconds: float | None = None) -> Lease:
         caller = self.caller(client, seconds)
-        lease = await self.supervisor.acquire(self.entry, ("x",), calls=True, caller=caller)
+        lease = await self.supervisor.loads.acquire(self.entry, ("x",), calls=True, caller=caller)
         self.served.append(client)
         return lease
 
@@ -159,7 +159,7 @@ async def test_so_does_the_ceiling_over_all_models(world: World) -> None:
     many = await calls.begin("many", "many", "many")
     other = ModelEntry("c", ModelConfig.model_validate({"name": "c"}))
     newcomer = asyncio.create_task(
-        world.supervisors["c"].acquire(other, ("x",), calls=True, caller=calls.caller("one"))
+        world.supervisors["c"].loads.acquire(other, ("x",), calls=True, caller=calls.caller("one"))
     )
     with pytest.raises(QueueFullError, match="max_concurrent_backend_requests"):
         await many.pop()

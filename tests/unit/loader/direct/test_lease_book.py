@@ -171,7 +171,7 @@ class Models:
         self.wants = ""
 
     async def hold(self, name: str) -> Lease:
-        return await self.world.supervisors[name].acquire(entry(name), ("x",), calls=False)
+        return await self.world.supervisors[name].loads.acquire(entry(name), ("x",), calls=False)
 
     def draining(self, instance: Instance) -> str:
         state = self.world.supervisors[instance.model].state

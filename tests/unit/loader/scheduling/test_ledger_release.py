@@ -81,7 +81,7 @@ async def test_an_unload_ends_after_the_release(monkeypatch: pytest.MonkeyPatch)
     world = World()
     supervisor = world.supervisors["c"]
     entry = ModelEntry("c")
-    lease = asyncio.ensure_future(supervisor.acquire(entry, ("x",), calls=False))
+    lease = asyncio.ensure_future(supervisor.loads.acquire(entry, ("x",), calls=False))
     process = await eventually(lambda: world.processes.get("c"), what="the process")
     process.started.set_result(None)
     process.loaded.set_result(cast(Any, SimpleNamespace(success=True, message="")))

@@ -92,7 +92,7 @@ class Scheduling(RuleBasedStateMachine):
 
         async def acquire() -> Lease:
             self.world.meter.check()
-            return await self.world.supervisors[name].acquire(
+            return await self.world.supervisors[name].loads.acquire(
                 self.entry(name), candidates, calls=True
             )
 
@@ -126,14 +126,14 @@ class Scheduling(RuleBasedStateMachine):
         def begin() -> None:
             supervisor = self.world.supervisors[name]
             supervisor.reset()
-            supervisor.begin_load(self.entry(name), ("x", "y"))
+            supervisor.loads.begin(self.entry(name), ("x", "y"))
 
         self.do(begin)
 
     @rule(name=MODELS)
     def wait_for_load(self, name: str) -> None:
         """A load that somebody waits for, who makes no call."""
-        waiting = self.world.supervisors[name].acquire(self.entry(name), ("x",), calls=False)
+        waiting = self.world.supervisors[name].loads.acquire(self.entry(name), ("x",), calls=False)
 
         def begin() -> None:
             self.waiting.append(asyncio.get_running_loop().create_task(waiting))

@@ -60,7 +60,7 @@ class Turns:
 
 
 async def loading(world: World) -> tuple[Process, asyncio.Task[Lease]]:
-    waiting = asyncio.create_task(world.supervisors["a"].acquire(ENTRY, ("x",), calls=True))
+    waiting = asyncio.create_task(world.supervisors["a"].loads.acquire(ENTRY, ("x",), calls=True))
     await eventually(lambda: "a" in world.processes, what="a process")
     process = world.processes["a"]
     process.started.set_result(None)

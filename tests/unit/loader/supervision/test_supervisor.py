@@ -38,7 +38,7 @@ def entry(name: str, revision: str = "", **config: Any) -> ModelEntry:
 
 def call(world: World, wanted: ModelEntry, *candidates: str) -> asyncio.Task[Lease]:
     supervisor = world.supervisors[wanted.name]
-    return asyncio.create_task(supervisor.acquire(wanted, candidates or ("x",), calls=True))
+    return asyncio.create_task(supervisor.loads.acquire(wanted, candidates or ("x",), calls=True))
 
 
 async def phase(supervisor: Supervisor, wanted: Phase) -> None:
@@ -225,7 +225,7 @@ async def comes_up_to(world: World, name: str, wanted: Phase) -> None:
 
 async def test_what_changed_while_it_loaded_is_taken_up_when_it_is_loaded(world: World) -> None:
     supervisor = world.supervisors["a"]
-    supervisor.begin_load(entry("a", "1"), ("x",))
+    supervisor.loads.begin(entry("a", "1"), ("x",))
     await comes_up_to(world, "a", Phase.STARTING)
     supervisor.configuration_changed("2")
     process = world.processes["a"]
