@@ -24,7 +24,7 @@ from .load_request import message
 _WELL = b"OK"
 
 _KEPT_METHODS = 256
-"""More than the contract will have; a client that makes names up must not fill the memory."""
+"""More than the contract will have; a client that invents method names must not fill memory."""
 
 _WINDOW = 256 * 1024
 """Bytes that a backend may send ahead of the client, on each stream.
@@ -44,7 +44,7 @@ _OPTIONS = {
 
 
 def backend_options(address: str) -> dict[str, Any]:
-    """Return the channel options for a backend: it may be silent for as long as a call takes.
+    """Return the channel options for a backend, which may stay silent for the length of a call.
 
     A backend on this machine is not pinged: the loader sees its process end.
     """
@@ -68,7 +68,7 @@ class GrpcConnection:
         self._methods: dict[tuple[str, str], Any] = {}
 
     def method(self, kind: str, path: str) -> Any:
-        """Return the raw-bytes callable for a method; `kind` is such as `unary_stream`."""
+        """Return the raw-bytes callable for a method; `kind` is, for example, `unary_stream`."""
         found = self._methods.get((kind, path))
         if found is None:
             found = getattr(self.channel, kind)(path)
@@ -87,7 +87,7 @@ class GrpcConnection:
         return LoadAnswer(result.success, result.message)
 
     async def free(self, timeout: float) -> None:
-        """Tell the backend to let go of the model; one that does not know how is no error."""
+        """Tell the backend to release the model; a backend without `Free` is not an error."""
         try:
             await self._call(self._stub.Free, backend_pb2.HealthMessage(), timeout)
         except UnknownRemoteError as error:

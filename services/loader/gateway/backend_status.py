@@ -1,4 +1,4 @@
-"""How a backend ended a call, and what the client is to be told of it."""
+"""The status with which a backend ended a call, and the error that the client gets for it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from services.common.tasks import wait_until
 from services.loader.instances.instance import Instance
 
 LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
-"""What gRPC answers with when the connection breaks, or when the call was cut from this side."""
+"""gRPC's status when the connection breaks, or when this side cut the call."""
 
 _GRPCS_OWN = "Internal error from Core"
 
-# Of this side of the connection only: of its own side a backend says "SERVER: Received ...".
+# This side of the connection only: a backend's own limit reads "SERVER: Received ...".
 _TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. (\d+)\)")
 
 
 class BackendStatus:
-    """How the backend ended a call to which messages are streamed.
+    """The status with which the backend ended a call with streamed requests.
 
     When a backend ends a call while messages to it are on their way, grpc.aio puts an INTERNAL of its
-    own in place of the backend's status, before or after that arrives. So it is noted at each change.
+    own in place of the backend's status, before or after that arrives. So each change is recorded.
     """
 
     __slots__ = ("backends",)
@@ -61,38 +61,38 @@ class BackendStatus:
 
 
 def canceller(kind: str, call: Any) -> Callable[[], object]:
-    """Return what cancels a call to a backend.
+    """Return the function that cancels a call to a backend.
 
     A unary call's own `cancel` also cancels the task that gRPC waits in, which then never frees the request
-    (grpcio 1.85: 4 MiB of it were lost with every tenth call that was cancelled). The base class only tells
-    gRPC's core, and the task ends with the call.
+    (grpcio 1.85: 4 MiB of it were lost with every tenth call that was cancelled). The base class only cancels
+    in gRPC's core, and the task ends with the call.
     """
     return partial(Call.cancel, call) if kind == "unary_unary" else call.cancel
 
 
 def code(error: BaseException) -> grpc.StatusCode | None:
-    """Return the status code; None for an error that is no status."""
+    """Return the status code; None for an error that is not a gRPC status."""
     return error.code() if isinstance(error, aio.AioRpcError) else None
 
 
 def said(error: BaseException) -> str:
-    """Return the status's text."""
+    """Return the text of the status."""
     return (isinstance(error, aio.AioRpcError) and error.details()) or "it does not answer"
 
 
 def too_large(error: BaseException, limit: int) -> MessageTooLargeError | None:
-    """Return the error for a response that gRPC did not take in, since it is larger than `limit`."""
+    """Return the error for a response that gRPC rejected for being larger than `limit`."""
     if code(error) is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return None
     found = _TOO_LARGE.search(said(error))
-    # One with another limit is that of a hop beyond.
+    # A different limit belongs to a hop behind the backend.
     if found is None or int(found[2]) != limit:
         return None
     return MessageTooLargeError.of("response", int(found[1]), limit)
 
 
 def has_no_model(error: BaseException) -> bool:
-    """Whether it says so in the contract's words; older backends do with UNKNOWN."""
+    """Whether the error is the contract's for a missing model; older backends send it as UNKNOWN."""
     return (
         code(error) in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNKNOWN)
         and "model not loaded" in said(error).lower()
@@ -108,7 +108,7 @@ def unreachable(instance: Instance, error: BaseException) -> CorralError:
 
 
 def restarted(instance: Instance) -> CorralError:
-    """Return the error for an external backend that was started anew, without the model."""
+    """Return the error for an external backend that restarted without the model."""
     return BackendCrashedError(
         f"the backend at {instance.address} was restarted and has lost model {instance.model!r}; the"
         " next call loads it again",
@@ -117,7 +117,7 @@ def restarted(instance: Instance) -> CorralError:
 
 
 def _now(answer: Coroutine[Any, Any, Any]) -> Any:
-    """Return what is known already: the parts of an ended call's status, which one can only await."""
+    """Return a result that is already there: an ended call's status has only awaitable parts."""
     try:
         answer.send(None)
     except StopIteration as known:

@@ -1,4 +1,4 @@
-"""One call on its way through the gateway: from the client to an instance and back."""
+"""One call through the gateway: from the client to an instance and back."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Passage:
         max_message_size: int,
         cause_timeout: float,
     ) -> None:
-        """Read the call's metadata; nothing is started, and nothing raised."""
+        """Read the call's metadata; starts nothing and raises nothing."""
         self._started = time.perf_counter()
         self._method = method
         self._context: Any = context
@@ -83,7 +83,7 @@ class Passage:
         self._call: Any = None
         self._cancel: Callable[[], object] = bool  # nothing to cancel yet
         self._headed = False
-        # While either waits for the client, it is not the backend's turn: see Lease.progress.
+        # While either waits for the client, the backend owes nothing: see Lease.progress.
         self._asks = self._gives = False
         self._sending: asyncio.Task[None] | None = None
         self._status: BackendStatus | None = None
@@ -96,7 +96,7 @@ class Passage:
         bind_request_id(self._heading.request_id)
 
     async def begin(self, request: Any) -> Any:
-        """Lease the model, and start the call at its backend; `request` is None if it is streamed."""
+        """Lease the model and start the call at its backend; `request` is None if it is streamed."""
         method = self._method
         if method.name in CONTROL_ONLY:
             raise ControlPlaneOnlyError(
@@ -112,7 +112,7 @@ class Passage:
                 await self._queue_told
             except aio.BaseError as gone:
                 raise _gone() from gone
-        if lease.instance.ended.done():  # in the moment between the lease and now
+        if lease.instance.ended.done():  # since the lease was granted
             raise lease.instance.ended.result()
         connection = lease.instance.connection
         assert isinstance(connection, GrpcConnection)
@@ -134,7 +134,7 @@ class Passage:
 
     async def pass_back_one(self, call: Any) -> bytes:
         """Return the call's one response."""
-        await call.code()  # what waits for the call itself must not be cancelled: see `canceller`
+        await call.code()  # gRPC's own wait must not be cancelled: see `canceller`
         response: bytes | None = await call
         initial = await call.initial_metadata()
         if response is None:
@@ -146,9 +146,9 @@ class Passage:
         return response
 
     async def pass_back_all(self, call: Any) -> None:
-        """Send the call's responses to the client, each as it comes, no sooner than it takes the last."""
+        """Send the responses to the client as they come, each once the client took the one before."""
         initial = await call.initial_metadata()
-        # A client may wait for them, empty as they are, before it sends more.
+        # A client may wait for the initial metadata, even empty, before it sends more.
         await self._pass_back_initial(initial, empty=self._sending and not call.done())
         lease, write, now = self._lease, self._context.write, time.monotonic
         assert lease is not None
@@ -165,11 +165,11 @@ class Passage:
         await self._finish(call)
 
     async def fail(self, error: BaseException) -> None:
-        """End the call with what the client is to see: the backend's own status, or why there is none.
+        """End the call with the backend's own status, or with the reason why there is none.
 
         Raises CancelledError if the client has gone. An AbortError is not raised: gRPC keeps it with the call,
-        and raises it when the handler returns. With a traceback it would hold the call's frames, and these the
-        call: garbage with whole messages in it, until the next search for such.
+        and raises it when the handler returns. With a traceback it would reference the call's frames,
+        and the frames the call: a cycle that holds whole messages until the next garbage collection.
         """
         try:
             if isinstance(error, asyncio.CancelledError | aio.AbortError) and not self._explained:
@@ -186,7 +186,7 @@ class Passage:
                     self._set_trailers(self._trailing(error))
                     self._code = "OK"
                     return
-                # An empty message in place of the one that was lost would be a wrong answer.
+                # An empty message in place of the lost one would be a wrong answer.
                 error = aio.AioRpcError(
                     grpc.StatusCode.INTERNAL,
                     error.initial_metadata(),
@@ -201,13 +201,13 @@ class Passage:
                 final.__traceback__ = final.__context__ = None
                 return
             if isinstance(final, aio.BaseError):
-                raise _gone() from final  # nobody took the status
+                raise _gone() from final  # the client did not take the status
             raise
         finally:
             del error  # whose traceback has this frame
 
     def end(self) -> CallRecord:
-        """Let go of everything that the call holds; return what is known of it."""
+        """Release everything that the call holds and return its record."""
         if self._sending is not None:
             self._sending.cancel()
         self._cancel()  # no-op for a call that has ended
@@ -251,24 +251,24 @@ class Passage:
             and identity in (instance.model, name)
             and identity != instance.entry.config.model
         ):
-            # The backend knows the model by its file. Whoever wrote a name that it has here means the
-            # same; empty is what every backend accepts.
+            # The backend knows the model by its file, not by its name in this loader. Every backend
+            # accepts an empty name.
             request = with_empty_string(request, field)
         return lease, request
 
     def _tell_position(self, position: int) -> None:
-        """Let the client know that it waits, and at which place."""
+        """Send the client its position in the queue."""
         if self._queue_told is None:
             metadata: tuple[Pair, ...] = ((POSITION_KEY, str(position)),)
             self._queue_told = asyncio.create_task(self._context.send_initial_metadata(metadata))
 
     async def _send(self, call: Any, lease: Lease) -> None:
-        """Pass the client's messages on, no sooner than the backend takes the last.
+        """Pass the client's messages on, each once the backend took the one before.
 
-        When a client cancels, gRPC ends its messages as if it had closed its side, and says a moment
-        later that it cancelled. A backend must not take the one for the other (the end of a recording
-        for its being thrown away), so the end is passed on after a pause, in which the call is
-        cancelled if it was.
+        When a client cancels, gRPC ends its messages as if it had closed its side, and reports the
+        cancellation a moment later. A backend must not confuse the two (a finished recording and a
+        discarded one), so the half-close is passed on after a pause. If the client did cancel, the
+        call is cancelled during the pause.
         """
         read, write, now, end = self._context.read, call.write, time.monotonic, aio.EOF
         try:
@@ -284,11 +284,11 @@ class Passage:
                 self._received += 1
                 self._check_size("request", message)
                 await write(message)
-            await asyncio.sleep(HALF_CLOSE_PAUSE)  # there is no event for "it was not cancelled"
+            await asyncio.sleep(HALF_CLOSE_PAUSE)  # no event reports that a call was not cancelled
             await call.done_writing()
         except (aio.AioRpcError, aio.BaseError, asyncio.InvalidStateError):
             return  # the backend has ended the call; its responses end with the reason
-        except Exception as error:  # noqa: BLE001 - told to the client by `fail`
+        except Exception as error:  # noqa: BLE001 - `fail` sends it to the client
             self._refusal = error
             call.cancel()
 
@@ -319,19 +319,19 @@ class Passage:
         )
 
     def _trailing(self, error: aio.AioRpcError) -> tuple[Pair, ...]:
-        """Return a failed call's trailing metadata; also the initial ones, if those can be sent no more."""
+        """Return a failed call's trailing metadata, with the initial ones if it is too late for those."""
         late = (error.initial_metadata() or ()) if self._queue_told is not None else ()
         return (*late, *(error.trailing_metadata() or ()))
 
     @property
     def _explained(self) -> bool:
-        """Whether the call was cut from here, and not by the client."""
+        """Whether the loader cut the call, not the client."""
         return self._refusal is not None or (
             self._lease is not None and self._lease.instance.ended.done()
         )
 
     async def _outcome(self, error: BaseException) -> BaseException:
-        """Return why the call failed: the backend's own status, or the cause of its end."""
+        """Return why the call failed: the backend's own status, or the reason why the backend ended."""
         assert self._lease is not None
         instance = self._lease.instance
         if self._status is not None:
@@ -339,7 +339,7 @@ class Passage:
         code = backend_status.code(error)
         if code is grpc.StatusCode.OK:
             return error
-        # A backend may answer UNAVAILABLE itself: one that is well has not gone.
+        # A backend may answer UNAVAILABLE itself: if it is healthy, it has not ended.
         gone = instance.ended.done() or (
             code in backend_status.LOST and not await instance.answers(self._cause_timeout)
         )
@@ -371,5 +371,5 @@ class Passage:
 
 
 def _gone() -> asyncio.CancelledError:
-    """Return the error for a client that takes nothing any more; gRPC says a moment later that it left."""
+    """Return the error for a client that stopped reading; gRPC cancels the call a moment later."""
     return asyncio.CancelledError("the client is gone")

@@ -1,8 +1,8 @@
 """The data plane: passes each call of `backend.Backend` to the backend that holds its model.
 
 Nothing is parsed or changed on the way: bytes in, bytes out, for all four kinds of RPC, with metadata,
-deadline, cancellation, trailers and status details both ways. What is added: the model is loaded when
-it is not, the call holds a lease to its end, and a backend's death has a cause.
+deadline, cancellation, trailers and status details both ways. The gateway adds three things: it loads
+the model if needed, the call holds a lease to its end, and a backend's death is reported with its cause.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ Behaviour = Callable[[Any, aio.ServicerContext[Any, Any]], Any]
 
 
 class Gateway:
-    """Answers for `backend.Backend` on the loader's port."""
+    """Serves `backend.Backend` on the loader's port."""
 
     def __init__(self, loader: Loader, *, max_message_size: int, cause_timeout: float) -> None:
         """`max_message_size` in bytes, both ways.
 
-        `cause_timeout`: seconds that a call which was cut waits to learn why.
+        `cause_timeout`: seconds that a call whose connection broke waits for the cause.
         """
         self._loader = loader
         self._max_message_size = max_message_size
         self._cause_timeout = cause_timeout
 
     def mount(self) -> AccountingMount:
-        """Return what the server builder mounts."""
+        """Return the mount for the server builder."""
         return AccountingMount((SERVICE.full_name,), lambda accounts: Handlers(self, accounts))
 
     def passage(self, method: Method, context: aio.ServicerContext[Any, Any]) -> Passage:
-        """Return a new call."""
+        """Return the passage of a new call."""
         return Passage(
             method,
             context,
@@ -54,18 +54,18 @@ class Gateway:
 class Handlers(grpc.GenericRpcHandler):
     """The gRPC side: one handler for each method.
 
-    They are coroutines for streams too: an asynchronous generator more is felt at every message.
+    They are coroutines for streams too: an asynchronous generator would cost time at every message.
     """
 
     def __init__(self, gateway: Gateway, accounts: CallAccounts) -> None:
-        """Answer with the gateway's passages, and tell the accounts of each."""
+        """Handle calls with the gateway's passages, and report each ended call to `accounts`."""
         self._gateway = gateway
         self._accounts = accounts
         self._prefix = f"/{SERVICE.full_name}/"
         self._handlers = {path: self._handler(method) for path, method in methods().items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Return the handler for a call, None if it is not for this service."""
+        """Return the handler for a call; None if the call is not for this service."""
         path = handler_call_details.method
         if handler := self._handlers.get(path):
             return handler

@@ -1,4 +1,4 @@
-"""LoadModel's request: the effective options of a model as the message of the contract."""
+"""The LoadModel request: a model's effective options as a `ModelOptions` message."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from corral.backend import backend_pb2
 
 
 def message(options: Mapping[str, Any]) -> backend_pb2.ModelOptions:
-    """Return the request with these values, by its fields."""
+    """Return the request with these field values."""
     return backend_pb2.ModelOptions(**options)

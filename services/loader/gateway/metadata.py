@@ -1,4 +1,4 @@
-"""The metadata of a call that is passed on: what they say to us, and what goes on to whom."""
+"""The metadata of a proxied call: the keys read here, and those passed on in each direction."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from services.common.rpc.routing import MODEL_KEY, MODEL_KEY_BINARY
 from services.loader.instances.instance import Lease
 
 CLIENT_KEY = "corral-client"
-"""Whose call it is, in the client's words: calls of one client share one turn in a queue."""
+"""The client id, set by the client: calls with the same id share one turn in a queue."""
 POSITION_KEY = "corral-queue-position"
-"""Initial metadata of a call that waits: 1 is the next."""
+"""Initial metadata of a waiting call: its position in the queue, 1 being next."""
 INSTANCE_KEY = "corral-instance"
-"""Trailing metadata: the instance that had the call."""
+"""Trailing metadata: the instance that served the call."""
 QUEUE_KEY = "corral-queue-ms"
-"""Trailing metadata: milliseconds for which the call waited for room or for a place."""
+"""Trailing metadata: milliseconds that the call waited for memory or for a slot."""
 LOAD_KEY = "corral-load-ms"
-"""Trailing metadata: milliseconds for which the call waited for the model to load."""
+"""Trailing metadata: milliseconds that the call waited for the model to load."""
 
 Pair = tuple[str, str | bytes]
 
 _OF_THIS_HOP = frozenset(
     {"authorization", "user-agent", "content-type", "te", "host", "connection"}
 )
-"""Not passed on. `authorization` is the client's word to us; the backend gets its own token."""
+"""Not passed on. `authorization` authenticates the client here; the backend gets its own token."""
 _OURS = frozenset({MODEL_KEY, MODEL_KEY_BINARY, CLIENT_KEY, REQUEST_ID_KEY})
 _SPECIAL = _OF_THIS_HOP | _OURS
 _TRACING = frozenset({"grpc-trace-bin", "grpc-tags-bin"})
@@ -36,37 +36,37 @@ _NO_WAIT = ((QUEUE_KEY, "0"), (LOAD_KEY, "0"))
 
 
 class Pairs(aio.Metadata):
-    """Metadata that are only handed over: nobody looks a key up, so none are sorted in.
+    """Metadata that are only passed on: no key is looked up, so no table is built.
 
-    gRPC's own class makes a table of them at each call, and brings pairs of different keys out of order.
+    gRPC's own class builds a table at each call, and does not keep the order of different keys.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
-        """Hold the pairs as they are."""
+        """Keep the pairs unchanged."""
         self._pairs = pairs
 
     def __iter__(self) -> Iterator[Pair]:
-        """Go through the pairs, in their order."""
+        """Iterate over the pairs in their order."""
         return iter(self._pairs)
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of pairs."""
         return len(self._pairs)
 
 
 class Heading:
-    """What a call's metadata say, read in one pass."""
+    """A call's metadata, read in one pass."""
 
     __slots__ = ("_model", "client", "passed_on", "request_id")
 
     def __init__(self, metadata: Iterable[Pair]) -> None:
-        """Read them; a name that is none is complained of when it is asked for."""
+        """Read the metadata; an invalid model name raises only in `model`."""
         self._model: Pair | None = None
         self.client = ""
-        """Who says to be the client; empty if nobody."""
+        """The client id; empty if not set."""
         self.request_id = ""
         self.passed_on: list[Pair] = []
-        """What the backend is to see."""
+        """The metadata passed on to the backend."""
         for pair in metadata:
             key = pair[0]
             if key not in _SPECIAL:
@@ -84,7 +84,7 @@ class Heading:
             self.request_id = new_request_id()
 
     def model(self) -> str | None:
-        """Return the name in the metadata, None if there is none. Raises InvalidRequestError."""
+        """Return the model's name in the metadata, None if not set. Raises InvalidRequestError."""
         if self._model is None:
             return None
         key, value = self._model
@@ -98,14 +98,14 @@ class Heading:
 
 
 def passed_back(metadata: Iterable[Pair] | None) -> tuple[Pair, ...]:
-    """Return what of a backend's metadata the client is to see."""
+    """Return the part of a backend's metadata that is passed back to the client."""
     if not metadata:
         return ()
     return tuple([pair for pair in metadata if pair[0][:5] != "grpc-" or pair[0] == _DETAILS])
 
 
 def trailers(request_id: str, lease: Lease | None, backends: tuple[Pair, ...]) -> tuple[Pair, ...]:
-    """Return a call's trailing metadata: the backend's, and which instance had it after which waits."""
+    """Return a call's trailing metadata: the backend's, the instance and the waiting times."""
     if lease is None:
         return (*backends, (REQUEST_ID_KEY, request_id))
     queue, load = lease.queue_time, lease.load_time
@@ -115,7 +115,7 @@ def trailers(request_id: str, lease: Lease | None, backends: tuple[Pair, ...]) -
         (INSTANCE_KEY, lease.instance.uid),
         *waits,
     )
-    # The backend was given the client's id, and may have sent it back.
+    # The backend received the request id, and may have sent it back.
     if backends and any(key == REQUEST_ID_KEY for key, _ in backends):
         own = own[1:]
     return (*backends, *own)

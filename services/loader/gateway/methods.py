@@ -1,4 +1,4 @@
-"""The methods of `backend.Backend`, as the gateway needs to know them."""
+"""The methods of `backend.Backend`, with the facts that the gateway needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from corral.backend import backend_pb2
 SERVICE = backend_pb2.DESCRIPTOR.services_by_name["Backend"]
 
 CONTROL_ONLY = frozenset({"LoadModel", "Free"})
-"""The control plane owns them: a client that frees a shared model takes it from all others."""
+"""Reserved for the control plane: a client that frees a shared model takes it from the others."""
 
 PROBES = frozenset({"Health", "Status", "GetMetrics"})
 """Never load a model and never count as its use."""
@@ -17,14 +17,14 @@ PROBES = frozenset({"Health", "Status", "GetMetrics"})
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC of the contract, or one it does not have yet."""
+    """One RPC, in the contract or newer than it."""
 
     path: str
     name: str
     kind: str
-    """Such as `unary_stream`: what the client sends, and what it gets."""
+    """The kinds of request and response, such as `unary_stream`."""
     identity_field: int = 0
-    """The number of the request's ModelIdentity; 0 if it has none."""
+    """The field number of ModelIdentity in the request; 0 if it has none."""
 
 
 def methods() -> dict[str, Method]:
@@ -42,5 +42,5 @@ def methods() -> dict[str, Method]:
 
 
 def unknown(path: str) -> Method:
-    """Return a method of a newer backend: on the wire, a stream of one message is a unary call."""
+    """Return a method newer than the contract: on the wire, a unary call is a one-message stream."""
     return Method(path, path.rpartition("/")[2], "stream_stream")
