@@ -45,11 +45,11 @@ class Backend:
     requires: tuple[str, ...] = ()
     """What the build needs of the machine, such as `nvidia-cuda-12`."""
     formats: tuple[str, ...] = ()
-    """File formats it reads, such as `gguf`; empty if nobody says."""
+    """File formats it reads, such as `gguf`; empty if unknown."""
     usecases: tuple[str, ...] = ()
-    """What it is for, such as `chat`; empty if nobody says."""
+    """Use cases, such as `chat`; empty if unknown."""
     concurrency: int = 0
-    """Calls that it can work on at once, as its metadata says; 0 if it does not."""
+    """Calls that it can run at once, from its metadata; 0 if not given there."""
     automatic: bool = True
     """It may be tried for models that name no backend."""
     fallback: str = ""
@@ -57,9 +57,9 @@ class Backend:
     interpreter: Path | None = None
     """What runs the program, such as a loader of shared libraries that comes with it."""
     library_folders: tuple[Path, ...] = ()
-    """Where the program's shared libraries are, beside the system's."""
+    """Where the program's shared libraries are, in addition to the system's."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What the program needs in its environment, beside what every backend gets."""
+    """Environment variables for the program, in addition to those that every backend gets."""
     chosen: str = ""
     """For a name that stands for others: the backend it leads to."""
     explanation: str = ""
@@ -91,7 +91,7 @@ class BackendSource(Protocol):
     """A place where backends are found. Blocking, and cheap when nothing changed."""
 
     def read(self) -> list[Backend]:
-        """Return what is there now; what cannot be used stands there with its error."""
+        """Return the installed backends; an unusable one is included with its error."""
         ...
 
     def problem(self) -> str:

@@ -36,13 +36,15 @@ class BackendCatalog:
         self._found: list[Backend] = []
         self._resolved: Resolved | None = None
         self._news: set[str] = set()
-        """Names that changed and that nobody was told of yet."""
+        """Names that changed and have not been reported yet."""
 
     def refresh(self) -> frozenset[str]:
-        """Look again, reading only what changed; return the names that mean something else now.
+        """Check for changes, reading only what changed; return the names that now mean something
+        else.
 
-        These are names that came or went, whose program or metadata was replaced, that lead to another
-        backend, or that became usable or unusable: earlier failures with them say nothing any more.
+        These are names that came or went, whose program or metadata was replaced, that lead to
+        another backend, or that became usable or unusable: earlier failures with them no longer
+        count.
         """
         with self._lock:
             self._look()
@@ -51,7 +53,7 @@ class BackendCatalog:
         return changed
 
     async def follow(self, interval: float, changed: Listener | None = None) -> None:
-        """Refresh every `interval` seconds, for ever; tell the names that mean something else now."""
+        """Refresh every `interval` seconds, forever; report names that now mean something else."""
         while True:
             await asyncio.sleep(interval)
             try:
@@ -67,14 +69,15 @@ class BackendCatalog:
         return self._known().backends
 
     def find(self, name: str) -> Backend:
-        """Return the program or address that `name` means: exactly, by its folder, by LocalAI's aliases.
+        """Return the program or address that `name` means: exactly, by its folder, by LocalAI's
+        aliases.
 
-        It may be one that cannot be used; then its `error` says why. Raises BackendNotFoundError that
-        lists what is installed.
+        The backend may be unusable; its `error` then gives the reason. Raises BackendNotFoundError,
+        which lists what is installed.
         """
         found = self._find(name)
         if found is None or found.error:
-            # Just installed, or just mended.
+            # Just installed, or just fixed.
             found = self._find(name, again=True)
         if found is None:
             raise self._not_found(name)
@@ -85,7 +88,7 @@ class BackendCatalog:
         return [problem for source in self._sources if (problem := source.problem())]
 
     def look_again(self) -> None:
-        """Look again at once; what changed is told by the next `refresh`."""
+        """Check for changes at once; the next `refresh` reports them."""
         with self._lock:
             self._look()
 

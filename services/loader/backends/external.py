@@ -1,8 +1,8 @@
 """Backends that are not installed: a program's path, or the address of one that runs already.
 
 They come from a setting, and from `external_backends.json` (a map of names to either) in LocalAI's
-configuration folder. LocalAI takes whatever is no file for an address; here a mistyped path is an
-error, because nobody writes an address that looks like one.
+configuration folder. LocalAI treats anything that is not a file as an address; here a mistyped path
+is an error, because no real address looks like one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ExternalBackends:
     """The external backends; those of the setting win over those of the file."""
 
     def __init__(self, named: Mapping[str, str], file: Path | None = None) -> None:
-        """`file` may come into being later; while it cannot be read, what it said before stays."""
+        """`file` may be created later; while it cannot be read, its last contents are kept."""
         self._named = dict(named)
         self._file = file
         self._stamp: Stamp = ABSENT
@@ -64,7 +64,8 @@ class ExternalBackends:
 
 
 def external(name: str, uri: str) -> Backend:
-    """Return the backend that a name and a URI mean: LocalAI's rule, but for what cannot be either."""
+    """Return the backend for a name and a URI by LocalAI's rule, except where the URI can be
+    neither."""
     known = facts(name)
     try:
         path = Path(uri).expanduser()

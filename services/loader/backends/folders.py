@@ -1,7 +1,8 @@
-"""A folder of installed backends: one folder for each, with a `run.sh` and LocalAI's `metadata.json`.
+"""A folder of installed backends: one folder for each, with a `run.sh` and LocalAI's
+`metadata.json`.
 
-Corral's own add a `corral` object to the metadata. One that is broken stands there with its error, and
-never hides the others; what an installer has not finished is not there.
+Corral's own add a `corral` object to the metadata. A broken backend is listed with its error and
+never hides the others; one that an installer has not finished is left out.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _Read:
 
 
 class BackendFolder:
-    """One folder of installed backends; it may come into being later, and go."""
+    """One folder of installed backends; it may be created later, and may disappear."""
 
     def __init__(self, path: Path, source: Source = Source.USER) -> None:
         """Nothing is read before it is asked for."""
@@ -107,7 +108,8 @@ class BackendFolder:
 
 
 def described(backend: Backend, metadata: Mapping[str, Any]) -> Backend:
-    """Return the backend with what its metadata, or else the known facts about its engine, say."""
+    """Return the backend with the facts from its metadata, or from the known engines if it has
+    none."""
     own = metadata.get("corral")
     own = own if isinstance(own, dict) else {}
     name = _string(metadata, "name") or backend.name
@@ -133,7 +135,7 @@ def _unfinished(name: str) -> bool:
 
 
 def _named(backends: list[Backend]) -> list[Backend]:
-    """Give each a name of its own: what its folder is called wins over what its metadata says."""
+    """Give each backend a unique name: the folder's name wins over the one in its metadata."""
     taken = {item.name for item in backends if item.name == item.folder_name}
     named = []
     for item in backends:

@@ -1,8 +1,8 @@
-"""What known engines are for and which files they read: LocalAI's metadata has no field for it.
+"""Use cases and file formats of known engines: LocalAI's metadata has no field for them.
 
 The use cases are those that LocalAI lists for each engine, or that its gallery declares for their
-models; the formats are what the engines' own documentation says. An engine that is not listed says
-nothing, and is not held to anything.
+models; the formats come from the engines' own documentation. An engine that is not listed has no
+known formats or use cases, and is not restricted.
 """
 
 from __future__ import annotations

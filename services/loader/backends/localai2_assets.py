@@ -40,7 +40,7 @@ class AssetRules:
     cpu_flags: frozenset[str] = frozenset()
     """As in /proc/cpuinfo: `avx`, `avx2`."""
     autodetect: bool = True
-    """Without it each program is only what its name says (LocalAI's DISABLE_AUTODETECT)."""
+    """If off, each program is known only by its own name (LocalAI's DISABLE_AUTODETECT)."""
     f16: bool = False
     """Models are to use half precision, which is a variant of its own on Intel's cards."""
     grpc_servers: str = ""
@@ -64,7 +64,7 @@ class Variant:
 
 
 class BackendAssets:
-    """One asset folder; it may come into being later."""
+    """One asset folder; it may be created later."""
 
     def __init__(self, path: Path, rules: AssetRules) -> None:
         """`path` is the folder that holds `backend-assets`."""
@@ -124,7 +124,8 @@ class BackendAssets:
         environment = {}
         espeak = self._assets / "espeak-ng-data"
         if name == _PIPER and espeak.is_dir():
-            # LocalAI 2 told it in LoadModel, in a field that is gone; espeak-ng itself looks here.
+            # LocalAI 2 passed it in LoadModel, in a field that is gone; espeak-ng itself looks
+            # here.
             environment["ESPEAK_DATA_PATH"] = str(espeak.absolute())
         if name == _OVER_NETWORK and self.rules.grpc_servers:
             environment["LLAMACPP_GRPC_SERVERS"] = self.rules.grpc_servers

@@ -56,7 +56,7 @@ _HARDWARE = re.compile(
 
 
 def alternatives(name: str) -> tuple[str, ...]:
-    """Return the names to look for, in this order, where somebody asks for `name`."""
+    """Return the names to look for, in this order, when `name` is requested."""
     lowered = name.lower()
     dashed = lowered.replace(".", "-")
     names = (name, lowered, NAME_ALIASES.get(lowered, lowered), dashed)

@@ -13,15 +13,15 @@ from services.common.files import stamp_of
 
 _ELF = b"\x7fELF"
 _MACHINE_AT = 18
-"""Where an ELF header says for which machine the file is (e_machine, two bytes)."""
+"""Offset of the machine type in an ELF header (e_machine, two bytes)."""
 _DATA_AT = 5
-"""Where it says in which order its bytes are (EI_DATA); 2 means the big end first."""
+"""Offset of the byte order in an ELF header (EI_DATA); 2 means big endian."""
 _MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _RUNS_TOO = {"x86_64": {"i386"}, "aarch64": {"arm"}}
 _SAME = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "arm", "i686": "i386"}
 
 Stamp = tuple[object, ...]
-"""Compares equal as long as nobody changed the file."""
+"""Compares equal as long as the file has not changed."""
 
 ABSENT: Stamp = ()
 
@@ -38,7 +38,7 @@ def stamp(path: str | Path) -> Stamp:
 def program_stamps(folder: Path) -> tuple[tuple[str, Stamp], ...]:
     """Return the executable files directly in a folder, with their stamps.
 
-    Not the folder's own time: a backend may well write a log beside its program.
+    The folder's own time is not used: a backend may well write a log next to its program.
     """
     try:
         with os.scandir(folder) as files:
@@ -86,7 +86,8 @@ def program_error(path: Path) -> str:
         return f"{path} cannot be read: {error.strerror}"
     if not stat.S_ISREG(status.st_mode):
         return f"{path} is no file"
-    # One that nobody may execute has lost its bits in an archive; its owner can set them at the start.
+    # A program without any execute bit has lost it in an archive; its owner can set it at the
+    # start.
     lost = not status.st_mode & 0o111
     if not os.access(path, os.X_OK) and not (lost and _may_chmod(status)):
         return (

@@ -1,4 +1,4 @@
-"""Which backends may hold a model, in the order in which they are tried. Pure, but for a look at its file."""
+"""Which backends may hold a model, and in which order to try them. Pure, except for reading the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIRST = {"llama-cpp": 0, "llama-ggml": 1}
 _LAST = "huggingface"
 """It calls a service on the network: LocalAI 2 tries it last."""
 _LANGUAGE = frozenset((*LLM, "embeddings"))
-"""What a GGUF file is for whose configuration does not say: LocalAI's rule."""
+"""Use case of a GGUF file whose configuration does not give one: LocalAI's rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,11 @@ def select(
     backends: Mapping[str, Backend],
     find: Callable[[str], Backend],
 ) -> Selection:
-    """Return the backends to try: the one that the configuration names, or those that suit the file.
+    """Return the backends to try: the one that the configuration names, or those that suit the
+    file.
 
-    Raises BackendNotFoundError: for a name that is unknown, or when none is left; then it says for each
-    why it is not tried.
+    Raises BackendNotFoundError for an unknown name, or when no backend is left; the message then
+    gives the reason for each one that is not tried.
     """
     if config.backend:
         named = find(config.backend)
@@ -70,7 +71,8 @@ def select(
         else:
             suitable.append(item)
     if suitable:
-        # One that does not say what it reads is better than none, and worse than one that does.
+        # A backend that does not declare its formats is better than none, and worse than one that
+        # does.
         why = f"it does not say that it reads {kind} files, and others do"
         excluded |= {item.name: why for item in silent}
     else:
@@ -83,7 +85,7 @@ def select(
 
 
 def _wanted(config: ModelConfig, kind: str) -> frozenset[str]:
-    """Return what the model is for; empty if nobody says."""
+    """Return the model's use cases; empty if unknown."""
     declared = {name.lower().removeprefix("flag_") for name in config.known_usecases}
     if "any" in declared:
         return frozenset()

@@ -1,7 +1,8 @@
-"""What this machine can compute with, in LocalAI's words, by which meta backends choose a concrete one.
+"""This machine's compute capability, in LocalAI's words, by which meta backends choose a concrete
+one.
 
-The order is LocalAI's (HEAD). It asks a vendor's tools in processes of their own for the GPU's make;
-here the kernel's files tell it.
+The order is LocalAI's (HEAD). It finds the GPU's make by running a vendor's tools in processes of
+their own; here it is read from the kernel's files.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Machine:
 
     environ: Mapping[str, str]
     gpus: Sequence[Gpu] = ()
-    """Those that have a memory of their own, and tell how much."""
+    """GPUs that have a memory of their own and report its size."""
     ram: int = 0
     """Bytes of main memory."""
     system: str = field(default_factory=platform.system)
@@ -114,9 +115,11 @@ def gpu_vendor(machine: Machine) -> str:
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return what every processor can do: `avx`, `avx2`, `avx512f`, `fma`, `f16c`, `neon` and so on.
+    """Return the features of every processor: `avx`, `avx2`, `avx512f`, `fma`, `f16c`, `neon` and
+    so on.
 
-    The words are Linux's, and `neon` too where 64-bit ARM calls it `asimd`. Empty where it is not told.
+    The words are Linux's, and `neon` too where 64-bit ARM calls it `asimd`. Empty where Linux does
+    not list them.
     """
     return parse_cpu_flags(read_text(cpuinfo))
 
@@ -151,8 +154,8 @@ def _display_vendors(root: Path) -> set[str]:
 
 
 def _has_nvidia(root: Path) -> bool:
-    # The driver tells of GPUs that are no PCI device of ours (virtual machines, WSL); the device tree
-    # of those that are part of a system on a chip.
+    # The driver reports GPUs that are not PCI devices of ours (virtual machines, WSL); the device
+    # tree lists those that are part of a system on a chip.
     driver = bool(_folder(root / "proc/driver/nvidia/gpus"))
     return driver or "nvidia,tegra" in read_text(root / "proc/device-tree/compatible")
 

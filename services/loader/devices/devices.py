@@ -25,10 +25,10 @@ class Device:
     total: int
     """All of it, within the limits of a container."""
     available: int
-    """What is free now, whoever uses the rest; never more than `total`.
+    """Bytes free now, whichever process uses the rest; never more than `total`.
 
-    Main memory counts page cache as free that can be dropped, and the weights of a model that maps its
-    file are such. So a fit check takes the lesser of this and `total` less what is reserved.
+    Main memory counts page cache that can be dropped as free, including the weights of a model that
+    maps its file. So a fit check takes the lesser of this and `total` less what is reserved.
     """
 
 
@@ -53,7 +53,7 @@ class LocalDevices:
         proc: Path = Path("/proc"),
         cgroup: Path = Path("/sys/fs/cgroup"),
     ) -> None:
-        """Take the GPUs, and where the kernel's files are."""
+        """The arguments are the GPUs, and where the kernel's files are."""
         self._gpus = gpus or Gpus()
         self._proc = proc
         self._cgroup = cgroup
@@ -72,7 +72,7 @@ class LocalDevices:
 
 
 def gpu_totals(devices: Devices) -> Callable[[], Mapping[str, int]]:
-    """Return a function that tells the bytes of each GPU; it looks once, and may block then."""
+    """Return a function for the bytes of each GPU; it measures once, and may then block."""
 
     @cache
     def totals() -> Mapping[str, int]:

@@ -1,9 +1,9 @@
 """AMD and Intel GPUs, from the files of the kernel's graphics drivers (`/sys/class/drm`, fdinfo).
 
-AMD: `mem_info_vram_total` and `mem_info_vram_used` beside the PCI device. Intel: `lmem_total_bytes` and
-`lmem_avail_bytes`, which only some drivers of discrete cards have; the others tell no total, and such a
-card is left out. What a process has there stands in the fdinfo of its open device files, as
-`Documentation/gpu/drm-usage-stats.rst` of the kernel lays down.
+AMD: `mem_info_vram_total` and `mem_info_vram_used` in the PCI device's folder. Intel:
+`lmem_total_bytes` and `lmem_avail_bytes`, which only some drivers of discrete cards have; the
+others report no total, and such a card is left out. A process's memory on a card is in the fdinfo
+of its open device files, as specified in the kernel's `Documentation/gpu/drm-usage-stats.rst`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def read_cards(drm: Path) -> tuple[Card, ...]:
 def read_clients(proc: Path, pids: Iterable[int]) -> Iterator[Client]:
     """Yield the GPU clients of some processes, given where `/proc` is. Never raises."""
     for pid in pids:
-        # A process may end in any of these lines, and some belong to someone else.
+        # A process may end in any of these lines, and some belong to another user.
         with suppress(OSError):
             for link in (proc / str(pid) / "fd").iterdir():
                 with suppress(OSError):
@@ -90,7 +90,7 @@ def sum_clients(clients: Iterable[Client]) -> dict[str, int]:
 
 
 def parse_fdinfo(text: str) -> Client | None:
-    """Return the client that an fdinfo file tells of; None if it is no GPU's."""
+    """Return the client that an fdinfo file describes; None if it is not a GPU's."""
     values = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")

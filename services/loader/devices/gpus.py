@@ -23,8 +23,8 @@ FRESH: Final = 0.1
 """The same for measuring one backend, so that measuring several in a row asks the driver once."""
 
 DRIVER_TIMEOUT: Final = 2.0
-"""Seconds for NVIDIA's driver to answer. It takes some milliseconds, and a second to wake up the GPUs where
-nothing keeps them awake; with a GPU that has failed it may hang for ever."""
+"""Seconds for NVIDIA's driver to answer. It takes some milliseconds, and a second to wake up the
+GPUs where nothing keeps them awake; with a GPU that has failed it may hang forever."""
 
 DRIVER_RETRY: Final = 60.0
 """Seconds after which a driver that is not there, failed or hung is asked again."""
@@ -48,7 +48,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What NVIDIA's driver last said."""
+    """The last answer of NVIDIA's driver."""
 
     count: int = 0
     gpus: tuple[NvmlGpu, ...] = ()
@@ -73,10 +73,10 @@ class _Question:
 
 
 class NvidiaDriver:
-    """NVIDIA's driver, asked no more often than needed, and never waited for longer than named.
+    """NVIDIA's driver, queried no more often than needed, and with a limit on each wait.
 
-    While it fails or hangs, what it said last stays: the memory is still there, and so are the models
-    in it. May be used from any thread.
+    While it fails or hangs, its last answer is kept: the memory is still there, and so are the
+    models in it. May be used from any thread.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class NvidiaDriver:
         retry: float = DRIVER_RETRY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what opens the library (it raises NvmlError where there is no driver), and the limits."""
+        """The arguments open the library (NvmlError without a driver), and set the limits."""
         self._open = open_library
         self._timeout = timeout
         self._retry = retry
@@ -101,7 +101,7 @@ class NvidiaDriver:
         self._warned = False
 
     def read(self, max_age: float) -> _Reading:
-        """Return what the driver says, or said no longer than `max_age` seconds ago. Never raises."""
+        """Return the driver's answer, reused for up to `max_age` seconds. Never raises."""
         with self._lock:
             now = self._clock()
             if now - self._read_at <= max_age or now - self._failed_at < self._retry:
@@ -164,9 +164,9 @@ class Gpus:
         return (*nvidia, *others)
 
     def used_by(self, pids: Collection[int], max_age: float = FRESH) -> dict[str, int]:
-        """Return the bytes that some processes have together, by GPU; those they do not use are left out.
+        """Return the bytes that the given processes use together, by GPU; unused GPUs are left out.
 
-        Empty too where the driver does not tell, as in many containers: the driver then counts the
+        Also empty where the driver does not report them, as in many containers: there it counts the
         processes of the host.
         """
         seen = self._nvidia.read(max_age)

@@ -1,4 +1,4 @@
-"""Reading the small files in which the kernel tells of itself; none of them need be there."""
+"""Reading the kernel's small status files; any of them may be missing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How much main memory there is and is free, seen from inside whatever container we are in.
+"""Total and free main memory, as seen from inside the container we run in, if any.
 
-Linux tells it in up to three places: `/proc/meminfo` for the whole machine, and the files of memory
-control groups (version 2, version 1, or both side by side) for us and for each group above us. The
-tightest of them counts, since the kernel kills for any.
+Linux reports it in up to three places: `/proc/meminfo` for the whole machine, and the files of
+memory control groups (version 2, version 1, or both side by side) for us and for each group above
+us. The tightest of them counts, since the kernel kills for any.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def tightest(total: int, available: int, groups: Iterable[Group]) -> Ram:
 
 
 def parse_meminfo(text: str) -> tuple[int, int] | None:
-    """Return total and available bytes from `/proc/meminfo`; None if it does not say the total."""
+    """Return total and available bytes from `/proc/meminfo`; None if it does not give the total."""
     values = dict(_pairs(text, ":"))
     total = values.get("MemTotal")
     if total is None:
@@ -91,7 +91,7 @@ def parse_membership(text: str) -> tuple[str | None, str | None]:
 def _groups(proc: Path, cgroup: Path) -> Iterator[Group]:
     unified, memory = parse_membership(read_text(proc / "self" / "cgroup"))
     # A container often sees only its own group, as the root of the tree, under the name that it has
-    # outside: so the roots are looked at too, whatever our path is said to be.
+    # outside: so the roots are checked too, whatever path is listed for us.
     for base in (cgroup, cgroup / "unified"):
         for folder in _lineage(base, unified):
             limit = read_number(folder / "memory.max")

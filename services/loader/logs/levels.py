@@ -1,8 +1,8 @@
-"""How serious a line of a backend's log is, as far as the line itself tells.
+"""The severity of a line of a backend's log, as far as the line itself shows it.
 
-Backends log as their languages do, so this knows the forms of Python's logging, loguru, glog, zap and
-zerolog, env_logger, spdlog, logfmt, JSON, llama.cpp, and the words of crashes. A line that fits none
-does not tell; prose that merely mentions an error is not one.
+Backends log as their languages do, so this knows the forms of Python's logging, loguru, glog, zap
+and zerolog, env_logger, spdlog, logfmt, JSON, llama.cpp, and the words of crashes. A line that fits
+none has no level; prose that merely mentions an error is not an error.
 """
 
 from __future__ import annotations

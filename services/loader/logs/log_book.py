@@ -63,12 +63,12 @@ class LogQuery:
     after: int = 0
     """Only lines with a higher number; one beyond the last is of before the loader's restart."""
     tail: int = 0
-    """At most so many lines of history, the newest that match; 0 is all."""
+    """Maximum lines of history, the newest that match; 0 is all."""
     follow: bool = False
     streams: frozenset[Stream] = frozenset()
     """Empty is all."""
     minimum: Level = Level.UNSPECIFIED
-    """Lines that do not tell their level only match UNSPECIFIED."""
+    """Lines without a recognizable level only match UNSPECIFIED."""
 
     def wants(self, line: LogLine) -> bool:
         """Whether the line is meant, by its stream and level."""
@@ -77,7 +77,7 @@ class LogQuery:
 
 @dataclass(slots=True)
 class LogNews:
-    """What a reader is told: a line, and how many it missed before it; or only the latter."""
+    """What a reader gets: a line and the number it missed before it, or only that number."""
 
     line: LogLine | None
     missed: int = 0
@@ -91,7 +91,7 @@ class _Origin:
     stream: Stream
     generation: int
     level: Level | None
-    """None: as the line itself tells."""
+    """None: detected from the line itself."""
 
 
 class _Block:
@@ -123,7 +123,7 @@ class LogBook:
     __slots__ = ("_blocks", "_bytes", "_changed", "_last", "_lines", "_most_bytes", "_most_lines")
 
     def __init__(self, most_lines: int, most_bytes: int = sys.maxsize) -> None:
-        """Keep at most so many lines, in at most so many bytes of memory."""
+        """The limits are in lines, and in bytes of memory."""
         self._most_lines = most_lines
         self._most_bytes = most_bytes
         # Thousands of models never log a line; even an empty deque takes 600 bytes.
@@ -136,7 +136,7 @@ class LogBook:
     def append(
         self, stream: Stream, text: str, generation: int, level: Level | None = None
     ) -> None:
-        """Add a line and wake those who follow; without a level, the line's own words tell it."""
+        """Add a line and wake its followers; without a level, it is detected from the line."""
         self.extend(stream, [text], generation, level)
 
     def extend(
@@ -146,11 +146,12 @@ class LogBook:
         generation: int,
         level: Level | None = None,
     ) -> None:
-        """Add lines that came together, and wake those who follow once."""
+        """Add lines that came together, and wake their followers once."""
         if max(map(len, texts), default=0) > MAXIMUM_LINE:
             texts = [piece for text in texts for piece in cut(text, MAXIMUM_LINE)]
         if (superfluous := len(texts) - self._most_lines) > 0:
-            # They would be pushed out again at once; the jump in the numbers tells of them.
+            # They would be pushed out again at once; the jump in the numbers shows that they are
+            # missing.
             self._blocks.clear()
             self._lines = self._bytes = 0
             self._last += superfluous
@@ -187,10 +188,10 @@ class LogBook:
         return found[::-1]
 
     async def read(self, query: LogQuery) -> AsyncGenerator[LogNews, None]:
-        """Yield the lines that are wanted; with `follow`, new ones too, for ever.
+        """Yield the lines that match; with `follow`, new ones too, forever.
 
-        What a reader that is slower than the backend missed, and what was pushed out after
-        `query.after` before it asked, it is told as a number, which counts all streams and levels.
+        Lines that a reader slower than the backend missed, and those pushed out after `query.after`
+        before it asked, are reported to it as a number, which counts all streams and levels.
         """
         end = self._last
         # A reader that names no line that it has seen cannot have missed any yet.
@@ -251,7 +252,7 @@ class LogBook:
         return max(self._oldest() - 1 - position, 0)
 
     def _from(self, position: int) -> Iterator[LogLine]:
-        """Return the lines after this one that stand in one block."""
+        """Return the lines after this one that are in one block."""
         if position >= self._last:
             return iter(())
         number = 0

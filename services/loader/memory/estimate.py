@@ -1,7 +1,7 @@
-"""How much memory a model will need, before it is loaded: an estimate, or what its configuration says.
+"""How much memory a model will need, before it is loaded: an estimate, or its configured value.
 
-For GGUF: the weights, the attention's keys and values for the whole context, and a margin, after LocalAI's
-estimate. For anything else: the size of its files.
+For GGUF: the weights, the attention's keys and values for the whole context, and a margin, after
+LocalAI's estimate. For anything else: the size of its files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .reservation import Basis, Reservation
 MARGIN_SHARE: Final = 0.04
 """Part of the weights that is added for working memory (LocalAI: 2 % of twice the size)."""
 MARGIN_BYTES: Final = 150_000_000
-"""What is added beside it, for the program itself (LocalAI: 0.15 GB)."""
+"""Added for the program itself (LocalAI: 0.15 GB)."""
 _MOST_FILES: Final = 10_000
 """Files of a model's folder to count."""
 
@@ -151,7 +151,7 @@ def _offloaded(header: Header | None, usage: Usage) -> Fraction:
 
 
 def _split(size: int, usage: Usage, gpus: Mapping[str, int]) -> dict[str, int]:
-    """Share bytes out over the GPUs: as `tensor_split` says, else by their size."""
+    """Share bytes out over the GPUs: by `tensor_split` if given, otherwise by their size."""
     names = sorted(gpus, key=lambda name: (len(name), name))
     shares = _shares(usage.tensor_split, len(names)) or [max(gpus[name], 0) for name in names]
     total = sum(shares)

@@ -37,8 +37,8 @@ class Footprints:
     """Remembers bytes by device for each model, revision and backend. May be used from any thread.
 
     A figure rises at once and comes down slowly: one that is too low costs a load that runs out of
-    memory, one that is too high costs at most an eviction that was not needed; yet a model that once
-    had an unusually long context must not count as that large for ever.
+    memory, one that is too high costs at most an unnecessary eviction; yet a model that once had an
+    unusually long context must not count as that large forever.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Footprints:
             return None if entry is None else dict(entry)
 
     def learn(self, key: FootprintKey, measured: Mapping[str, int]) -> None:
-        """Take what a loaded model has. A device that is not mentioned was not measured, and stays as it was.
+        """Record a loaded model's memory. A device that is missing was not measured, and stays as
+        it was.
 
         Returns at once; the file is written later, by another thread.
         """

@@ -19,8 +19,8 @@ from services.loader.processes.interface import MARKER
 from services.loader.processes.lookup import group_members, marked_processes
 
 ESCAPEES_INTERVAL: Final = 5.0
-"""Seconds between looks for processes that left their backend's group: each look reads the environment of
-every process of the machine (about 20 us each), and such processes start rarely."""
+"""Seconds between scans for processes that left their backend's group: each scan reads the
+environment of every process of the machine (about 20 us each), and such processes start rarely."""
 
 _PSS: Final = re.compile(r"^Pss:\s+([0-9]{1,20}) kB$", re.MULTILINE)
 
@@ -44,7 +44,7 @@ class Meter:
         escapees_interval: float = ESCAPEES_INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the GPUs to ask, and where `/proc` is."""
+        """The arguments are the GPUs to query, and where `/proc` is."""
         self._gpus = gpus
         self._proc = proc
         self._interval = escapees_interval
@@ -53,11 +53,12 @@ class Meter:
         self._looks: dict[str, _Look] = {}
 
     def measure(self, group: int, uid: str) -> dict[str, int]:
-        """Return bytes by device (`ram`, `gpu0`) for a backend's process group and its instance's uid.
+        """Return bytes by device (`ram`, `gpu0`) for a backend's process group and its instance's
+        uid.
 
         Memory that several processes share counts once among them (PSS), and so do the weights of a
-        model's file that are mapped. A device that the backend does not use, or whose driver does not
-        tell, is left out; so is everything if no process is left. Never raises.
+        model's file that are mapped. A device that the backend does not use, or whose driver
+        reports nothing, is left out; so is everything if no process is left. Never raises.
         """
         members = group_members(group)
         known = {process.pid for process in members}
@@ -86,7 +87,8 @@ class Meter:
 def resident(process: psutil.Process, proc: Path = Path("/proc")) -> int:
     """Return a process's share of the main memory in bytes; 0 if it has ended.
 
-    PSS, which is exact; else USS, which leaves out what is shared; else RSS, which counts that in full.
+    PSS, which is exact; otherwise USS, which leaves out shared memory; otherwise RSS, which counts
+    it in full.
     """
     with suppress(OSError):
         size = parse_rollup((proc / str(process.pid) / "smaps_rollup").read_text())
@@ -104,6 +106,6 @@ def resident(process: psutil.Process, proc: Path = Path("/proc")) -> int:
 
 
 def parse_rollup(text: str) -> int | None:
-    """Return the PSS in bytes that `smaps_rollup` tells; None if it does not."""
+    """Return the PSS in bytes from `smaps_rollup`; None if it is not given there."""
     found = _PSS.search(text)
     return int(found[1]) * 1024 if found else None

@@ -1,8 +1,9 @@
-"""Which models there are: the YAML files of the models folder, and loose model files beside them.
+"""The configured models: the YAML files of the models folder, and loose model files next to them.
 
-One unreadable file never hides the others: it stands in the catalog with its error. `look` compares the
-folder with what was read last and reads only files that changed; between two looks every question is
-answered from memory, but for the one file of the model that a call names, which is looked at each time.
+An unreadable file never hides the others: it is in the catalog with its error. `look` compares the
+folder with what was read last and reads only files that changed; between two scans every question
+is answered from memory, except for the file of the model that a call names, which is checked each
+time.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class ModelCatalog:
     """The models folder. It may be asked from several threads."""
 
     def __init__(self, folder: Path, list_file: Path | None = None) -> None:
-        """Look at `folder`, which may come into being later, and at a file outside it that lists models.
+        """Read `folder`, which may be created later, and a file outside it that lists models.
 
         Where both configure a model of the same name, the folder's counts, as in LocalAI.
         """
@@ -99,11 +100,12 @@ class ModelCatalog:
         return self.look(_SLICE) if self._came_or_went(self._looked) else self._models
 
     def look(self, most: int | None = None, first: str = "") -> Models:
-        """Compare the folder with what was read last, read what changed, and return the models now.
+        """Compare the folder with what was read last, read what changed, and return the current
+        models.
 
-        Costs one stat of each YAML file. With `most`, no more files than that are read, those called
-        `first` before all others; the rest is left for the next look. Raises OSError if the folder is
-        there and cannot be read.
+        Costs one stat of each YAML file. With `most`, at most that number of files is read, those
+        in `first` before all others; the rest is left for the next scan. Raises OSError if the
+        folder exists and cannot be read.
         """
         clock, changed_at = time.time(), self._folder_changed()
         paths = dict(self._scan())
@@ -136,7 +138,8 @@ class ModelCatalog:
             return self._models
 
     def _put(self, files: dict[str, _File], loose: Collection[str], read: Iterable[str]) -> None:
-        """Take what the folder holds now; `read` names the files that may be others than before."""
+        """Update the models from the folder's current contents; `read` names the files that may
+        have changed."""
         before, self._files = self._files, files
         alike = self._loose.keys() == loose and before.keys() == files.keys()
         if alike and all(before[name] is files[name] for name in read):
@@ -173,10 +176,11 @@ class ModelCatalog:
         return replace(entry, revision=self.revision(entry))
 
     def find(self, name: str) -> ModelEntry:
-        """Return the model as it stands there now, usable or not. Raises ModelNotFoundError.
+        """Return the current state of the model in the catalog, usable or not. Raises
+        ModelNotFoundError.
 
-        The file of a model that is known is looked at once more, and for one that is not known the whole
-        folder, if it can have changed: what was written a moment ago counts.
+        For a known model its file is checked once more; for an unknown one the whole folder is, if
+        it can have changed: a file written a moment ago counts.
         """
         entry = self.current().pick(name)
         if entry is not None and entry.config_file and self._reread(entry.config_file):
@@ -245,7 +249,7 @@ class ModelCatalog:
         )
 
     def _may_have_changed(self) -> bool:
-        """Whether a look is worth its cost for a name that is not known."""
+        """Whether scanning for an unknown name is worth its cost."""
         look = self._looked
         if look is None or self._came_or_went(look):
             return True
@@ -284,9 +288,9 @@ class ModelCatalog:
 
 @contextmanager
 def _without_collection(files: int) -> Iterator[None]:
-    """Keep the garbage collector from going through thousands of new objects, all of which stay.
+    """Keep the garbage collector from going through thousands of new objects that all stay alive.
 
-    It is a quarter of the time for a large folder.
+    That would take a quarter of the time for a large folder.
     """
     if files < _MANY or not gc.isenabled():
         yield

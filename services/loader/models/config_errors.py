@@ -40,7 +40,7 @@ def unreadable(file: str, why: str) -> ModelConfigError:
 
 
 def not_yaml(file: str, part: Part, error: Exception) -> ModelConfigError:
-    """Return the error for a text that is no YAML, with its line and, if it can be told, the key."""
+    """Return the error for a text that is not valid YAML, with its line and, if known, the key."""
     if (bad := _bad_bytes(part.content)) is not None:
         line = part.first_line + part.content.count(b"\n", 0, bad.start)
         return UnreadableConfigError(

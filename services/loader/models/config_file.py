@@ -35,7 +35,7 @@ _UNREADABLE = (ValueError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class _Document:
-    """One model's settings as they stand in the file."""
+    """One model's settings as written in the file."""
 
     value: Any
     part: Part
@@ -67,7 +67,8 @@ def read_file(path: str, *, maximum: int = MAXIMUM_BYTES) -> bytes:
 def models_in(content: bytes, file: str) -> Iterator[ModelEntry]:
     """Yield the models of a YAML file, each usable or with its error; nothing for a gallery's file.
 
-    `file` is its path as users see it. A model without a name is called as its model file, else as `file`.
+    `file` is its path as users see it. A model without a name is named after its model file, or
+    after `file` if it has none.
     """
     try:
         documents = _documents(content)
@@ -84,7 +85,7 @@ def models_in(content: bytes, file: str) -> Iterator[ModelEntry]:
 
 
 def lines_of(content: bytes, position: int) -> Lines:
-    """Return the lines of the model that stands at `position` in the file. Raises ValueError."""
+    """Return the lines of the model at `position` in the file. Raises ValueError."""
     try:
         return Lines(Part(content), position)
     except TextSyntaxError:

@@ -1,4 +1,4 @@
-"""Which format a model's file has, by its content: names lie, and many have no ending that tells."""
+"""A model file's format, detected from its content: names can be wrong, and many have no extension."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""GGUF headers: what a model file says about itself, read without its weights.
+"""GGUF headers: a model file's description of itself, read without its weights.
 
 The format is ggml's (version 2 and 3, little endian). Long arrays are skipped, and every length is
-checked against the file's end, so a truncated, corrupt or hostile file costs milliseconds and raises
-`GgufError`.
+checked against the file's end, so a truncated, corrupt or hostile file costs milliseconds and
+raises `GgufError`.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ _FILE_TYPES: Final = [
 
 
 class GgufError(ValueError):
-    """Not a GGUF file, or not a whole one; the text says which."""
+    """The file is not GGUF, or is incomplete; the message names which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands in front of the weights; a number that the file does not give is 0."""
+    """The header, which precedes the weights; a number that the file does not give is 0."""
 
     size: int
     """Bytes of all files that the model is split into."""
@@ -97,7 +97,7 @@ class Header:
 
     @property
     def file_type(self) -> str:
-        """How most weights are stored, such as `Q4_K_M`; empty if the file does not say."""
+        """Quantization of most weights, such as `Q4_K_M`; empty if the file does not give it."""
         number = self.metadata.get("general.file_type", -1)
         known = isinstance(number, int) and 0 <= number < len(_FILE_TYPES)
         return _FILE_TYPES[number].strip("-") if known else ""
@@ -135,7 +135,7 @@ class Header:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether it says how a conversation is written."""
+        """Whether the file contains a chat template."""
         return bool(self.metadata.get("tokenizer.chat_template"))
 
     @property
@@ -172,7 +172,8 @@ def read_header(path: Path) -> Header:
 
 
 def shards(path: Path) -> list[Path]:
-    """Return all files of a model that was split (`m-00001-of-00003.gguf`), else the path itself."""
+    """Return all files of a split model (`m-00001-of-00003.gguf`), or just the path if it is not
+    split."""
     match = _SHARD.fullmatch(path.name)
     if match is None or not 0 < int(match["count"]) <= _KEPT:
         return [path]
@@ -184,7 +185,7 @@ def shards(path: Path) -> list[Path]:
 
 
 class _Reader:
-    """A cursor over the beginning of a file, of which it reads as much as it needs."""
+    """A cursor over the beginning of a file; it reads only as much as it needs."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -257,7 +258,7 @@ class _Reader:
         return layout.unpack_from(self._data, start)
 
     def _need(self, end: int) -> None:
-        """Have the file's bytes up to `end`. Raises GgufError if it has no so many."""
+        """Read the file's bytes up to `end`. Raises GgufError if the file is shorter."""
         if end > self._limit:
             raise GgufError(f"is truncated: its header needs more than {self._limit} bytes")
         while end > len(self._data):

@@ -1,8 +1,8 @@
-"""Being told that something in a folder changed: inotify, where the system has it.
+"""Notification of changes in a folder: inotify, where the system has it.
 
-A hint and no more: network folders send nothing, and a folder that is not there yet cannot be watched, so
-whoever listens looks by itself now and then too. Standard library only: it is three calls of libc, it costs
-no thread and, while nothing happens, no processor time.
+Only a hint: network folders send nothing, and a folder that does not exist yet cannot be watched,
+so the caller must also poll now and then. Standard library only: it is three calls of libc, it
+costs no thread and, while nothing happens, no processor time.
 """
 
 from __future__ import annotations

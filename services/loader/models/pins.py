@@ -1,4 +1,4 @@
-"""Which models are pinned: by PinModel, which is kept over restarts, else by their configuration."""
+"""Pinned models: by PinModel, which is kept over restarts, or otherwise by their configuration."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _log = get_logger(__name__)
 
 
 class Pins:
-    """The pins that somebody set or lifted by name."""
+    """The pins that were set or lifted by name."""
 
     def __init__(self, file: Path) -> None:
-        """Read what was kept; a file that cannot be read is as none."""
+        """Read the saved pins; an unreadable file is treated as empty."""
         self._file = file
         self._pins: dict[str, bool] = {}
         try:
@@ -27,7 +27,7 @@ class Pins:
             _log.warning("kept pins cannot be read", file=str(file), why=str(error))
 
     def pinned(self, name: str, configured: bool) -> bool:
-        """Whether the model is pinned; `configured` is what its configuration says."""
+        """Whether the model is pinned; `configured` is the value in its configuration."""
         return self._pins.get(name, configured)
 
     def set(self, name: str, pinned: bool) -> None:

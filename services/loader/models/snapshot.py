@@ -18,7 +18,7 @@ Double = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """All models at one moment. Immutable: whoever holds it may read it from any thread."""
+    """All models at one moment. Immutable: it may be read from any thread."""
 
     by_name: Mapping[str, ModelEntry] = field(default_factory=dict)
     """Sorted by name."""
@@ -28,7 +28,8 @@ class Models:
     """The name of the model if exactly one is configured (or, without any, one loose file)."""
 
     def pick(self, name: str) -> ModelEntry | None:
-        """Return the model of that name, else the one with a model file of that name."""
+        """Return the model of that name, or if there is none, the one with a model file of that
+        name."""
         return self.by_name.get(name) or self.by_name.get(self.by_file.get(name, ""))
 
     def exchange(self, changes: Iterable[tuple[Entries, Entries]]) -> Models | None:

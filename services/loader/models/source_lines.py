@@ -1,6 +1,6 @@
-"""Where things stand in a model's YAML: the parts of a file, and the line of each field.
+"""Positions in a model's YAML: the parts of a file, and the line of each field.
 
-Asked only for errors and for GetModel; reading a file for its values costs nothing of this.
+Used only for errors and for GetModel; reading a file for its values does not need it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Lines:
     """The lines of one model's fields."""
 
     def __init__(self, part: Part, position: int | None = None) -> None:
-        """Take a text, and which item of its list is meant. Raises ValueError."""
+        """`position` selects an item if `part` holds a list. Raises ValueError."""
         self._first = part.first_line
         node = part.root
         if isinstance(node, yaml.SequenceNode) and position is not None:
@@ -99,9 +99,10 @@ def _merged(node: yaml.MappingNode) -> Iterator[yaml.Node]:
 
 
 def key_above(text: str, line: int) -> str:
-    """Return the path of the key that the given line (from 1) stands at or below, as far as it can be told.
+    """Return the path of the key at or above the given line (from 1), as far as it can be
+    determined.
 
-    For a text that is no YAML: it goes by the indentation alone.
+    For a text that is not valid YAML: it goes by the indentation alone.
     """
     path: list[str] = []
     limit: int | None = None

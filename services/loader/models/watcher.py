@@ -21,14 +21,15 @@ _SETTLE_MOST = 0.2
 _SHARE = 200
 """Looks without a sign of change take no more than this part of the time, however large the folder."""
 _AT_ONCE = 100
-"""Changes to tell of before the calls in progress get their turn."""
+"""Changes to report before the calls in progress get their turn."""
 
 
 class Follower:
-    """Compares the models folder with what was seen last, and tells of models that came, changed or went.
+    """Compares the models folder with its last state, and reports models that came, changed or
+    went.
 
-    The system tells of most changes, and they are seen within a tenth of a second; those that it does not
-    tell of (network folders) are found by looking now and then.
+    The system announces most changes, and they are seen within a tenth of a second; those that it
+    does not announce (network folders) are found by polling.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class Follower:
         changed: Callable[[str], None],
         revision_is: Callable[[str, str], None],
     ) -> None:
-        """`active` names the models whose files are followed too, and `revision_is` is told their revisions.
+        """`active` names the models whose files are followed too, and `revision_is` gets their
+        revisions.
 
         `changed` is called with the name of each model that came, changed or went.
         """
@@ -51,7 +53,7 @@ class Follower:
         self._revision_is = revision_is
 
     def refresh(self) -> None:
-        """Look, and tell of what is new."""
+        """Scan the folder and report changes."""
         for name in self._take(self._catalog.look()):
             self._changed(name)
         self._tell(self._revisions(self._names()))

@@ -16,7 +16,8 @@ def backend_environment(
 
     It is the loader's own without its settings, plus the marker by which the guard finds every
     descendant, and the interpreter that a backend written in Python may run in (`CORRAL_PYTHON`).
-    Those that may outlive the loader are told not to end with their parent.
+    Backends that may outlive the loader get a variable that keeps them from ending with their
+    parent.
     """
     environment = {name: value for name, value in inherited.items() if not name.startswith(_OURS)}
     name, _, value = marker.partition("=")

@@ -62,7 +62,7 @@ class ProcessGroup(ABC):
         loop = asyncio.get_running_loop()
         self._exit: asyncio.Future[Exit] = loop.create_future()
         self._exit_fd = -1
-        # Both pipes are read until they close: a full pipe would block the backend for ever.
+        # Both pipes are read until they close: a full pipe would block the backend forever.
         self._readers = [
             loop.create_task(pump(stream, pipe, sink, ended=self._exit.done))
             for stream, pipe in zip(STREAMS, outputs, strict=True)
@@ -158,7 +158,7 @@ class ProcessGroup(ABC):
             self._exit.set_result(how)
 
     async def _group_ends(self, timeout: float) -> None:
-        """Wait, so long at most, until the group has ended by itself."""
+        """Wait, for at most the given time, until the group has ended by itself."""
         began = time.monotonic()
         await asyncio.wait([self._exit], timeout=timeout)
         # A shell that did not exec its program dies at once; the backend behind it may need its time.

@@ -1,17 +1,19 @@
-"""Ends the backends when the loader dies without a word (SIGKILL, power of the out-of-memory killer).
+"""Ends the backends when the loader dies without warning (SIGKILL, power of the out-of-memory
+killer).
 
 A parent-death signal reaches only the direct child, and only if that child does not exec through a
-shell. So a small process of its own, which outlives the loader by a moment, holds one end of a pipe:
-when the pipe closes, the loader is gone, and the guard kills every process group it was told of, and
-every process that carries the loader's marker in its environment. That reaches helpers that left the
-group, and a backend that was started in the instant before the loader died. It needs nothing of the
-backends, whatever language they are written in.
+shell. So a small process of its own, which outlives the loader by a moment, holds one end of a
+pipe: when the pipe closes, the loader is gone, and the guard kills every registered process group,
+and every process that carries the loader's marker in its environment. That reaches helpers that
+left the group, and a backend that was started in the instant before the loader died. It works
+without the backends' help, whatever language they are written in.
 
-Backends that it was told to keep are left for the next loader to take over. That one ends this guard
-when its own watches over them; if none comes in time, they are killed like the others.
+Backends that the loader wants kept are left for the next loader to take over. The next loader ends
+this guard once its own guard watches over them; if no loader comes in time, they are killed like
+the others.
 
-Run as a program (`python -I -S guard.py <patience> <marker>...`), this file imports the standard library
-only, so that it is up in about 15 ms and small. The first marker is that of its own loader.
+Run as a program (`python -I -S guard.py <patience> <marker>...`), this file imports the standard
+library only, so that it is up in about 15 ms and small. The first marker is that of its own loader.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class Group:
 
 
 def watch(patience: float, markers: set[bytes]) -> None:
-    """Follow the loader's orders on stdin until it closes; then end what is left, unless told not to."""
+    """Follow the loader's orders on stdin until it closes; then kill what is left, unless it must
+    stay."""
     groups: dict[int, Group] = {}
     for line in sys.stdin.buffer:
         order, *words = line.split()
@@ -78,7 +81,7 @@ def watch(patience: float, markers: set[bytes]) -> None:
 
 
 def end(groups: dict[int, Group], markers: set[bytes], spared: dict[int, Group]) -> None:
-    """Kill the groups, and whoever is marked and not spared, until nothing of them is found."""
+    """Kill the groups, and all marked processes that are not spared, until none is found."""
     left = {group.marker for group in spared.values()}
     deadline = time.monotonic() + SCAN_SECONDS
     quiet = 0
@@ -90,8 +93,8 @@ def end(groups: dict[int, Group], markers: set[bytes], spared: dict[int, Group])
 
 
 def wait(groups: dict[int, Group], patience: float) -> None:
-    """Leave the groups alone for so many seconds; forget those that end, whose numbers others get."""
-    # Whoever reads the loader's log until it closes must not wait for us.
+    """Leave the groups alone for the given seconds; forget those that end: their ids get reused."""
+    # A process that reads the loader's log until it closes must not wait for us.
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)

@@ -1,4 +1,5 @@
-"""The loader's side of the guard: starts it, tells it the groups, starts it again as soon as it dies."""
+"""The loader's side of the guard: starts it, sends it the groups, and restarts it as soon as it
+dies."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from services.common.tasks import wait_until
 _log = get_logger(__name__)
 _PROGRAM = Path(__file__).with_name("guard.py")
 _LEAVE_TIMEOUT = 2.0
-"""Seconds for the guard to end after it was told to leave; it only has to read one line."""
+"""Seconds for the guard to end after the order to leave; it only has to read one line."""
 _SHORT_LIFE = 1.0
 """Seconds: when several in a row live no longer, none can run here, and the next one waits as long."""
 _SHORT_LIVES = 3
@@ -124,7 +125,7 @@ class Guard:
             self._again = asyncio.get_running_loop().call_later(_SHORT_LIFE, self._start)
 
     def _tell(self, order: str) -> None:
-        # One that is just being replaced is told of all groups when it is there.
+        # A guard that is just being restarted gets all groups once it is up.
         if self._process is not None:
             self._write(order)
 
@@ -144,8 +145,8 @@ class Guard:
 async def dismiss_guards(markers: Collection[str], timeout: float) -> None:
     """End the guards that earlier loaders left; to be called when another watches.
 
-    A guard is known by its command line, which holds its loader's marker: that is found however often
-    the guard was started anew, and on nobody else's.
+    A guard is known by its command line, which holds its loader's marker: a guard keeps it however
+    often it is restarted, and no other process has it.
     """
     guards = await asyncio.to_thread(_kill_guards, markers)
     try:

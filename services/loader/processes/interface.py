@@ -34,7 +34,8 @@ class Exit:
     """How a process ended."""
 
     code: int | None = None
-    """Exit code; None if a signal ended it. With both None only its parent, who is gone, could know."""
+    """Exit code; None if a signal ended it. With both None only its parent, now gone, could know.
+    """
     signal: int | None = None
     out_of_memory: bool = False
     """The kernel killed something for lack of memory while this process ran, and it died by SIGKILL."""
@@ -96,7 +97,7 @@ class Launcher(Protocol):
     """Starts backends somewhere."""
 
     async def launch(self, spec: ProcessSpec, sink: LineSink) -> BackendProcess:
-        """Start it; raises BackendStartError that says what to mend."""
+        """Start it; raises BackendStartError, whose message names what to fix."""
         ...
 
     def adopt(self, uid: str, pid: int, birth: str, sink: LineSink) -> BackendProcess:

@@ -36,7 +36,8 @@ class Leftovers:
         pipes: NamedPipes,
         kill_timeout: float,
     ) -> None:
-        """Take what `registry.open` returned; processes get `kill_timeout` seconds to end."""
+        """The loaders and records come from `registry.open`; processes get `kill_timeout` seconds
+        to end."""
         self._pipes = pipes
         self._loaders = loaders
         self._records = records
@@ -49,10 +50,11 @@ class Leftovers:
         return {f"{LOADER_MARKER}={loader}" for loader in self._loaders}
 
     async def claim(self, watch: GroupWatch, *, adopt: bool) -> list[ProcessRecord]:
-        """Let `watch` have them, end the earlier loaders' guards, then whatever is not worth keeping.
+        """Hand them to `watch`, end the earlier loaders' guards, then end all that is not worth
+        keeping.
 
-        Returns those to `adopt`: ready, alive, and with output that can be read.
-        At no moment does nobody watch over a process: should this one die, `watch` ends them.
+        Returns those to `adopt`: ready, alive, and with readable output. A process is never without
+        a guard: should this loader die, `watch` ends them.
         """
         kept = []
         for record in self._records:
@@ -76,8 +78,8 @@ class Leftovers:
     async def end(self, watch: GroupWatch, records: Sequence[ProcessRecord]) -> bool:
         """Kill what is left of these; True when nothing is.
 
-        A process is signalled only if it carries the marker, or is in a group whose leader or member
-        does: whoever got a pid after one of ours is left alone.
+        A process is signalled only if it carries the marker, or is in a group whose leader or
+        member does: another process that reused one of our pids is left alone.
         """
         return await self._end(watch, records, set(), set())
 

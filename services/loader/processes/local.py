@@ -84,7 +84,7 @@ class LocalProcess(ProcessGroup):
         outputs: Sequence[IO[bytes] | None],
         sink: LineSink,
     ) -> None:
-        """Take a child that was just started; begin to read its pipes, and to wait for its end."""
+        """`child` was just started; begin to read its pipes, and to wait for its end."""
         super().__init__(child.pid, uid, around, outputs, sink)
         self._child = child
         self._kills_before = kills_before
@@ -99,7 +99,8 @@ class LocalProcess(ProcessGroup):
             ).start()
 
     def _leads(self) -> bool:
-        # Its end has been seen long before it is reaped: until then nobody else can get its pid.
+        # Its end has been seen long before it is reaped: until then no other process can get its
+        # pid.
         return self._child.returncode is None
 
     def _how_it_ended(self) -> Exit:
@@ -117,7 +118,8 @@ class LocalProcess(ProcessGroup):
         self._child.poll()
 
     def _wait_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        # asyncio's own child.wait() may also wait for the pipes, which a helper can hold open for ever.
+        # asyncio's own child.wait() may also wait for the pipes, which a helper can hold open
+        # forever.
         code = self._child.wait()
         how = Exit(code=code) if code >= 0 else self._killed_by(-code)
         with suppress(RuntimeError):  # the loop is closed: nobody asks any more
@@ -129,7 +131,7 @@ class LocalProcess(ProcessGroup):
 
 
 def make_executable(run_file: Path) -> None:
-    """Give the owner the right to execute, if nobody has it: archives often lose the bit."""
+    """Give the owner the right to execute, if no user has it: archives often lose the bit."""
     mode = run_file.stat().st_mode
     if not mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH):
         run_file.chmod(mode | stat.S_IXUSR)

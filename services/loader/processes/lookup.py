@@ -58,9 +58,11 @@ def is_process(pid: int, born: str, marker: str) -> bool:
 
 
 def own_group(pid: int, marker: str, *, leads: bool) -> list[psutil.Process]:
-    """Return the living processes of a backend's group; nobody if the group may be somebody else's.
+    """Return the living processes of a backend's group; empty if the group may be another
+    program's.
 
-    It is the backend's own when `leads` says that its leader still is, or when a member has its marker.
+    The group is the backend's own if its leader is still the same process (`leads`), or if a member
+    has its marker.
     """
     members = group_members(pid)
     if leads or any(_carries(process.pid, marker) for process in members):
@@ -85,7 +87,7 @@ def listens_on(process: psutil.Process, port: int) -> bool:
 
 
 def oom_kills() -> int:
-    """Return how often the kernel killed for lack of memory since boot; 0 where it does not tell."""
+    """Return how often the kernel killed for lack of memory since boot; 0 where it has no counter."""
     with suppress(OSError, ValueError):
         for line in _VMSTAT.read_text().splitlines():
             key, _, count = line.partition(" ")
@@ -108,7 +110,7 @@ def _environment(pid: int) -> list[bytes]:
 def _living(belongs: Callable[[int], bool]) -> list[psutil.Process]:
     found = []
     for pid in psutil.pids():
-        # A process may end, or belong to someone else, between any two of these lines.
+        # A process may end, or belong to another user, between any two of these lines.
         with suppress(OSError, psutil.Error):
             if belongs(pid):
                 process = psutil.Process(pid)

@@ -1,9 +1,9 @@
-"""What backends write: the pipes it comes through, and reading them.
+"""The backends' output: the pipes it comes through, and reading them.
 
-A plain pipe breaks when its reader dies. Backends that may outlive their loader write to named ones
-instead, which they hold open for reading too: they never get SIGPIPE, and the next loader goes on
-reading. While nobody reads, a pipe takes as much as the system lets it hold, and then makes its writer
-wait. Nothing is written to the disk.
+A plain pipe breaks when its reader dies. Backends that may outlive their loader write to named
+pipes instead, which they hold open for reading too: they never get SIGPIPE, and the next loader
+goes on reading. Without a reader, a pipe fills up to the system's limit and then blocks its writer.
+Nothing is written to the disk.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the next loader must know of this one's processes, should this one die: one small file each.
+"""Records of this loader's processes for the next loader, in case this one dies: a small file each.
 
-A record is a hint, never an order: whoever reads it looks first whether the process is still the one
-that was noted (`processes.is_process`).
+A record is a hint, never an order: the reader first checks that the process is still the one that
+was recorded (`processes.is_process`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _log = get_logger(__name__)
 
 _UID = r"^[0-9a-f]{32}$"
 _LARGEST = 256 * 1024
-"""Bytes; a record has some hundred, and what a backend said about its load."""
+"""Bytes; a record has some hundred, and the backend's answer to its load."""
 _SUFFIX = ".json"
 
 
@@ -55,8 +55,8 @@ class ProcessRecord(BaseModel):
 class ProcessRegistry:
     """The records of a state folder, and the ids of the loaders that wrote there.
 
-    A loader's id stands there from before its first process until a later loader has seen to all that
-    it left: processes that died before they could be recorded carry it in their environment.
+    A loader's id is there from before its first process until a later loader has dealt with all
+    that it left: processes that died before they could be recorded carry it in their environment.
     """
 
     def __init__(self, folder: Path, loader: str) -> None:
@@ -84,7 +84,7 @@ class ProcessRegistry:
             self.forget({self.loader})
 
     def forget(self, loaders: set[str]) -> None:
-        """Forget loaders of whom nothing is left."""
+        """Forget loaders that have no processes left."""
         for loader in loaders:
             with suppress(OSError):
                 (self._loaders / loader).unlink()
@@ -101,7 +101,7 @@ class ProcessRegistry:
         return True
 
     def remove(self, uid: str) -> None:
-        """Forget a process of which nothing is left."""
+        """Forget a process that has fully ended."""
         with suppress(OSError):
             self._path(uid).unlink()
 
