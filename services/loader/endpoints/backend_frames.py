@@ -1,6 +1,6 @@
-"""Follows the frames from a backend to the client of a spliced connection: a call is over when its stream is.
+"""Follows a spliced connection's frames from the backend to the client, to see which calls end.
 
-A gRPC call is over when the server has ended its stream, or either side has reset it.
+A gRPC call ends when the server ends its stream or either side resets it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _WHOLE = END_HEADERS | END_STREAM
 
 
 class Greeting:
-    """The backend's first frames, of which some acknowledgements are left out.
+    """The backend's first frames, without the acknowledgements that the client already has.
 
-    The client's SETTINGS were acknowledged from here while there was no backend, and some clients hang up
-    on a second acknowledgement.
+    The endpoint acknowledged the client's SETTINGS while there was no backend, and some clients hang
+    up on a second acknowledgement.
     """
 
     __slots__ = ("_part", "acks")
 
     def __init__(self, acks: int) -> None:
-        """Leave out so many."""
+        """Leave out the first `acks` acknowledgements."""
         self.acks = acks
         self._part = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next piece and return what goes on to the client: whole frames until all are found."""
+        """Return the bytes to pass to the client: whole frames until all acknowledgements are found."""
         data = self._part + data
         at = start = 0
         pieces = []
@@ -62,31 +62,31 @@ class Greeting:
 class BackendFrames:
     """Follows the frames from the backend to the client, which it never changes.
 
-    To be fed with what was passed on already, in any pieces: a stream ends with the last byte of its last
-    frame, not with the first.
+    Feed it the bytes already passed on, in pieces of any size: a stream ends with the last byte of its
+    last frame, not with the first.
     """
 
     __slots__ = ("_block", "_ending", "_part", "_skip", "_streams")
 
     def __init__(self, streams: OpenStreams) -> None:
-        """Keep these streams up to date."""
+        """Keep `streams` up to date."""
         self._streams = streams
         self._skip = 0
         """Bytes of the frame in progress that are still to come."""
         self._part = b""
-        """The beginning of a frame whose header is not whole."""
+        """The beginning of a frame whose header is incomplete."""
         self._ending = 0
-        """The stream that ends with the frame, or the header block, in progress."""
+        """The stream that ends with the current frame or header block."""
         self._block = False
-        """A header block goes on with the next frame."""
+        """The header block continues in the next frame."""
 
     @property
     def at_boundary(self) -> bool:
-        """Whether a frame of our own may follow what was passed on so far."""
+        """Whether the endpoint may send a frame of its own now."""
         return not (self._skip or self._part or self._block)
 
     def feed(self, data: bytes) -> int:
-        """Take the next piece; returns how many calls ended in it."""
+        """Read the next bytes and return the number of calls that ended in them."""
         if self._part:
             data = self._part + data
             self._part = b""
@@ -130,7 +130,7 @@ class BackendFrames:
             elif kind == GOAWAY:
                 if start + HEADER + 4 > size:
                     at = start
-                    break  # until its last stream is here
+                    break  # until the whole last-stream id is here
                 above = int.from_bytes(data[start + 9 : start + 13], "big") & _STREAM
                 ended += streams.ended_above(above)
                 continue

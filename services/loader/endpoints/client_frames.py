@@ -1,7 +1,7 @@
-"""Follows the frames from a client to the backend of a spliced connection, and changes the least it must.
+"""Follows a spliced connection's frames from the client to the backend, with as few changes as possible.
 
-Each request gets the backend's token, as one more header field at the end of its header block. Frames of
-streams that do not go to the backend (refused, or answered here) are taken out. All else passes as it is.
+Each request gets the backend's token as an extra header field at the end of its header block. Frames of
+streams that do not go to the backend (refused, or answered here) are removed. The rest is unchanged.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _STREAM = 0x7FFFFFFF
 _UPDATE = b"\0\0\4\x08"
 _WHOLE = END_HEADERS | END_STREAM
 _KEPT = 64
-"""Streams answered here for which a late frame may still come."""
+"""Streams answered here, remembered since late frames may still arrive for them."""
 
 
 class ClientFrames:
-    """One client's side of a connection that is spliced."""
+    """The client's side of a spliced connection."""
 
     __slots__ = (
         "_added",
@@ -68,8 +68,8 @@ class ClientFrames:
     ) -> None:
         """Add `field` to each request, and leave out the first `acks` acknowledgements of SETTINGS.
 
-        `answered` are the streams whose frames stop here, each with its request if that is to be answered
-        when it is whole; `control` is called then.
+        `answered` has the streams whose frames are not passed on. If a stream has a request there, `control`
+        is called once the whole request is here, to answer it.
         """
         self._streams = streams
         self._headers = headers
@@ -78,28 +78,28 @@ class ClientFrames:
         headers.add_field(field)
         self._control = control
         self._part = b""
-        """The beginning of a frame that is looked at whole."""
+        """The beginning of a frame that is parsed once complete."""
         self._skip = 0
-        """Bytes of the DATA in progress that are still to come."""
+        """Bytes of the current DATA frame that are still to come."""
         self._skip_stops = False
         self.acks = acks
         self.answered = answered
         self.closed = False
-        """The client was told to open no more streams."""
+        """Whether a GOAWAY was sent to the client."""
         self._watches = bool(answered)
         self.to_client = bytearray()
-        """Frames to send to the client, for the caller to take: its window back for DATA taken out."""
+        """WINDOW_UPDATE frames for removed DATA, for the caller to send to the client."""
         self.finished = 0
-        """Calls that the client ended itself in what was fed last."""
+        """Calls that the client reset in the last `feed`."""
 
     def close(self) -> None:
-        """Take out streams that are opened from now on: the client is told so."""
+        """Remove streams opened from now on; the client gets a GOAWAY."""
         self.closed = self._watches = True
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next piece and return what goes on to the backend.
+        """Return the bytes that go to the backend for the next piece of `data`.
 
-        Raises HeadersError or BrokenFramesError when the connection cannot be followed any more.
+        Raises HeadersError or BrokenFramesError if the frames can no longer be followed.
         """
         self.finished = 0
         if self._part:
@@ -139,7 +139,7 @@ class ClientFrames:
                     block = data[at + HEADER : end]
                     onward = calls.get(block)
                     if onward is not None and streams.limit >= stream > streams.last:
-                        # Nearly every call: the same block as before, and nothing special about it.
+                        # Nearly every call: a known block that needs no special treatment.
                         streams.last = stream
                         opened[stream] = SENT if flags & END_STREAM else 0
                         streams.calls += 1
@@ -208,14 +208,14 @@ class ClientFrames:
         return stream in self.answered or (self.closed and stream > self._streams.last)
 
     def _whole(self, stream: int) -> None:
-        """All of a request that does not go to the backend is here."""
+        """Called when a request that does not go to the backend is complete."""
         request = self.answered.get(stream)
         if request is not None:
             self.answered[stream] = None
             self._control(stream, request)
 
     def _block(self, stream: int, flags: int, frames: bytes) -> bytes:
-        """Return what goes to the backend for a whole header block of any kind."""
+        """Return the bytes that go to the backend for a complete header block of any kind."""
         block = content(frames)
         request = self._headers.known.get(block)
         changed = False
@@ -231,10 +231,10 @@ class ClientFrames:
                 return b""
             if ends:
                 self._streams.sent(stream)
-            return frames  # trailers, or a late frame: the backend will know
+            return frames  # trailers or a late frame: the backend handles both
         self._streams.last = stream
         if stream > self._streams.limit:
-            return frames  # the backend has told the client to go elsewhere with it
+            return frames  # the backend's GOAWAY already refused it
         if request.kind is Kind.CONTROL:
             while len(self.answered) >= _KEPT:
                 del self.answered[next(iter(self.answered))]
@@ -242,7 +242,7 @@ class ClientFrames:
             self._watches = True
             if ends:
                 self._whole(stream)
-            # The backend's header table must follow the client's; without a message, nothing is done.
+            # The backend's header table must follow the client's; a call without a message does nothing.
             return frames + rst_stream(stream, CANCEL) if changed else b""
         probe = PROBE if request.kind is Kind.PROBE else 0
         self._streams.opened(stream, probe | (SENT if ends else 0))

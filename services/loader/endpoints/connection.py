@@ -3,9 +3,9 @@
     HELD ── a call has its lease ──> CONNECTING ──> SPLICED ── unload, crash ──> ENDING ──> closed
       └─────────────── no load, or nothing more to answer ───────────────────────↑
 
-HELD: no backend; the client is answered as a living server answers. SPLICED: bytes pass, frame headers are
-read. ENDING: the client was told to go elsewhere (GOAWAY), and what it still sends is read and forgotten
-until it closes: to close first would lose what it wrote before it knew.
+HELD: no backend; the endpoint answers like a running server. SPLICED: bytes pass through, frame headers
+are read. ENDING: a GOAWAY was sent, and the client's bytes are read and dropped until it closes: closing
+first would lose the frames that the client sent before it got the GOAWAY.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .streams import PROBE, SENT
 
 _ALL = 2**31 - 1
 _LAST_READS = 64
-"""Pieces to take from a backend that has ended: more than fit into a socket."""
+"""Reads from a backend that has ended: more than a socket buffer holds."""
 
 
 class Connection(HeldConnection):
@@ -68,7 +68,7 @@ class Connection(HeldConnection):
         if begun := streams.calls - before + finished:
             if not calls.open:
                 self._moved = time.monotonic()
-            calls.begin(begun)  # before the backend can know of it
+            calls.begin(begun)  # before the backend gets it
         if backend is not None and on:
             try:
                 sent = backend.send(on)
@@ -89,7 +89,7 @@ class Connection(HeldConnection):
     # To a backend
 
     def _attach(self, instance: Instance) -> None:
-        """Count what is open as the instance's calls from now on, and connect to it."""
+        """Count the open calls as the instance's from now on, and connect to it."""
         self.state = State.CONNECTING
         calls = self._calls = self._model.count_calls(instance, self._stands_still)
         self._moved = time.monotonic()
@@ -99,7 +99,7 @@ class Connection(HeldConnection):
         tasks, self._tasks = self._tasks, {}
         for stream, task in tasks.items():
             if stream in self._streams.flags:
-                task.cancel()  # one lease is enough for all that wait on this connection
+                task.cancel()  # one lease serves all waiting calls of this connection
             else:
                 self._tasks[stream] = task
         calls.on_drain(self.drain)
@@ -139,7 +139,7 @@ class Connection(HeldConnection):
             self._tasks[0] = self._model.spawn(self._find_out(instance, lost))
 
     async def _find_out(self, instance: Instance, lost: CorralError) -> None:
-        """Hold the calls anew if the backend has ended, of which the loader may hear in a moment."""
+        """Hold the calls again if the backend has ended; the loader may report that a moment later."""
         cause = await instance.wait_ended(self._model.cause_timeout)
         if cause is None:
             self._tasks.pop(0, None)
@@ -148,7 +148,7 @@ class Connection(HeldConnection):
             self._hold_again(cause)
 
     def _hold_again(self, cause: CorralError) -> None:
-        """The backend ended before it heard of any call: they wait for the next one."""
+        """Called when the backend ended before it got any call: the calls wait for the next one."""
         if task := self._tasks.pop(0, None):
             task.cancel()
         calls, self._calls = self._calls, None
@@ -228,7 +228,7 @@ class Connection(HeldConnection):
         self._moved = time.monotonic()
         if not self._reached:
             self._reached = _ALL
-        # Looked at when it is on its way: the client need not wait for that.
+        # Parsed after sending, so that the client does not wait for it.
         ended = self._replies.feed(data)
         if ended and self._calls is not None:
             self._calls.end(ended)
@@ -242,12 +242,12 @@ class Connection(HeldConnection):
 
     def _stands_still(self) -> float:
         if self._client.full:
-            return math.inf  # a slow client is no fault of the backend's
+            return math.inf  # a slow client is not the backend's fault
         owes = any(flags & (SENT | PROBE) == SENT for flags in self._streams.flags.values())
         return self._moved if owes else math.inf
 
     def _backend_gone(self) -> None:
-        """The backend closed the connection; why is known in a moment, if it has ended."""
+        """Called when the backend closed the connection; if it ended, the cause is known in a moment."""
         if self.state is not State.SPLICED or self._timer is not None:
             return
         if self._backend is not None:
@@ -277,13 +277,13 @@ class Connection(HeldConnection):
     # The end
 
     def drain(self) -> None:
-        """Tell the client to open no more streams here; end when the calls that are open have ended."""
+        """Send a GOAWAY, and end the connection when its open calls have ended."""
         if self._closing or self.state in (State.ENDING, State.CLOSED):
             return
         if self.state is State.HELD:
             if not self._streams.calls and not self._tasks:
                 self._end(None)
-            return  # those that wait are told by whoever they wait for
+            return  # waiting calls get the error from the lease they wait for
         if self.state is State.CONNECTING and not self._streams.calls:
             self._end(None)
             return
@@ -297,7 +297,7 @@ class Connection(HeldConnection):
             self._settle()
 
     def _settle(self) -> None:
-        """Send what waited for the end of a frame, and end the connection if it was the last call's."""
+        """Send the frames that waited for a frame's end; end a draining connection after its last call."""
         if self.state is not State.SPLICED or not self._replies.at_boundary:
             return
         if self._pending:
@@ -307,7 +307,7 @@ class Connection(HeldConnection):
             self._end(None)
 
     def _cut(self) -> None:
-        """The instance has ended, or is being ended with its calls."""
+        """Called when the instance has ended, or is being stopped together with its calls."""
         calls = self._calls
         if calls is None or self.state not in (State.CONNECTING, State.SPLICED):
             return
@@ -315,7 +315,7 @@ class Connection(HeldConnection):
             self._hold_again(calls.instance.ended.result())
             return
         if self._backend is not None:
-            for _ in range(_LAST_READS):  # what it still said counts
+            for _ in range(_LAST_READS):  # the backend's last bytes count
                 try:
                     data = self._backend.recv(READ)
                 except OSError:

@@ -1,4 +1,4 @@
-"""The address of one model: to its clients a plain backend.Backend server that is always there."""
+"""The endpoint of one model: to clients, a `backend.Backend` server that is always up."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .request_headers import Request
 _log = get_logger(__name__)
 
 _FRESH = ".new"
-"""The name of a socket before it listens: no longer than any that it can get."""
+"""The name of a socket before it listens: no longer than any final name."""
 _BACKLOG = 128
 _AT_ONCE = 64
-"""Connections to accept before others get their turn."""
+"""Connections to accept in a row before other work gets its turn."""
 _PAUSE = 1.0
 """Seconds without accepting when the process has no descriptor left."""
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -42,7 +42,7 @@ _UNINITIALIZED = b""
 
 @dataclass(frozen=True, slots=True)
 class EndpointTimeouts:
-    """The named waits of an endpoint, in seconds."""
+    """The timeouts of an endpoint, in seconds."""
 
     cause: float
     linger: float
@@ -51,12 +51,12 @@ class EndpointTimeouts:
 
 
 class Endpoint:
-    """Listens for one model."""
+    """The endpoint of one model: its listeners and its connections."""
 
     def __init__(
         self, name: str, loader: Loader, timeouts: EndpointTimeouts, tasks: Background
     ) -> None:
-        """Listen nowhere yet."""
+        """Create the endpoint; it does not listen yet."""
         self.name = name
         self.cause_timeout = timeouts.cause
         self.linger_timeout = timeouts.linger
@@ -72,18 +72,18 @@ class Endpoint:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where clients reach it, as gRPC takes addresses."""
+        """The endpoint's addresses, in gRPC's syntax."""
         return tuple(self._listeners)
 
     @property
     def calls(self) -> int:
-        """Open calls, those that wait for the model included."""
+        """The number of open calls, including those that wait for the model."""
         return sum(connection.calls for connection in self.connections)
 
     # Listening
 
     def listen_at(self, path: Path, mode: int) -> None:
-        """Listen on a Unix socket with these permissions, in place of what is there. Raises OSError."""
+        """Listen on a Unix socket with these permissions, replacing an old one. Raises OSError."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         fresh = path.with_name(_FRESH)
         try:
@@ -93,7 +93,7 @@ class Endpoint:
             listener.bind(str(fresh))
             fresh.chmod(mode)
             listener.listen(_BACKLOG)
-            fresh.rename(path)  # nobody finds a socket that does not answer yet
+            fresh.rename(path)  # no client finds a socket that does not answer yet
         except BaseException:
             listener.close()
             with suppress(OSError):
@@ -147,7 +147,7 @@ class Endpoint:
         self._paused[address] = loop.call_later(_PAUSE, resume)
 
     def stop_listening(self, address: str = "") -> None:
-        """Take an address away, or all; connections go on."""
+        """Stop listening on an address, or on all; open connections continue."""
         loop = asyncio.get_running_loop()
         for known in [address] if address else list(self._listeners):
             listener = self._listeners.pop(known)
@@ -165,17 +165,17 @@ class Endpoint:
             return
         with suppress(OSError):
             status = path.stat()
-            if (status.st_dev, status.st_ino) == self._inode:  # else it is another's by now
+            if (status.st_dev, status.st_ino) == self._inode:  # otherwise another process replaced it
                 path.unlink()
 
     def drain(self) -> None:
-        """Listen no longer, and end each connection when its calls have ended."""
+        """Stop listening, and end each connection when its calls have ended."""
         self.stop_listening()
         for connection in list(self.connections):
             connection.drain()
 
     def close(self) -> None:
-        """End all at once."""
+        """Stop listening and close all connections at once."""
         self.stop_listening()
         for connection in list(self.connections):
             connection.close()
@@ -187,7 +187,7 @@ class Endpoint:
         return await self._loader.acquire(self.name, caller)
 
     def probe(self) -> Instance | None:
-        """Return the instance if the model is ready; never loads."""
+        """Return the instance if the model is ready; never loads it."""
         try:
             lease = self._loader.probe(self.name)
         except CorralError:
@@ -198,19 +198,19 @@ class Endpoint:
         return lease.instance
 
     def count_calls(self, instance: Instance, stands_still: Callable[[], float]) -> CountedCalls:
-        """Return what counts a connection's calls."""
+        """Return a counter for a connection's calls."""
         return self._loader.count_calls(instance, stands_still=stands_still)
 
     def lost(self, instance: Instance, error: CorralError) -> None:
-        """An external backend cannot be reached any more."""
+        """Called when an external backend is no longer reachable."""
         self._loader.report_lost(instance, error)
 
     def answer(self, request: Request) -> Coroutine[Any, Any, bytes] | bytes:
-        """Return the message that answers a request which no backend gets. Raises CorralError.
+        """Return the response to a request that is not passed to a backend. Raises CorralError.
 
-        What loads the model is its configuration: LoadModel only waits for that, so that LocalAI, which
-        always sends one, finds what it expects; and Free, which would take the model from all others,
-        changes nothing.
+        The model loads with its own configuration. LoadModel only waits for that load, which is what
+        LocalAI expects, since it always sends LoadModel. Free changes nothing: it would take the model
+        from all other clients.
         """
         match request.method:
             case "LoadModel":
@@ -235,15 +235,15 @@ class Endpoint:
         return _result(f"model {view.name!r} is loaded, with Corral's configuration of it")
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task."""
+        """Start a background task."""
         return self._tasks.spawn(work, name=f"endpoint of {self.name}")
 
     def closed(self, connection: Connection) -> None:
-        """The connection is closed."""
+        """Called when the connection is closed."""
         self.connections.discard(connection)
 
 
 def _result(text: str) -> bytes:
-    """Return a Result that says success."""
+    """Return a serialized Result with success set."""
     message = text.encode()[:127]
     return b"\n" + bytes((len(message),)) + message + b"\x10\1"

@@ -1,4 +1,4 @@
-"""Where the sockets of model endpoints stand: one folder a loader, a name for each model."""
+"""The folder of the model endpoints' sockets: one per loader, with a socket name per model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ LONGEST_PATH = 107
 """Bytes: Linux's sun_path holds 108 with the closing zero."""
 _DIGEST = 8
 _PLAIN = re.compile(r"[A-Za-z0-9_+@=~-][A-Za-z0-9._+@:=~-]*")
-"""Names that are the same in a file system and in the path of a gRPC address, which is a URI."""
+"""Names that need no escaping in a file system or in a gRPC address, which is a URI."""
 _SHORTEST = len("x-.sock") + _DIGEST
 
 
 class FolderTakenError(Exception):
-    """Another loader has its sockets there."""
+    """Another loader uses the folder."""
 
 
 def socket_path(folder: Path, model: str) -> Path:
-    """Return where the model's socket stands; a name that cannot stand in a path is written otherwise.
+    """Return the path of the model's socket; names that are not valid in a path are escaped.
 
-    What it cannot have is replaced by `_` and what is too long is cut; a digest of the name follows then.
+    Invalid characters become `_` and long names are cut; a digest of the name is appended in both cases.
     """
     room = LONGEST_PATH - len(os.fsencode(folder)) - len("/.sock")
     if _PLAIN.fullmatch(model) and len(model) <= room:
@@ -40,11 +40,11 @@ def socket_path(folder: Path, model: str) -> Path:
 
 @contextmanager
 def endpoint_folder(runtime: Path, socket_mode: int) -> Iterator[Path]:
-    """Hold the folder for this process, and yield where its sockets go; they are removed at the end.
+    """Lock the folder for this process and yield its path; its sockets are removed at the end.
 
-    Who may use a socket by its mode may enter the folder, nobody else. Sockets that a killed loader left
-    are cleared away. Where the path is too long for any socket, a folder among the temporary files stands
-    in for it. Raises OSError, and FolderTakenError if another loader uses it.
+    Only users whom the socket mode lets use a socket may enter the folder. Sockets left by a killed
+    loader are removed. If the path is too long for any socket, a temporary folder is used instead.
+    Raises OSError, and FolderTakenError if another loader uses the folder.
     """
     folder = runtime / "models"
     if len(os.fsencode(folder)) + 1 + _SHORTEST > LONGEST_PATH:
@@ -68,7 +68,7 @@ def endpoint_folder(runtime: Path, socket_mode: int) -> Iterator[Path]:
 
 
 def _folder_mode(socket_mode: int) -> int:
-    """Return 0700, and leave to pass for the group and others if they may write to a socket."""
+    """Return 0700, plus execute permission for the group and others if they may write to a socket."""
     group = 0o010 if socket_mode & 0o020 else 0
     others = 0o001 if socket_mode & 0o002 else 0
     return 0o700 | group | others
@@ -81,7 +81,7 @@ def _check_owner(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    # Whoever holds the lock is alone here, so all of them are dead.
+    # This process holds the lock, so all sockets here are from loaders that ended.
     for path in folder.iterdir():
         with suppress(OSError):
             if stat.S_ISSOCK(path.lstat().st_mode):

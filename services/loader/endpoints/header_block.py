@@ -1,4 +1,4 @@
-"""A request's header block over all its frames: where it ends, what is in it, and one field more. Pure."""
+"""A request's header block across its frames: find its end, read it, append a field. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .http2 import CONTINUATION, END_HEADERS, HEADER, MAX_FRAME, PADDED, WITH_PR
 LARGEST = 1024 * 1024
 """Bytes of one header block; gRPC servers take no more than 8 to 64 KiB by default."""
 _MOST_FRAMES = 256
-"""Of one block: as many as 64 hold the most bytes; each is looked at again with every piece that comes."""
+"""Frames of one block: 64 can hold the most bytes allowed. Each new piece rescans all of them."""
 
 _words = struct.Struct(">Q").unpack_from
 
 
 class BrokenFramesError(Exception):
-    """The peer's bytes are no HTTP/2, or more than anybody has a use for."""
+    """The peer's bytes are not HTTP/2, or exceed a limit."""
 
 
 def block_end(data: bytes, at: int) -> int:
-    """Return where the block ends whose HEADERS frame begins at `at`; 0 if the rest has not come yet.
+    """Return the end of the block whose HEADERS frame begins at `at`; 0 if it is incomplete.
 
     Raises BrokenFramesError.
     """
@@ -42,7 +42,7 @@ def block_end(data: bytes, at: int) -> int:
 
 
 def content(frames: bytes) -> bytes:
-    """Return the header fields that these frames hold, as they are coded. Raises BrokenFramesError."""
+    """Return the encoded header fields in these frames. Raises BrokenFramesError."""
     (words,) = _words(frames, 0)
     end = HEADER + (words >> 40)
     start, padding = HEADER, 0
@@ -62,7 +62,7 @@ def content(frames: bytes) -> bytes:
 
 
 def with_field(frames: bytes, field: bytes) -> bytes:
-    """Return the block with one more field at its end, in its last frame or in one of its own."""
+    """Return the block with `field` appended, in its last frame or in an additional one."""
     if not field:
         return frames
     last = at = 0
