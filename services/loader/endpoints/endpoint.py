@@ -165,7 +165,7 @@ class Endpoint:
             return
         with suppress(OSError):
             status = path.stat()
-            if (status.st_dev, status.st_ino) == self._inode:  # otherwise another process replaced it
+            if (status.st_dev, status.st_ino) == self._inode:  # not replaced since
                 path.unlink()
 
     def drain(self) -> None:

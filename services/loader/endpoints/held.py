@@ -1,4 +1,4 @@
-"""A connection to a model endpoint while no backend hears of it: it waits, is refused, is answered; and its end."""
+"""A connection to a model endpoint while it has no backend (calls wait or are answered), and its end."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from .request_headers import Kind, Request, RequestHeaders
 from .streams import OpenStreams
 
 _KEPT_BYTES = 1024 * 1024
-"""What is kept of a client whose model is being loaded; then it has to wait with the rest."""
+"""Bytes kept of a client while its model loads; beyond that, reading from it pauses."""
 _IDLE_BYTES = 64 * 1024
 _IDLE_REQUESTS = 100
-"""What may be kept of requests that were answered, before the client is asked to connect anew."""
+"""Answered requests that may be kept before the client is asked to reconnect."""
 _UNREAD_BYTES = 1024 * 1024
-"""What may wait for a client that asks and does not read the answers; of a backend, one piece waits at most."""
+"""Bytes of answers that may wait for a client that does not read; of a backend's data, one piece."""
 
 
 class State(Enum):
-    """Where a connection stands."""
+    """The state of a connection."""
 
     HELD = 1
     CONNECTING = 2
@@ -44,7 +44,7 @@ class State(Enum):
 
 
 class HeldConnection:
-    """A connection as long as no backend hears of it, and its end."""
+    """A connection before it has a backend, and its end."""
 
     __slots__ = (
         "_backend",
@@ -71,7 +71,7 @@ class HeldConnection:
     )
 
     def __init__(self, sock: socket.socket, model: Model) -> None:
-        """Greet the client, and read what it sends."""
+        """Send the client the server's SETTINGS and start reading."""
         self._model = model
         self._loop = asyncio.get_running_loop()
         self._client = RawSocket(sock, self._loop)
@@ -86,32 +86,32 @@ class HeldConnection:
         self._greeting: Greeting | None = None
         self._calls: CountedCalls | None = None
         self._pending = b""
-        """Frames of our own that wait for the end of one of the backend's."""
+        """The endpoint's own frames, which wait for the end of a backend's frame."""
         self._closing = False
-        """The client was told to open no more streams."""
+        """Whether a GOAWAY was sent to the client."""
         self._probing = False
-        """A probe waits for the backend, which is there."""
+        """Whether a probe waits for the backend, which is running."""
         self._reached = 0
-        """The highest stream that the backend can have worked on; of none while it never said a word:
-        a gRPC server begins with its SETTINGS, before it reads."""
+        """The highest stream that the backend can have processed; none while it has sent nothing:
+        a gRPC server sends its SETTINGS before it reads."""
         self._moved = 0.0
-        """When the backend last sent something, or began to owe something; by the monotonic clock."""
+        """Monotonic time when the backend last sent something, or first owed a response."""
         self._leases: list[Lease] = []
-        """Of calls that have been waiting, until all is counted as one."""
+        """Leases of calls that waited, until the connection's calls are counted together."""
         self._deadlines: dict[int, float | None] = {}
-        """Of the calls that no backend has heard of yet, by stream and the monotonic clock."""
+        """Deadlines of the calls that no backend has seen yet, by stream, in monotonic time."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        """Waits for a lease, and answers that take time, by stream."""
+        """Tasks that wait for a lease or prepare an answer, by stream."""
         self._timer: asyncio.TimerHandle | None = None
         self.state = State.HELD
         self._timer = self._loop.call_later(model.handshake_timeout, self.close)
-        with suppress(OSError):  # seen by whoever reads
+        with suppress(OSError):  # the next read finds the connection broken
             self._client.send(frame(SETTINGS, 0, 0))
         self._client.read(self._from_client)
 
     @property
     def calls(self) -> int:
-        """Open calls, those that wait for the model included."""
+        """The number of open calls, including those that wait for the model."""
         return self._streams.calls
 
     def _from_client(self) -> None:
@@ -143,7 +143,7 @@ class HeldConnection:
                 self._attach(instance)
         elif not self._streams.calls and not self._tasks:
             if held.size > _IDLE_BYTES or held.dead > _IDLE_REQUESTS:
-                self._end(None)  # it connects anew, with nothing to be kept
+                self._end(None)  # it reconnects, with nothing to keep
         elif held.size > _KEPT_BYTES:
             self._client.pause()
 
@@ -153,7 +153,7 @@ class HeldConnection:
             self._own(window_update(0, returned))
 
     def _opened(self, stream: int, request: Request) -> bool:
-        """Take a call or a probe; whether it is for the backend."""
+        """Accept a call or a probe; return whether it goes to the backend."""
         if request.kind is Kind.CALL:
             left = request.timeout
             self._deadlines[stream] = time.monotonic() + left if left is not None else None
@@ -181,7 +181,7 @@ class HeldConnection:
         self._tasks.pop(stream, None)
         self._leases.append(lease)
         if len(self._leases) == 1:
-            # Who waited for the same has its lease in the same turn of the loop.
+            # Other calls that waited for this instance get their leases in the same turn of the loop.
             self._loop.call_soon(self._take_leases)
 
     def _take_leases(self) -> None:
@@ -195,7 +195,7 @@ class HeldConnection:
             lease.release()
 
     def _withdrawn(self, stream: int) -> None:
-        """The client reset a stream of which the backend has not heard."""
+        """Called when the client reset a stream that the backend has not seen."""
         assert self._held is not None
         ended = self._streams.ended(stream)
         if ended and self._calls is not None:
@@ -206,7 +206,7 @@ class HeldConnection:
             task.cancel()
 
     def _refuse(self, stream: int, error: CorralError) -> None:
-        """Tell one call that waits that it cannot be made."""
+        """End a waiting call with this error."""
         if stream not in self._streams.flags or self._held is None:
             return
         self._streams.ended(stream)
@@ -218,7 +218,7 @@ class HeldConnection:
             self._end(None)
 
     def _control(self, stream: int, request: Request) -> None:
-        """Answer a request that no backend gets."""
+        """Answer a request that is not passed to a backend."""
         try:
             answer = self._model.answer(request)
         except CorralError as error:
@@ -240,11 +240,11 @@ class HeldConnection:
     # The end
 
     def _end(self, cause: CorralError | None, code: int = NO_ERROR) -> None:
-        """Tell the open calls why they end, and the client to go elsewhere; wait until it does."""
+        """End the open calls with `cause`, send a GOAWAY, and wait for the client to close."""
         if self.state in (State.ENDING, State.CLOSED):
             return
         whole = self._replies.at_boundary
-        # Above this, the client may send again what it sent: most libraries do so by themselves.
+        # The client may retry streams above this one: most libraries do so on their own.
         last = self._streams.last
         if self.state is State.SPLICED and code == NO_ERROR:
             last = min(last, self._reached, self._streams.limit)
@@ -281,7 +281,7 @@ class HeldConnection:
         _release(calls)
 
     def _own(self, frames: bytes) -> None:
-        """Send frames of our own to the client, between two of the backend's."""
+        """Send the endpoint's own frames to the client, between two of the backend's."""
         if self.state in (State.ENDING, State.CLOSED):
             return
         if self.state is State.SPLICED and not self._replies.at_boundary:
@@ -298,7 +298,7 @@ class HeldConnection:
             self.close()
 
     def close(self) -> None:
-        """Close both sides at once; nothing of it counts any more. Idempotent."""
+        """Close both sides at once; its calls no longer count. Idempotent."""
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED

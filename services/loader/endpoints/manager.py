@@ -1,4 +1,4 @@
-"""The endpoints of all models: which there are, as models come and go."""
+"""Opens and closes the endpoints of all models as models come and go."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from .folder import socket_path
 _log = get_logger(__name__)
 
 _BATCH = 20
-"""Endpoints to open before the calls in progress get their turn: about a millisecond."""
+"""Endpoints to open before open calls get their turn: about a millisecond of work."""
 _SPARE = 1024
-"""Descriptors beside those of the sockets: connections, backends, files. Of a low limit, half."""
+"""Descriptors for all but the sockets: connections, backends, files. Half of a low limit."""
 _DESCRIPTORS = 65536
-"""The most that the soft limit is raised to: the backends inherit it, and some close all up to it."""
+"""The maximum for the raised soft limit: backends inherit it, and some close every number up to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
-    """Where endpoints are, and how many at most."""
+    """The addresses available to endpoints, and their maximum number."""
 
     folder: Path | None
-    """Of the sockets; None for no sockets."""
+    """The folder of the sockets; None for no sockets."""
     mode: int
     ports: range
-    """For models that ask for any port."""
+    """The ports for models that ask for any port."""
     limit: int
     timeouts: EndpointTimeouts
 
 
 class Endpoints:
-    """Opens and closes them."""
+    """The endpoints of all models."""
 
     def __init__(self, loader: Loader, settings: EndpointSettings, tasks: Background) -> None:
-        """Begin with none; `follow` opens them."""
+        """Create the manager without endpoints; `follow` opens them."""
         self._loader = loader
         self._settings = settings
         self._tasks = tasks
@@ -59,7 +59,7 @@ class Endpoints:
         self._seen: dict[str, ModelEntry] = {}
         self._ports: dict[int, str] = {}
         self._leaving: set[Endpoint] = set()
-        """Endpoints of models that are gone, with calls that are not over."""
+        """Endpoints of removed models that still have open calls."""
         self._dirty: dict[str, None] = {}
         self._changed = asyncio.Event()
         self._refusing = False
@@ -67,27 +67,27 @@ class Endpoints:
         self._told = False
 
     def addresses(self, name: str) -> tuple[str, ...]:
-        """Return where clients reach the model."""
+        """Return the addresses of the model's endpoint."""
         endpoint = self._open.get(name)
         return endpoint.addresses if endpoint else ()
 
     def error(self, name: str) -> str:
-        """Return why the model lacks an address that it should have; empty if it lacks none."""
+        """Return why the model lacks an address it should have; empty if it has all of them."""
         return self._errors.get(name, "")
 
     @property
     def calls(self) -> int:
-        """Open calls through all endpoints."""
+        """The number of open calls through all endpoints."""
         return sum(endpoint.calls for endpoint in (*self._open.values(), *self._leaving))
 
     def changed(self, name: str, model: ModelView | None = None) -> None:
-        """Called when a model came, changed or went."""
+        """Called when a model was added, changed or removed."""
         if self._seen.get(name) is not self._loader.entries().get(name):
             self._dirty[name] = None
             self._changed.set()
 
     async def follow(self) -> None:
-        """Open and close them as models come and go, for ever."""
+        """Open and close endpoints as models come and go, forever."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -102,7 +102,7 @@ class Endpoints:
                 self._seen.pop(name, None)
                 self._close(name)
         self._make_room(len(wanted))
-        # Those that ask for an address come first, in case there is not one for each.
+        # Models that ask for an address come first, in case there are too few for all.
         ordered = sorted(wanted, key=lambda name: (wanted[name].config.endpoint is None, name))
         for done, name in enumerate(ordered, start=1):
             if self._refusing:
@@ -178,7 +178,7 @@ class Endpoints:
                 "endpoint.port: `auto` takes a port from the range that --endpoint-ports names, and it"
                 " names none; give one such as 9100-9199"
             )
-        # From a place of the model's own, so that it gets the same one after the next start.
+        # Start at a hash of the name, so that the model gets the same port after a restart.
         begin = zlib.crc32(endpoint.name.encode("utf-8", "surrogateescape")) % len(ports)
         for step in range(len(ports)):
             port = ports[(begin + step) % len(ports)]
@@ -234,12 +234,12 @@ class Endpoints:
     # The end
 
     async def refuse(self, stopping: asyncio.Event) -> None:
-        """Take no more connections or calls as soon as the service stops."""
+        """Accept no more connections or calls once the service is stopping."""
         await stopping.wait()
         self.drain()
 
     def drain(self) -> None:
-        """Listen no longer; connections end with their calls."""
+        """Stop listening; each connection ends when its calls have ended."""
         if not self._refusing:
             self._refusing = True
             self._refusing_since = time.monotonic()
@@ -247,7 +247,7 @@ class Endpoints:
             endpoint.drain()
 
     async def drained(self, timeout: float) -> None:
-        """Wait until the calls in progress have ended, for `timeout` seconds from `drain` at most."""
+        """Wait until the open calls have ended, at most `timeout` seconds from `drain`."""
         self.drain()
         timeout -= time.monotonic() - self._refusing_since
         with suppress(DeadlineError):

@@ -1,4 +1,4 @@
-"""What a connection of an endpoint asks of the model behind it."""
+"""The interface through which an endpoint's connection uses its model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .request_headers import Request
 
 
 class Model(Protocol):
-    """What a connection asks of the model behind its endpoint."""
+    """The model behind a connection's endpoint."""
 
     name: str
     cause_timeout: float
@@ -28,25 +28,25 @@ class Model(Protocol):
         ...
 
     def probe(self) -> Instance | None:
-        """Return the instance if the model is ready; never loads."""
+        """Return the instance if the model is ready; never loads it."""
         ...
 
     def count_calls(self, instance: Instance, stands_still: Callable[[], float]) -> CountedCalls:
-        """Return what counts this connection's calls."""
+        """Return a counter for this connection's calls."""
         ...
 
     def lost(self, instance: Instance, error: CorralError) -> None:
-        """An external backend cannot be reached any more."""
+        """Called when an external backend is no longer reachable."""
         ...
 
     def answer(self, request: Request) -> Coroutine[Any, Any, bytes] | bytes:
-        """Return the message that answers a request which no backend gets. Raises CorralError."""
+        """Return the response to a request that is not passed to a backend. Raises CorralError."""
         ...
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task."""
+        """Start a background task."""
         ...
 
     def closed(self, connection: Any) -> None:
-        """The connection is closed."""
+        """Called when the connection is closed."""
         ...

@@ -1,6 +1,6 @@
-"""A non-blocking socket under the event loop's eye, without a transport: half of a splice.
+"""A non-blocking socket on the event loop, without a transport: one side of a splice.
 
-What a transport does beside (its own buffer objects, flow control callbacks, checks) costs a spliced
+A transport's extra work (its own buffer objects, flow control callbacks, checks) costs a spliced
 message about as much as its two system calls.
 """
 
@@ -11,11 +11,11 @@ import socket
 from collections.abc import Callable
 
 READ = 64 * 1024
-"""Bytes to read at once: what is not written on at once waits in memory, for each connection."""
+"""Bytes to read at once: each connection keeps in memory what it cannot write on at once."""
 
 
 class RawSocket:
-    """One connected socket, whose writing end can tell when it is full."""
+    """A connected socket that buffers writes and reports when its buffer is in use."""
 
     __slots__ = (
         "_buffer",
@@ -30,7 +30,7 @@ class RawSocket:
     )
 
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        """Take a socket that is connected; nothing is read before `read`."""
+        """Wrap a connected socket; nothing is read before `read`."""
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -45,34 +45,34 @@ class RawSocket:
         self._drained: Callable[[], None] | None = None
 
     def read(self, readable: Callable[[], None]) -> None:
-        """Call `readable` whenever there is something to read."""
+        """Call `readable` whenever the socket is readable."""
         self._reader = readable
         self.resume()
 
     def pause(self) -> None:
-        """Do not call for now."""
+        """Stop calling `readable` until `resume`."""
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
 
     def resume(self) -> None:
-        """Call again."""
+        """Call `readable` again after `pause`."""
         if not self._reading and self._reader is not None:
             self._reading = True
             self._loop.add_reader(self._fd, self._reader)
 
     @property
     def waiting(self) -> int:
-        """Bytes that wait to be written."""
+        """The number of bytes waiting to be written."""
         return len(self._buffer)
 
     @property
     def full(self) -> bool:
-        """Whether something waits to be written."""
+        """Whether any bytes wait to be written."""
         return bool(self._buffer)
 
     def send(self, data: bytes) -> bool:
-        """Write, now or as soon as there is room; whether all of it is written. Raises OSError."""
+        """Write now, or buffer until the socket is writable; True if all is written. Raises OSError."""
         if self._buffer:
             self._buffer += data
             return False
@@ -87,7 +87,7 @@ class RawSocket:
         return False
 
     def when_drained(self, action: Callable[[], None]) -> None:
-        """Call `action` once, when all is written, or cannot be written any more."""
+        """Call `action` once, when all is written or writing has failed."""
         self._drained = action
 
     def _flush(self) -> None:
@@ -96,7 +96,7 @@ class RawSocket:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            sent = len(self._buffer)  # whoever reads will see that it is broken
+            sent = len(self._buffer)  # the next read finds the connection broken
         del self._buffer[:sent]
         if not self._buffer:
             self._loop.remove_writer(self._fd)
@@ -105,7 +105,7 @@ class RawSocket:
                 drained()
 
     def close(self) -> None:
-        """Close; what waits to be written is lost. Idempotent."""
+        """Close the socket; unwritten bytes are lost. Idempotent."""
         if self._fd < 0:
             return
         self.pause()

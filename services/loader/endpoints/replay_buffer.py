@@ -1,7 +1,7 @@
-"""The client's side of a connection that has no backend yet: what is kept for it, and what is answered.
+"""Buffers a client's frames while its connection has no backend, and answers those that need it.
 
-The client must find a living HTTP/2 server (gRPC waits 20 s for its SETTINGS, a minute for the
-acknowledgement of its own, and pings), whatever its model is doing.
+The client must see a working HTTP/2 server (gRPC waits 20 s for the server's SETTINGS, a minute for
+the acknowledgement of its own, and pings), whatever its model is doing.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from .streams import PROBE, SENT, OpenStreams
 _words = struct.Struct(">Q").unpack_from
 _STREAM = 0x7FFFFFFF
 _OVERHEAD = 128
-"""Bytes that a kept frame takes beside its own."""
+"""Memory overhead of a kept frame, in bytes."""
 _LATE = 64
-"""Streams answered here for which a late frame may still come."""
+"""Streams answered here, remembered since late frames may still arrive for them."""
 _ACK_OF_SETTINGS = frame(SETTINGS, ACK, 0)
 
 
@@ -45,13 +45,13 @@ class _Kept:
     stream: int
     data: bytes
     opens: bool = False
-    """It is the header block of a request."""
+    """Whether it is the header block of a request."""
     changed: bool = False
-    """It changed the header table, so that the backend must see it whatever becomes of the request."""
+    """Whether it changed the header table: if so, the backend must get it in any case."""
 
 
 class HeldFrames:
-    """Reads all frames of a client, and keeps those that a backend has to see."""
+    """Reads all frames of a client, and keeps those that a backend must get."""
 
     __slots__ = (
         "_control",
@@ -79,10 +79,10 @@ class HeldFrames:
         opened: Callable[[int, Request], bool],
         control: Callable[[int, Request], None],
     ) -> None:
-        """`opened` is called with each call and probe, and says whether it waits for a backend.
+        """`opened` is called with each call and probe, and returns whether it waits for a backend.
 
-        If it does not, and for what only the control plane may do, `control` is called when all of the
-        request has come.
+        If it does not wait, or if the method is reserved for the control plane, `control` is called
+        once the request is complete.
         """
         self._streams = streams
         self._headers = headers
@@ -92,28 +92,28 @@ class HeldFrames:
         self._part = b""
         self._kept: list[_Kept] = []
         self.size = 0
-        """Bytes that are kept."""
+        """The number of bytes kept."""
         self.dead = 0
-        """Requests among them that were answered."""
+        """The number of kept requests that were answered."""
         self.acks = 1
-        """Acknowledgements of SETTINGS to leave out: of those that were sent from here."""
+        """SETTINGS acknowledgements to leave out: they answer SETTINGS sent from here."""
         self.settings = 0
-        """SETTINGS of the client that were acknowledged from here."""
+        """The number of the client's SETTINGS acknowledged from here."""
         self.answered: dict[int, Request | None] = {}
         self.to_client = bytearray()
         """Frames to send to the client; for the caller to take."""
         self.returned = 0
-        """Bytes of DATA of which no backend will hear, for which the client is to be given its window back."""
+        """Bytes of DATA that no backend will get, for which the client must get its window back."""
         self.finished: list[int] = []
         """Streams that the client reset; for the caller to take."""
 
     @property
     def greeted(self) -> bool:
-        """Whether the client has said that it speaks HTTP/2."""
+        """Whether the client has sent the HTTP/2 preface."""
         return len(self._preface) == len(PREFACE)
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece. Raises HeadersError or BrokenFramesError."""
+        """Read the next bytes. Raises HeadersError or BrokenFramesError."""
         if len(self._preface) < len(PREFACE):
             more = len(PREFACE) - len(self._preface)
             self._preface += data[:more]
@@ -152,7 +152,7 @@ class HeldFrames:
             self.returned += len(data) - HEADER
             if flags & END_STREAM:
                 self._whole(stream)
-            elif len(data) > HEADER:  # none, for nothing, would be against the rules
+            elif len(data) > HEADER:  # an update of 0 bytes is a protocol error
                 self.to_client += window_update(stream, len(data) - HEADER)
         elif kind == RST_STREAM:
             if stream not in self.answered:
@@ -201,7 +201,7 @@ class HeldFrames:
         self.size += len(kept.data) + _OVERHEAD
 
     def leave_out(self, stream: int) -> None:
-        """Keep no more of a request that gets its answer here than the backend's header table needs."""
+        """Drop a request answered here, except for blocks that the backend's header table needs."""
         rest: list[_Kept] = []
         for kept in self._kept:
             if kept.stream != stream:
@@ -209,7 +209,7 @@ class HeldFrames:
             elif kept.data[3] == DATA:
                 self.returned += len(kept.data) - HEADER
             elif kept.changed:
-                # Without a message, nothing is done about it.
+                # The backend does nothing for a call without a message.
                 rest.append(_Kept(0, kept.data + rst_stream(stream, CANCEL)))
                 self.dead += 1
         self._kept = rest
@@ -220,16 +220,16 @@ class HeldFrames:
             self.answered[stream] = None
 
     def replay(self, field: bytes) -> bytes:
-        """Return what the backend has to see first: all that was kept, each request with `field`."""
+        """Return all kept frames for the backend, with `field` added to each request."""
         return PREFACE + b"".join(
             with_field(kept.data, field) if kept.opens else kept.data for kept in self._kept
         )
 
     def incomplete(self) -> dict[int, Request | None]:
-        """Return the requests to be answered here of which the client has not sent all."""
+        """Return the incomplete requests among those to be answered here."""
         return {stream: request for stream, request in self.answered.items() if request}
 
     def take_part(self) -> bytes:
-        """Return the beginning of a frame that is not whole yet."""
+        """Return the beginning of an incomplete frame."""
         part, self._part = self._part, b""
         return part

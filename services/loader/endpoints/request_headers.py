@@ -1,8 +1,8 @@
-"""What a request asks for, by its header block: a call, a probe, or what only the control plane may do.
+"""Classifies a request by its header block: a call, a probe, or reserved for the control plane.
 
-Whoever wants to know a request's method must follow the connection's header table (RFC 7541). That takes
-tens of microseconds a call; so what a block meant is kept, for as long as the table stays as it is. gRPC
-clients send the same bytes again and again, so that most calls cost one look into a dictionary.
+Reading a request's method requires following the connection's header table (RFC 7541), which takes tens
+of microseconds a call. So decoded blocks are cached while the table does not change. gRPC clients send
+the same bytes again and again, so most calls cost one dictionary lookup.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _LARGEST = 1024 * 1024
 _DEFAULT_TABLE = 4096
 """Bytes of the table before a backend has allowed more (RFC 9113, section 6.5.2)."""
 _ANY_TABLE = 2**32
-"""Afterwards it is the backend's to limit."""
+"""The table limit once the backend sets the real one."""
 _KEPT = 128
-"""Blocks whose meaning is kept for one connection: with varying metadata hardly any comes twice."""
+"""Decoded blocks cached for one connection: with varying metadata hardly any comes twice."""
 
 _SERVICE = b"/backend.Backend/"
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
 class Kind(Enum):
-    """How a request is treated."""
+    """The kind of a request, which decides how it is handled."""
 
     CALL = "call"
     PROBE = "probe"
     """Never loads a model, and never counts as its use."""
     CONTROL = "control"
-    """Answered here: it would take the model from its other clients."""
+    """Answered here: passed on, it would take the model from its other clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a header block says."""
+    """A decoded header block."""
 
     kind: Kind
     path: str
@@ -48,37 +48,37 @@ class Request:
 
     @property
     def method(self) -> str:
-        """The RPC's name, if it is one of the contract."""
+        """The RPC's name, if it is in the contract."""
         return self.path[len(_SERVICE) :] if self.path.startswith(_SERVICE.decode()) else ""
 
 
 class HeadersError(Exception):
-    """The header table cannot be followed any more: the connection is of no use."""
+    """The header table can no longer be followed, so the connection must end."""
 
 
 class RequestHeaders:
-    """Follows the header table of one client, and tells what its requests are."""
+    """Follows the header table of one client, and classifies its requests."""
 
     __slots__ = ("_decoder", "_field", "calls", "changed", "known")
 
     def __init__(self) -> None:
-        """Begin with an empty table."""
+        """Start with an empty table."""
         self._decoder = _hpack().Decoder(max_header_list_size=_LARGEST)
         self._decoder.max_allowed_table_size = _DEFAULT_TABLE
         self.calls: dict[bytes, bytes] = {}
-        """Blocks of calls that nothing is special about, each with what goes on to the backend for it."""
+        """Blocks of ordinary calls, each with the bytes that go to the backend for it."""
         self._field = b""
         self.known: dict[bytes, Request] = {}
-        """Blocks that can be told without reading them; they leave the table as it is."""
+        """Cached requests by block; these blocks do not change the table."""
         self.changed = False
-        """Whether the block that was read last changed the table."""
+        """Whether the last block read changed the table."""
 
     def allow_any_table(self) -> None:
-        """The backend limits the table from now on."""
+        """Accept any table size from now on: the backend limits the table."""
         self._decoder.max_allowed_table_size = _ANY_TABLE
 
     def add_field(self, field: bytes) -> None:
-        """What goes on to the backend has this field at its end from now on."""
+        """Append this field to all blocks for the backend from now on."""
         self._field = field
         known, self.calls = self.calls, {}
         for block in known:
@@ -90,7 +90,7 @@ class RequestHeaders:
             self.calls[block] = onward
 
     def read(self, block: bytes) -> Request:
-        """Return what a block says that is not known yet. Raises HeadersError."""
+        """Decode a block that is not in the cache. Raises HeadersError."""
         table = self._decoder.header_table
         entries = table.dynamic_entries
         before = (len(entries), table.maxsize, entries[0] if entries else None)
@@ -114,7 +114,7 @@ class RequestHeaders:
 
 @cache
 def _hpack() -> Any:
-    import hpack  # its tables take a while, which a start need not wait for
+    import hpack  # its tables take a while to load, which would delay the start
 
     return hpack
 
@@ -132,7 +132,7 @@ def _request(fields: Any) -> Request:
 def _kind(path: bytes) -> Kind:
     if path.startswith(_SERVICE):
         return _KINDS.get(path[len(_SERVICE) :], Kind.CALL)
-    # What every gRPC server may have beside its own services: health, reflection, channelz.
+    # Services that any gRPC server may have: health, reflection, channelz.
     return Kind.PROBE if path.startswith(b"/grpc.") else Kind.CALL
 
 

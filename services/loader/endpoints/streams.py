@@ -1,37 +1,37 @@
-"""The calls that are open on one connection of a model endpoint."""
+"""The open calls of one connection of a model endpoint."""
 
 from __future__ import annotations
 
 PROBE = 1
-"""A flag of an open stream: it neither counts nor holds."""
+"""A flag of an open stream: a probe, which neither counts as a call nor holds the model."""
 SENT = 2
-"""The client has sent all: it is the backend's turn."""
+"""The client has ended its side: the backend owes the response."""
 BEGUN = 4
 """The response's headers were passed on."""
 
 
 class OpenStreams:
-    """Streams by number, each with its flags."""
+    """The open streams by number, each with its flags."""
 
     __slots__ = ("calls", "flags", "last", "limit")
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start without streams."""
         self.flags: dict[int, int] = {}
         self.calls = 0
-        """Open streams that are no probes."""
+        """The number of open streams that are not probes."""
         self.last = 0
         """The highest stream that the client has opened."""
         self.limit = 2**31 - 1
-        """The highest one that the backend will work on."""
+        """The highest stream that the backend will process."""
 
     def opened(self, stream: int, flags: int) -> None:
-        """Take note of a new one."""
+        """Add a new stream."""
         self.flags[stream] = flags
         self.calls += not flags & PROBE
 
     def ended(self, stream: int) -> int:
-        """Take note that one is over; returns how many calls ended with it: 0 or 1."""
+        """Remove an ended stream; return the number of calls that ended with it: 0 or 1."""
         flags = self.flags.pop(stream, PROBE)
         if flags & PROBE:
             return 0
@@ -39,12 +39,12 @@ class OpenStreams:
         return 1
 
     def sent(self, stream: int) -> None:
-        """Take note that the client has sent all."""
+        """Mark that the client has ended its side of the stream."""
         flags = self.flags.get(stream)
         if flags is not None:
             self.flags[stream] = flags | SENT
 
     def ended_above(self, stream: int) -> int:
-        """Take note that the backend will not work on streams above this one; returns ended calls."""
+        """Remove the streams above this one, refused by the backend; return the number of ended calls."""
         self.limit = min(self.limit, stream)
         return sum(map(self.ended, [one for one in self.flags if one > stream]))
