@@ -92,6 +92,8 @@ class World:
         """Models that may be stopped although calls hold them, or on their way up."""
         self.external: set[str] = set()
         """Backends that run elsewhere."""
+        self.aliases: dict[str, str] = {}
+        """What a backend's name means now, where that is another backend."""
         self.estimate_fails: Exception | None = None
         self.taken = 0
         """Memory that others have."""
@@ -121,7 +123,8 @@ class World:
         return
 
     def find(self, name: str) -> Backend:
-        return Backend(name, Path("/fake"), address="far:1" if name in self.external else "")
+        found = self.aliases.get(name, name)
+        return Backend(found, Path("/fake"), address="far:1" if name in self.external else "")
 
     def pinned(self, name: str, configured: bool) -> bool:
         return name == "p"
@@ -131,12 +134,12 @@ class World:
             raise self.estimate_fails
         options = self.sent(entry, backend.name)
         if backend.external:
-            return Reservation(options=options)
+            return Reservation(options=options, backend=backend.name)
         memory = {"ram": int(MEMORY[entry.name] * (1.5 if more else 1))}
-        return Reservation(memory, options=options)
+        return Reservation(memory, options=options, backend=backend.name)
 
     def sent(self, entry: ModelEntry, backend: str) -> dict[str, Any]:
-        return {"ContextSize": self.live.now.context_size}
+        return {"ContextSize": self.live.now.context_size, "Backend": backend}
 
     def free(self, occupants: Any, settings: Any) -> dict[str, int]:
         return {"ram": TOTAL - self.taken - sum(each.memory.get("ram", 0) for each in occupants)}

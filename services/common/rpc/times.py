@@ -13,11 +13,14 @@ def timestamp(seconds: float) -> Timestamp: ...
 @overload
 def timestamp(seconds: float | None) -> Timestamp | None: ...
 def timestamp(seconds: float | None) -> Timestamp | None:
-    """Return a Timestamp for seconds since the epoch; None for None."""
+    """Return a Timestamp for seconds since the epoch, in whole microseconds; None for None.
+
+    A float of today's seconds has no more digits: nanoseconds would be made up.
+    """
     if seconds is None:
         return None
     message = Timestamp()
-    message.FromNanoseconds(round(seconds * 1e9))
+    message.FromMicroseconds(round(seconds * 1e6))
     return message
 
 

@@ -27,6 +27,12 @@ class Reservation:
     basis: Basis = Basis.ESTIMATED
     options: Mapping[str, Any] | None = None
     """The options for which this memory is needed, by the field of LoadModel's request; None if unknown."""
+    backend: str = ""
+    """The backend that the options are for; empty if they are unknown."""
+
+    def options_for(self, backend: str) -> Mapping[str, Any] | None:
+        """Return the options; None if they are for another backend, as an alias may change meanwhile."""
+        return self.options if backend == self.backend else None
 
 
 @dataclass(frozen=True, slots=True)

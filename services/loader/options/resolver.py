@@ -82,7 +82,7 @@ class OptionMaker:
         values = self.values(entry, backend.name)
         header, gpus = self.header(entry), self._gpus()
         found = estimate(entry.config, self._models_path, header, usage_of(values), gpus)
-        return replace(found, options=sent(values))
+        return replace(found, options=sent(values), backend=backend.name)
 
     def header(self, entry: ModelEntry) -> Header | None:
         """Return the header of the model's file; None if it has none. Read again when the file changes."""

@@ -80,7 +80,7 @@ class Ledger:
         """Return what to reserve for a model; with `more`, after a load that lacked memory. Blocking."""
         predicted = self._predict(entry, backend)
         if backend.external:
-            return Reservation(options=predicted.options)
+            return Reservation(options=predicted.options, backend=predicted.backend)
         key = _key(entry, backend)
         learned = self._footprints.get(key)
         if learned and predicted.basis is not Basis.CONFIGURED:

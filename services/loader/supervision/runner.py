@@ -132,6 +132,8 @@ class Runner:
         """The start or load in progress."""
         self._exit: asyncio.Task[None] | None = None
         """Waits for the exit of the current process; None without a process."""
+        self._exit_reported = 0
+        """The generation whose exit was reported last."""
 
     # Up
 
@@ -181,7 +183,7 @@ class Runner:
             answer = await self._read_model(instance, options)
         except CorralError as error:
             # The exit of the process explains more than the broken connection does.
-            if await self._exit_seen(self._timeouts.exit_cause):
+            if await self._exit_seen(instance, self._timeouts.exit_cause):
                 return
             self._fail(generation, candidate, ModelLoadError(f"could not load model: {error}"))
             return
@@ -247,14 +249,18 @@ class Runner:
         )
         text = f"{instance.backend.name} {how}"
         self._logs.append(Stream.LOADER, text, instance.generation, Level.ERROR)
+        self._exit_reported = instance.generation
         self._post(Exited(instance.generation, failure))
 
-    async def _exit_seen(self, timeout: float) -> bool:
-        """Whether the exit of the process was reported, after waiting for it for `timeout` seconds."""
+    async def _exit_seen(self, instance: Instance, timeout: float) -> bool:
+        """Whether the exit of the process was reported, after waiting for it for `timeout` seconds.
+
+        False also if watching it failed: the failure of the load must be reported then.
+        """
         if self._exit is None:
             return False
-        done, _ = await asyncio.wait([self._exit], timeout=timeout)
-        return bool(done)
+        await asyncio.wait([self._exit], timeout=timeout)
+        return instance.stopping or self._exit_reported == instance.generation
 
     def stop(
         self, current: Callable[[], Instance | None], generation: int, *, graceful: bool

@@ -284,9 +284,9 @@ class Supervisor:
                 assert self.entry is not None
                 self._runner.start(generation, candidate, self.entry, self._begun)
             case effects.SendLoad():
-                self._runner.load(
-                    self._current(), self.state.candidate, self.reservation.current.options
-                )
+                instance = self._current()
+                options = self.reservation.current.options_for(instance.backend.name)
+                self._runner.load(instance, self.state.candidate, options)
             case effects.AdmitWaiters(generation):
                 self.backoffs.disarm(self.state.candidate)
                 self._timers.later(self._dependencies.timeouts.stable, events.Stable(generation))

@@ -154,3 +154,20 @@ async def test_an_exit_while_loading_is_what_the_callers_get(world: World) -> No
     process.gone.set_result(None)
     with pytest.raises(CorralError, match="code 9"):
         await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_load_fails_also_where_watching_the_process_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its callers would wait forever: the exit is never reported."""
+    process, waiting = await loading(world)
+
+    async def broken(lines: float) -> None:
+        raise OSError("the pipe is broken")
+
+    monkeypatch.setattr(process, "drain_output", broken)
+    process.exit.set_result(Exit(code=9))
+    process.loaded.set_exception(CorralError("the connection was reset"))
+    process.gone.set_result(None)
+    with pytest.raises(CorralError, match="the connection was reset"):
+        await asyncio.wait_for(waiting, 5)

@@ -131,7 +131,25 @@ async def test_a_setting_that_changes_between_reservation_and_load_waits_for_the
     await eventually(lambda: "a" in world.processes, what="a process")
     world.live.update({"context_size": 2000})
     await comes_up(world, "a")
-    assert world.processes["a"].options == {"ContextSize": 1000}
+    assert world.processes["a"].options == {"ContextSize": 1000, "Backend": "x"}
+    (await waiting).release()
+
+
+async def test_options_reserved_for_one_backend_are_not_sent_to_another(world: World) -> None:
+    """An alias may mean another build by the time the model has room."""
+    world.aliases["x"] = "build-1"
+    reserve = world.reserve
+
+    def reserve_and_change(*arguments: Any, **more: Any) -> Any:
+        reservation = reserve(*arguments, **more)
+        world.aliases["x"] = "build-2"
+        return reservation
+
+    world.reserve = reserve_and_change  # type: ignore[method-assign]
+    waiting = call(world, entry("a"))
+    await comes_up(world, "a")
+    assert world.processes["a"].options is not None
+    assert world.processes["a"].options["Backend"] == "build-2"
     (await waiting).release()
 
 
