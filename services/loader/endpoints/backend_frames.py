@@ -28,8 +28,8 @@ _WHOLE = END_HEADERS | END_STREAM
 class Greeting:
     """The backend's first frames, without the acknowledgements that the client already has.
 
-    The endpoint acknowledged the client's SETTINGS while there was no backend, and some clients hang
-    up on a second acknowledgement.
+    The endpoint acknowledged the client's SETTINGS while there was no backend, and some clients
+    hang up on a second acknowledgement.
     """
 
     __slots__ = ("_part", "acks")
@@ -40,7 +40,7 @@ class Greeting:
         self._part = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Return the bytes to pass to the client: whole frames until all acknowledgements are found."""
+        """Return the bytes for the client: whole frames until all acknowledgements are found."""
         data = self._part + data
         at = start = 0
         pieces = []
@@ -62,8 +62,8 @@ class Greeting:
 class BackendFrames:
     """Follows the frames from the backend to the client, which it never changes.
 
-    Feed it the bytes already passed on, in pieces of any size: a stream ends with the last byte of its
-    last frame, not with the first.
+    Feed it the bytes already passed on, in pieces of any size: a stream ends with the last byte of
+    its last frame, not with the first.
     """
 
     __slots__ = ("_block", "_ending", "_part", "_skip", "_streams")

@@ -1,7 +1,8 @@
-"""Follows a spliced connection's frames from the client to the backend, with as few changes as possible.
+"""Follows a spliced connection's frames from client to backend, and changes as little as possible.
 
-Each request gets the backend's token as an extra header field at the end of its header block. Frames of
-streams that do not go to the backend (refused, or answered here) are removed. The rest is unchanged.
+Each request gets the backend's token as an extra header field at the end of its header block. Frames
+of streams that do not go to the backend (refused, or answered here) are removed. The rest is
+unchanged.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class ClientFrames:
     ) -> None:
         """Add `field` to each request, and leave out the first `acks` acknowledgements of SETTINGS.
 
-        `answered` has the streams whose frames are not passed on. If a stream has a request there, `control`
-        is called once the whole request is here, to answer it.
+        `answered` has the streams whose frames are not passed on. If a stream has a request there,
+        `control` is called once the whole request is here, to answer it.
         """
         self._streams = streams
         self._headers = headers

@@ -3,9 +3,9 @@
     HELD ── a call has its lease ──> CONNECTING ──> SPLICED ── unload, crash ──> ENDING ──> closed
       └─────────────── no load, or nothing more to answer ───────────────────────↑
 
-HELD: no backend; the endpoint answers like a running server. SPLICED: bytes pass through, frame headers
-are read. ENDING: a GOAWAY was sent, and the client's bytes are read and dropped until it closes: closing
-first would lose the frames that the client sent before it got the GOAWAY.
+HELD: no backend; the endpoint answers like a running server. SPLICED: bytes pass through, frame
+headers are read. ENDING: a GOAWAY was sent, and the client's bytes are read and dropped until it
+closes: closing first would lose the frames that the client sent before it got the GOAWAY.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Connection(HeldConnection):
             self._tasks[0] = self._model.spawn(self._find_out(instance, lost))
 
     async def _find_out(self, instance: Instance, lost: CorralError) -> None:
-        """Hold the calls again if the backend has ended; the loader may report that a moment later."""
+        """Hold the calls again if the backend ended; the loader may report that a moment later."""
         cause = await instance.wait_ended(self._model.cause_timeout)
         if cause is None:
             self._tasks.pop(0, None)
@@ -247,7 +247,7 @@ class Connection(HeldConnection):
         return self._moved if owes else math.inf
 
     def _backend_gone(self) -> None:
-        """Called when the backend closed the connection; if it ended, the cause is known in a moment."""
+        """Called when the backend closed the connection; if it ended, the cause follows soon."""
         if self.state is not State.SPLICED or self._timer is not None:
             return
         if self._backend is not None:
@@ -297,7 +297,7 @@ class Connection(HeldConnection):
             self._settle()
 
     def _settle(self) -> None:
-        """Send the frames that waited for a frame's end; end a draining connection after its last call."""
+        """Send the frames held until a frame's end; end a draining connection after its last call."""
         if self.state is not State.SPLICED or not self._replies.at_boundary:
             return
         if self._pending:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def dial_now(address: str) -> socket.socket | None:
-    """Connect to a Unix socket without waiting; None for other addresses, or if its queue is full."""
+    """Connect to a Unix socket at once; None for other addresses, or if its queue is full."""
     if not address.startswith("unix:"):
         return None
     sock = socket.socket(socket.AF_UNIX)
@@ -25,7 +25,7 @@ def dial_now(address: str) -> socket.socket | None:
 
 
 async def dial(address: str, timeout: float) -> socket.socket:
-    """Connect to any address. Raises OSError, TimeoutError, or ValueError for an invalid address."""
+    """Connect to any address. Raises OSError, TimeoutError, ValueError for an invalid address."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout):
         if address.startswith("unix:"):

@@ -208,9 +208,9 @@ class Endpoint:
     def answer(self, request: Request) -> Coroutine[Any, Any, bytes] | bytes:
         """Return the response to a request that is not passed to a backend. Raises CorralError.
 
-        The model loads with its own configuration. LoadModel only waits for that load, which is what
-        LocalAI expects, since it always sends LoadModel. Free changes nothing: it would take the model
-        from all other clients.
+        The model loads with its own configuration. LoadModel only waits for that load, which is
+        what LocalAI expects, since it always sends LoadModel. Free changes nothing: it would take
+        the model from all other clients.
         """
         match request.method:
             case "LoadModel":

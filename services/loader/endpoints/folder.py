@@ -28,7 +28,7 @@ class FolderTakenError(Exception):
 def socket_path(folder: Path, model: str) -> Path:
     """Return the path of the model's socket; names that are not valid in a path are escaped.
 
-    Invalid characters become `_` and long names are cut; a digest of the name is appended in both cases.
+    Invalid characters become `_` and long names are cut; both get a digest of the name appended.
     """
     room = LONGEST_PATH - len(os.fsencode(folder)) - len("/.sock")
     if _PLAIN.fullmatch(model) and len(model) <= room:
@@ -42,8 +42,7 @@ def socket_path(folder: Path, model: str) -> Path:
 def endpoint_folder(runtime: Path, socket_mode: int) -> Iterator[Path]:
     """Lock the folder for this process and yield its path; its sockets are removed at the end.
 
-    Only users whom the socket mode lets use a socket may enter the folder. Sockets left by a killed
-    loader are removed. If the path is too long for any socket, a temporary folder is used instead.
+    Only users with access by the socket mode may enter the folder. Sockets left by a killed loader are removed. If the path is too long for any socket, a temporary folder is used instead.
     Raises OSError, and FolderTakenError if another loader uses the folder.
     """
     folder = runtime / "models"
@@ -68,7 +67,7 @@ def endpoint_folder(runtime: Path, socket_mode: int) -> Iterator[Path]:
 
 
 def _folder_mode(socket_mode: int) -> int:
-    """Return 0700, plus execute permission for the group and others if they may write to a socket."""
+    """Return 0700, plus search permission for the group and others if they may write to a socket."""
     group = 0o010 if socket_mode & 0o020 else 0
     others = 0o001 if socket_mode & 0o002 else 0
     return 0o700 | group | others

@@ -1,4 +1,7 @@
-"""A connection to a model endpoint while it has no backend (calls wait or are answered), and its end."""
+"""A connection to a model endpoint while it has no backend, and its end.
+
+Calls wait, are refused or are answered here.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ _IDLE_BYTES = 64 * 1024
 _IDLE_REQUESTS = 100
 """Answered requests that may be kept before the client is asked to reconnect."""
 _UNREAD_BYTES = 1024 * 1024
-"""Bytes of answers that may wait for a client that does not read; of a backend's data, one piece."""
+"""Answer bytes that may wait for a client that does not read; of a backend's data, one piece."""
 
 
 class State(Enum):
@@ -181,7 +184,7 @@ class HeldConnection:
         self._tasks.pop(stream, None)
         self._leases.append(lease)
         if len(self._leases) == 1:
-            # Other calls that waited for this instance get their leases in the same turn of the loop.
+            # Other calls waiting for this instance get their leases in the same turn of the loop.
             self._loop.call_soon(self._take_leases)
 
     def _take_leases(self) -> None:

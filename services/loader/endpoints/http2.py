@@ -69,7 +69,7 @@ def window_update(stream: int, size: int) -> bytes:
 
 
 def literal(name: bytes, value: bytes, *, secret: bool = False) -> bytes:
-    """Return a header field that is not indexed; if `secret`, proxies must never index it either."""
+    """Return a header field that is not indexed; if `secret`, proxies must not index it either."""
     return (b"\x10" if secret else b"\0") + _string(name) + _string(value)
 
 

@@ -30,7 +30,7 @@ _BATCH = 20
 _SPARE = 1024
 """Descriptors for all but the sockets: connections, backends, files. Half of a low limit."""
 _DESCRIPTORS = 65536
-"""The maximum for the raised soft limit: backends inherit it, and some close every number up to it."""
+"""Maximum of the raised soft limit: backends inherit it, and some close every number up to it."""
 
 
 @dataclass(frozen=True, slots=True)

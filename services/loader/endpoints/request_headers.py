@@ -1,8 +1,8 @@
 """Classifies a request by its header block: a call, a probe, or reserved for the control plane.
 
-Reading a request's method requires following the connection's header table (RFC 7541), which takes tens
-of microseconds a call. So decoded blocks are cached while the table does not change. gRPC clients send
-the same bytes again and again, so most calls cost one dictionary lookup.
+Reading a request's method requires following the connection's header table (RFC 7541), which takes
+tens of microseconds a call. So decoded blocks are cached while the table does not change. gRPC
+clients send the same bytes again and again, so most calls cost one dictionary lookup.
 """
 
 from __future__ import annotations

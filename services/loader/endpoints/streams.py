@@ -45,6 +45,6 @@ class OpenStreams:
             self.flags[stream] = flags | SENT
 
     def ended_above(self, stream: int) -> int:
-        """Remove the streams above this one, refused by the backend; return the number of ended calls."""
+        """Remove the streams above this one, which the backend refused; return the ended calls."""
         self.limit = min(self.limit, stream)
         return sum(map(self.ended, [one for one in self.flags if one > stream]))

@@ -92,7 +92,7 @@ def too_large(error: BaseException, limit: int) -> MessageTooLargeError | None:
 
 
 def has_no_model(error: BaseException) -> bool:
-    """Whether the error is the contract's for a missing model; older backends send it as UNKNOWN."""
+    """Whether the error is the contract's for a missing model; older backends send UNKNOWN."""
     return (
         code(error) in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNKNOWN)
         and "model not loaded" in said(error).lower()

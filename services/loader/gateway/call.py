@@ -96,7 +96,7 @@ class Passage:
         bind_request_id(self._heading.request_id)
 
     async def begin(self, request: Any) -> Any:
-        """Lease the model and start the call at its backend; `request` is None if it is streamed."""
+        """Lease the model and start the call at its backend; `request` is None if streamed."""
         method = self._method
         if method.name in CONTROL_ONLY:
             raise ControlPlaneOnlyError(
@@ -146,7 +146,7 @@ class Passage:
         return response
 
     async def pass_back_all(self, call: Any) -> None:
-        """Send the responses to the client as they come, each once the client took the one before."""
+        """Send the responses as they come, each once the client took the one before."""
         initial = await call.initial_metadata()
         # A client may wait for the initial metadata, even empty, before it sends more.
         await self._pass_back_initial(initial, empty=self._sending and not call.done())
@@ -168,8 +168,9 @@ class Passage:
         """End the call with the backend's own status, or with the reason why there is none.
 
         Raises CancelledError if the client has gone. An AbortError is not raised: gRPC keeps it with the call,
-        and raises it when the handler returns. With a traceback it would reference the call's frames,
-        and the frames the call: a cycle that holds whole messages until the next garbage collection.
+        and raises it when the handler returns. With a traceback it would reference the call's
+        frames, and the frames the call: a cycle that holds whole messages until the next garbage
+        collection.
         """
         try:
             if isinstance(error, asyncio.CancelledError | aio.AbortError) and not self._explained:
@@ -319,7 +320,7 @@ class Passage:
         )
 
     def _trailing(self, error: aio.AioRpcError) -> tuple[Pair, ...]:
-        """Return a failed call's trailing metadata, with the initial ones if it is too late for those."""
+        """Return a failed call's trailing metadata, plus unsent initial ones if it is too late."""
         late = (error.initial_metadata() or ()) if self._queue_told is not None else ()
         return (*late, *(error.trailing_metadata() or ()))
 
@@ -331,7 +332,7 @@ class Passage:
         )
 
     async def _outcome(self, error: BaseException) -> BaseException:
-        """Return why the call failed: the backend's own status, or the reason why the backend ended."""
+        """Return why the call failed: the backend's own status, or why the backend ended."""
         assert self._lease is not None
         instance = self._lease.instance
         if self._status is not None:

@@ -17,7 +17,8 @@ def string_field(message: bytes, number: int) -> str:
     """Return a top-level string field of a serialized message; empty if unset or malformed.
 
     The last occurrence counts, as in protobuf. Protobuf's own code skips the other fields: 1 MiB of
-    text takes it 0.1 ms, 1 MiB of the smallest fields 20 ms. Python code would take as long as a call.
+    text takes it 0.1 ms, 1 MiB of the smallest fields 20 ms. Python code would take as long
+    as a call.
     """
     try:
         return str(_reader(number).FromString(message).field)

@@ -1,8 +1,9 @@
 """The data plane: passes each call of `backend.Backend` to the backend that holds its model.
 
 Nothing is parsed or changed on the way: bytes in, bytes out, for all four kinds of RPC, with metadata,
-deadline, cancellation, trailers and status details both ways. The gateway adds three things: it loads
-the model if needed, the call holds a lease to its end, and a backend's death is reported with its cause.
+deadline, cancellation, trailers and status details both ways. The gateway adds three things: it
+loads the model if needed, the call holds a lease to its end, and a backend's death is reported with
+its cause.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Handlers(grpc.GenericRpcHandler):
             try:
                 call = await passage.begin(None if streamed else request)
                 return await passage.pass_back_one(call)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told by `fail`
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - `fail` ends the call
                 await passage.fail(error)
                 return b""  # gRPC has the status already
             finally:
@@ -102,7 +103,7 @@ class Handlers(grpc.GenericRpcHandler):
             try:
                 call = await passage.begin(None if streamed else request)
                 await passage.pass_back_all(call)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told by `fail`
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - `fail` ends the call
                 await passage.fail(error)
             finally:
                 ended(passage.end())

@@ -42,5 +42,5 @@ def methods() -> dict[str, Method]:
 
 
 def unknown(path: str) -> Method:
-    """Return a method newer than the contract: on the wire, a unary call is a one-message stream."""
+    """Return a method newer than the contract: a unary call is a one-message stream on the wire."""
     return Method(path, path.rpartition("/")[2], "stream_stream")
