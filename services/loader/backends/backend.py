@@ -1,4 +1,4 @@
-"""What the loader knows of one backend, wherever it was found."""
+"""A backend's description, wherever it was found."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Backend:
     """The program; None for an address, and for a name that stands for no usable program."""
     address: str = ""
     aliases: tuple[str, ...] = ()
-    """Other names that lead here."""
+    """Other names of the same backend."""
     source: Source = Source.USER
     folder_name: str = ""
-    """The name of its folder, which leads to it too."""
+    """The name of its folder, by which it can be called too."""
     group: str = ""
     """The alias that it may share with other builds (`alias` in its metadata)."""
     stands_for: str = ""
@@ -43,7 +43,7 @@ class Backend:
     takes_unix: bool = False
     """It takes `--addr unix:/path`, which no other user of the machine can reach or impersonate."""
     requires: tuple[str, ...] = ()
-    """What the build needs of the machine, such as `nvidia-cuda-12`."""
+    """The build's requirement on the machine, such as `nvidia-cuda-12`."""
     formats: tuple[str, ...] = ()
     """File formats it reads, such as `gguf`; empty if unknown."""
     usecases: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Backend:
     fallback: str = ""
     """The backend to try when this one fails to load a model."""
     interpreter: Path | None = None
-    """What runs the program, such as a loader of shared libraries that comes with it."""
+    """Command that runs the program, such as a dynamic loader that comes with it."""
     library_folders: tuple[Path, ...] = ()
     """Where the program's shared libraries are, in addition to the system's."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -67,9 +67,10 @@ class Backend:
     error: str = ""
     """Why it cannot be started at all."""
     unsuited: str = ""
-    """Why it is not meant for this machine: it is never chosen, and tried only when it is named."""
+    """Why it is not meant for this machine: it is never chosen, and tried only when a model names
+    it."""
     revision: str = ""
-    """Changes when the program or its metadata do."""
+    """Changes when the program or its metadata change."""
 
     @property
     def external(self) -> bool:

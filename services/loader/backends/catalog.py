@@ -1,7 +1,7 @@
-"""Which backends there are, over all places where they are found, as they were when last looked at.
+"""The available backends, from all places where they are found, as of the last scan.
 
-Looking again is cheap, and is done in the background as well as for a name that is not known: a backend
-that was just installed is found at once.
+Scanning is cheap, and is done in the background as well as for an unknown name: a backend that was
+just installed is found at once.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def external(name: str, uri: str) -> Backend:
 
 
 def _address(uri: str, path: Path) -> tuple[str, str]:
-    """Return the address, or why it is none."""
+    """Return the address, or the reason why it is invalid."""
     if path.is_dir():
         return "", f"{uri!r} is a folder; name the program in it"
     if "/" in uri and "://" not in uri and not uri.startswith("unix:") or uri.startswith("~"):

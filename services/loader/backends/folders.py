@@ -40,7 +40,7 @@ _UNFINISHED = (".install-tmp", ".install-backup", ".upgrade-tmp", ".backup", ".p
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What a folder held when it had this stamp."""
+    """A folder's contents when it had this stamp."""
 
     stamp: object
     backend: Backend | None
@@ -50,7 +50,7 @@ class BackendFolder:
     """One folder of installed backends; it may be created later, and may disappear."""
 
     def __init__(self, path: Path, source: Source = Source.USER) -> None:
-        """Nothing is read before it is asked for."""
+        """Nothing is read until it is needed."""
         self.path = path
         self._source = source
         self._read: dict[str, _Read] = {}
@@ -81,7 +81,7 @@ class BackendFolder:
         except OSError as error:
             names, problem = [], f"{self.path} cannot be read: {error.strerror}"
         if problem and problem != self._problem:
-            # The other folders' backends are of use all the same.
+            # The other folders' backends remain usable.
             _log.warning("a backends folder cannot be read", folder=str(self.path), why=problem)
         self._problem = problem
         return [name for name in names if not name.startswith((".", "_")) and not _unfinished(name)]

@@ -23,10 +23,10 @@ from services.loader.models.file_format import (
 from .names import engine_names
 
 LLM = ("chat", "completion", "edit")
-"""What LocalAI means by a use case `llm`."""
+"""The use cases that LocalAI means by `llm`."""
 
 STORES = frozenset({"local-store", "valkey-store"})
-"""They hold vectors and no model, so they are never tried for one that names no backend."""
+"""They hold vectors and no model, so they are never tried for a model that names no backend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ _KNOWN: Mapping[str, Facts] = {
 
 
 def facts(name: str) -> Facts:
-    """Return what is known of the engine that a backend is a build of; nothing if it is unknown."""
+    """Return the known facts about a backend's engine; empty if it is unknown."""
     for engine in engine_names(name):
         if engine in _KNOWN:
             return _KNOWN[engine]

@@ -34,7 +34,7 @@ _PIPER = "piper"
 
 @dataclass(frozen=True, slots=True)
 class AssetRules:
-    """What decides which variant of llama.cpp is taken."""
+    """The settings that select the variant of llama.cpp."""
 
     capability: str = "default"
     cpu_flags: frozenset[str] = frozenset()
@@ -47,7 +47,7 @@ class AssetRules:
     """Other machines that llama.cpp works on too (LLAMACPP_GRPC_SERVERS)."""
 
     def lacks(self, need: str) -> str:
-        """Return why what a variant needs is not there; empty if it is."""
+        """Return why the variant's requirements are not met; empty if they are."""
         if need.startswith("avx"):
             return "" if need in self.cpu_flags else f"this processor has no {need.upper()}"
         if not need or self.capability == DISABLE or self.capability.startswith(need):
@@ -149,7 +149,7 @@ class BackendAssets:
         )
 
     def _llama(self, found: Mapping[str, Backend]) -> Backend | None:
-        """Return what `llama-cpp` means here; None if no variant of it is there."""
+        """Return the backend for `llama-cpp`; None if no variant of it is installed."""
         variants = {name: item for name, item in found.items() if name.startswith(_LLAMA)}
         if not variants:
             return None
@@ -177,7 +177,7 @@ class BackendAssets:
 
 
 def choose_variant(names: set[str], rules: AssetRules) -> Variant | None:
-    """Return the variant of llama.cpp to run, of those that can; None if there is none."""
+    """Return the variant of llama.cpp to run, of the usable ones; None if there is none."""
     if rules.grpc_servers and _OVER_NETWORK in names:
         return Variant(_OVER_NETWORK, f"{_OVER_NETWORK}: it works on {rules.grpc_servers} too")
     gpu = [pair for pair in _GPU_VARIANTS if rules.capability.startswith(pair[0])]

@@ -1,7 +1,7 @@
-"""What the names of backends mean: LocalAI's aliases, and the hardware in the names of builds.
+"""The meaning of backend names: LocalAI's aliases, and the hardware in the names of builds. Pure.
 
-Pure. The rules are LocalAI's, except that they compare whole words of a name and not its letters:
-`amd64` asks for no AMD card.
+The rules are LocalAI's, except that they compare whole words of a name and not its letters: `amd64`
+does not mean an AMD card.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TYPE_ALIASES: Mapping[str, str] = {
     "mamba": "Mamba",
     "transformers-musicgen": "MusicgenForConditionalGeneration",
 }
-"""The model type that a name implies, by the name that was asked for."""
+"""The model type that a name implies, by the requested name."""
 
 _PREFERENCES: tuple[tuple[str, tuple[str, ...]], ...] = (
     # LocalAI's row for NVIDIA serves its small boards too, and finds none of their builds.

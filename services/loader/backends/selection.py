@@ -1,4 +1,4 @@
-"""Which backends may hold a model, and in which order to try them. Pure, except for reading the file."""
+"""Which backends may hold a model, and in which order. Pure, except for reading the file."""
 
 from __future__ import annotations
 

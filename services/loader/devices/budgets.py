@@ -1,4 +1,4 @@
-"""What models may have of a device, as people write it: `80%`, `0.8`, `12GB`, `12GiB`, bytes."""
+"""Limits on the memory that models may use of a device: `80%`, `0.8`, `12GB`, `12GiB`, bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Budget:
 
 
 WHOLE: Final = Budget()
-"""No limit but the device's own."""
+"""No limit except the device's own."""
 
 
 def parse_budget(text: str, field: str) -> Budget:

@@ -32,18 +32,19 @@ _RUN_FILE: Final = "run/localai/capability"
 _NVIDIA, _AMD, _INTEL, _VULKAN = "nvidia", "amd", "intel", "vulkan"
 _PCI_VENDORS: Final = {"0x10de": _NVIDIA, "0x1002": _AMD, "0x8086": _INTEL}
 _DISPLAY: Final = "0x03"
-"""What the PCI class of display controllers begins with."""
+"""Prefix of the PCI class of display controllers."""
 _SOFTWARE_VULKAN: Final = "lvp_"
 _VIRTUAL: Final = ("0x1af4", "0x15ad", "0x1414", "0x80ee")
 """PCI vendors of the screens of virtual machines: virtio, VMware, Hyper-V, VirtualBox."""
 _ARM64: Final = ("aarch64", "arm64")
 _ARM_NAMES: Final = {"asimd": "neon"}
-"""What 64-bit ARM calls a feature that has another name elsewhere."""
+"""64-bit ARM's names for features that have another name elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """A word such as `nvidia-cuda-12`, `amd`, `metal` or `default`, and for people why it is that one."""
+    """A word such as `nvidia-cuda-12`, `amd`, `metal` or `default`, and the reason for it, for
+    people."""
 
     name: str
     why: str
@@ -51,7 +52,7 @@ class Capability:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where to look: all of it can be set, and nothing is read before `detect`."""
+    """Paths to read: all can be set, and nothing is read before `detect`."""
 
     environ: Mapping[str, str]
     gpus: Sequence[Gpu] = ()
@@ -63,7 +64,7 @@ class Machine:
     root: Path = Path("/")
 
     def vram(self, vendor: str) -> int:
-        """How many bytes of graphics memory there are over all GPUs; 0 if that is not known."""
+        """Bytes of graphics memory over all GPUs; 0 if unknown."""
         # A GPU that is of none of the three makers sits in a system on a chip, and shares its memory.
         return self.ram if vendor == _VULKAN else sum(gpu.total for gpu in self.gpus)
 

@@ -21,7 +21,7 @@ class Device:
     name: str
     """`ram`, `gpu0`, `gpu1` and so on."""
     description: str
-    """What it is, for people."""
+    """Description, for people."""
     total: int
     """All of it, within the limits of a container."""
     available: int

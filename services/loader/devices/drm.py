@@ -24,7 +24,8 @@ _CARD: Final = re.compile(r"card(\d{1,9})")
 _DEVICE_FILES: Final = "/dev/dri/"
 _MEMORY: Final = re.compile(r"drm-(resident|memory|total)-((?:vram|local)\d*)")
 _PREFERENCE: Final = ("resident", "memory", "total")
-"""What takes room comes first; `memory` is amdgpu's older name for it; `total` counts what was swapped out too."""
+"""Memory in use comes first; `memory` is amdgpu's older name for it; `total` counts swapped-out
+memory too."""
 _UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _SIZE: Final = re.compile(r"([0-9]{1,20})\s*(|KiB|MiB|GiB)", re.ASCII)
 

@@ -27,7 +27,7 @@ DRIVER_TIMEOUT: Final = 2.0
 GPUs where nothing keeps them awake; with a GPU that has failed it may hang forever."""
 
 DRIVER_RETRY: Final = 60.0
-"""Seconds after which a driver that is not there, failed or hung is asked again."""
+"""Seconds until a driver that is missing, failed or hung is queried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class NvidiaDriver:
 
     def _fail(self, error: NvmlError | None) -> None:
         self._failed_at = self._clock()
-        self._library = None  # after a reload of the driver it must be opened anew
+        self._library = None  # after a reload of the driver it must be reopened
         if not isinstance(error, NoDriverError) and not self._warned:
             self._warned = True
             _log.warning("NVIDIA's driver fails", error=str(error), retry_seconds=self._retry)

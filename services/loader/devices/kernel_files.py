@@ -23,6 +23,6 @@ def read_number(path: Path) -> int | None:
 
 
 def parse_number(text: str) -> int | None:
-    """Return a plain number; None if it is none."""
+    """Return a plain number; None for any other text."""
     text = text.strip()
     return int(text) if len(text) <= _DIGITS and text.isascii() and text.isdigit() else None

@@ -29,17 +29,17 @@ class NoDriverError(NvmlError):
 
 
 class Nvml(Protocol):
-    """What is asked of the library. GPUs are counted from 0 by PCI address, as `nvidia-smi` does.
+    """The queries to the library. GPUs are counted from 0 by PCI address, as `nvidia-smi` does.
 
     Each method may block, and raises NvmlError.
     """
 
     def count(self) -> int:
-        """How many GPUs there are."""
+        """Return the number of GPUs."""
         ...
 
     def name(self, index: int) -> str:
-        """What the GPU is called."""
+        """Return the GPU's name."""
         ...
 
     def memory(self, index: int) -> tuple[int, int] | None:
@@ -64,7 +64,7 @@ class NvmlGpu:
 
 
 def read_all(nvml: Nvml) -> tuple[int, tuple[NvmlGpu, ...]]:
-    """Return how many GPUs there are, and those of them that have a memory of their own and answer."""
+    """Return the number of GPUs, and those that have a memory of their own and answer."""
     count = nvml.count()
     found = []
     for index in range(count):
@@ -80,7 +80,7 @@ def read_all(nvml: Nvml) -> tuple[int, tuple[NvmlGpu, ...]]:
             for pid, size in nvml.processes(index):
                 used[pid] = max(used.get(pid, 0), size)
         except NvmlError:
-            used = {}  # older drivers do not tell
+            used = {}  # older drivers do not report it
         found.append(NvmlGpu(index, name, total, max(min(free, total), 0), used))
     return count, tuple(found)
 
@@ -110,13 +110,13 @@ class DriverNvml:
         self._call("nvmlInit_v2")
 
     def count(self) -> int:
-        """How many GPUs there are."""
+        """Return the number of GPUs."""
         count = ctypes.c_uint()
         self._call("nvmlDeviceGetCount_v2", ctypes.byref(count))
         return count.value
 
     def name(self, index: int) -> str:
-        """What the GPU is called."""
+        """Return the GPU's name."""
         buffer = ctypes.create_string_buffer(_NAME_SIZE)
         self._call("nvmlDeviceGetName", self._handle(index), buffer, ctypes.c_uint(_NAME_SIZE))
         return buffer.value.decode("utf-8", "replace")

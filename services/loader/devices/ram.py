@@ -41,7 +41,7 @@ class Group:
 
     @property
     def available(self) -> int:
-        """What may still be taken."""
+        """Bytes that may still be allocated."""
         return max(self.limit - max(self.used - self.reclaimable, 0), 0)
 
 
@@ -52,7 +52,7 @@ def read_ram(proc: Path, cgroup: Path) -> Ram:
 
 
 def tightest(total: int, available: int, groups: Iterable[Group]) -> Ram:
-    """Return what the machine's figures and all the groups' limits leave."""
+    """Return the memory left by the machine's figures and all the groups' limits."""
     limited_by = ""
     for group in groups:
         # Version 1 writes 2^63 less a page for "no limit", and any group may be allowed more than
@@ -128,7 +128,7 @@ def _pairs(text: str, separator: str) -> Iterator[tuple[str, int]]:
 
 
 def _elsewhere() -> tuple[int, int]:
-    """Ask where there is no /proc/meminfo (macOS)."""
+    """Query the system where there is no /proc/meminfo (macOS)."""
     try:
         memory = psutil.virtual_memory()
     except (OSError, RuntimeError, ValueError):

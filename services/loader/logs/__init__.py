@@ -1,4 +1,1 @@
-"""What backends write: a bounded log for each model.
-
-May import no other package of the loader.
-"""
+"""The backends' output: a bounded log for each model. May import no other package of the loader."""

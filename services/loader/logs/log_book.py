@@ -1,7 +1,8 @@
-"""What backends write: a bounded history a model, with sequence numbers, that can be followed.
+"""The backends' output: a bounded history for each model, with sequence numbers, that can be
+followed.
 
-Nothing is written to disk. The lines are kept in blocks of columns: a flood brings tens of thousands
-a second, and an object for each of them would cost more than reading them from the pipe.
+Nothing is written to disk. The lines are kept in blocks of columns: a flood brings tens of
+thousands a second, and an object for each of them would cost more than reading them from the pipe.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = [
 MAXIMUM_LINE = 8 * 1024
 """Characters; a longer line is cut into several, so that one of megabytes cannot fill the memory."""
 _BLOCK = 256
-"""Lines of a block, and lines that a reader looks at before others get their turn."""
+"""Lines of a block, and lines that a reader checks before others get their turn."""
 
 
 class Stream(Enum):
@@ -71,7 +72,7 @@ class LogQuery:
     """Lines without a recognizable level only match UNSPECIFIED."""
 
     def wants(self, line: LogLine) -> bool:
-        """Whether the line is meant, by its stream and level."""
+        """Whether the line matches by its stream and level."""
         return (not self.streams or line.stream in self.streams) and line.level >= self.minimum
 
 
@@ -85,7 +86,7 @@ class LogNews:
 
 @dataclass(slots=True)
 class _Origin:
-    """What the lines that came together share."""
+    """Properties shared by lines that came together."""
 
     time: float
     stream: Stream
@@ -95,7 +96,7 @@ class _Origin:
 
 
 class _Block:
-    """Lines whose numbers follow each other."""
+    """Lines with consecutive numbers."""
 
     __slots__ = ("first", "origins", "texts")
 
@@ -248,7 +249,7 @@ class LogBook:
         return self._blocks[0].first if self._blocks else self._last + 1
 
     def _gap(self, position: int) -> int:
-        """Return how many lines after this one are not there any more."""
+        """Return how many lines after this one have been dropped."""
         return max(self._oldest() - 1 - position, 0)
 
     def _from(self, position: int) -> Iterator[LogLine]:

@@ -42,7 +42,7 @@ _CACHE_BYTES: Final[Mapping[str, Fraction]] = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What of LoadModel's request decides about memory; the names are those of its fields."""
+    """The fields of LoadModel's request that determine memory, under their own names."""
 
     context_size: int
     gpu_layers: int
@@ -60,9 +60,10 @@ def estimate(
     usage: Usage,
     gpus: Mapping[str, int],
 ) -> Reservation:
-    """Return what the model needs, on a machine with these GPUs (`gpu0` and so on, and their bytes).
+    """Return the model's memory needs on a machine with these GPUs (`gpu0` and so on, with their
+    bytes).
 
-    `header` is that of a GGUF file. Looks at file sizes, and at nothing else outside its arguments.
+    `header` is that of a GGUF file. Reads file sizes, and nothing else outside its arguments.
     """
     if config.memory:
         return _configured(config.memory, usage, gpus)

@@ -1,4 +1,4 @@
-"""What models really needed when they were loaded before, kept over restarts."""
+"""Memory that models really needed when they were loaded before, kept over restarts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from services.common.process.logging import get_logger
 _log = get_logger(__name__)
 
 MAX_ENTRIES: Final = 1000
-"""How many are kept; the one learned the longest ago goes first. An entry takes about 150 bytes."""
+"""Maximum number of entries; the one learned the longest ago goes first. An entry takes about 150
+bytes."""
 
 WRITE_INTERVAL: Final = 5.0
 """Seconds from the first change until the file is written; a crash loses at most what was learned in them."""
 
 DECAY: Final = 0.2
-"""The part of the way down that the figure goes when a model needed less than it did before."""
+"""Fraction of the difference by which the figure falls when a model needed less than before."""
 
 _VERSION: Final = 1
 
 
 class FootprintKey(NamedTuple):
-    """What a figure is about: another revision of the configuration, or another backend, needs another amount."""
+    """The key of a figure: another revision of the configuration, or another backend, needs another
+    amount."""
 
     model: str
     revision: str
@@ -85,7 +87,7 @@ class Footprints:
                 self._timer.start()
 
     def close(self) -> None:
-        """Write what was not written yet. Blocking; idempotent."""
+        """Write pending changes. Blocking; idempotent."""
         with self._lock:
             self._closed = True
             timer = self._timer

@@ -71,7 +71,7 @@ class Meter:
     def _marked(self, uid: str) -> tuple[psutil.Process, ...]:
         now = self._clock()
         with self._lock:
-            # What is too old to be used is dropped, and with it all about instances that have ended.
+            # Outdated entries are dropped, and with them all about instances that have ended.
             self._looks = {
                 key: look for key, look in self._looks.items() if now - look.at < self._interval
             }

@@ -282,7 +282,7 @@ class ModelCatalog:
         known = self._files.get(name)
         half = any(isinstance(entry.error, UnreadableConfigError) for entry in entries)
         if known and half and not any(entry.error for entry in known.entries) and _young(stamp):
-            return None  # somebody may be writing it; it is read again at the next look
+            return None  # it may be half written; the next scan reads it again
         return _File(stamp, entries)
 
 

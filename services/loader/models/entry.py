@@ -21,7 +21,7 @@ class ModelEntry:
     revision: str = ""
     """Changes with the model's own part of the configuration file; from `resolve` also with its file."""
     position: int = 0
-    """Which of the models in its file it is, from 0."""
+    """The model's position in its file, from 0."""
 
     @property
     def loose(self) -> bool:

@@ -1,4 +1,4 @@
-"""A model file's format, detected from its content: names can be wrong, and many have no extension."""
+"""A model file's format, by its content: names can be wrong, and many have no extension."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class FolderEvents:
             self._descriptor, self._watch = -1, None
 
     def attach(self) -> None:
-        """Watch the folder that is there under the name now; cheap if it is the one that is watched."""
+        """Watch the folder that has this name now; cheap if it is the one already watched."""
         if self._descriptor < 0:
             return
         try:

@@ -1,4 +1,4 @@
-"""All models at one moment, put together from what the files of the models folder hold. Pure."""
+"""All models at one moment, built from the contents of the models folder's files. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .entry import ModelEntry
 
 Entries = Sequence[ModelEntry]
 Double = tuple[str, str, str]
-"""A name that two models have, the file that is used, and the one that is not."""
+"""A name that two models have, the file that is used, and the ignored one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class Models:
 def merge(
     entries: Iterable[ModelEntry], loose: Mapping[str, ModelEntry]
 ) -> tuple[Models, set[Double]]:
-    """Return all models, and which names are taken twice.
+    """Return all models, and the names used more than once.
 
-    Of equal names the last one counts, as in LocalAI, but a broken one never hides one that is not. A
-    loose file that a configuration uses is no model of its own.
+    Of equal names the last one counts, as in LocalAI, but a broken model never hides a working one.
+    A loose file that a configuration uses is not a model of its own.
     """
     found, doubles = _configured(entries)
     for name, entry in found.items():
@@ -77,7 +77,7 @@ def merge(
 
 
 def wrong_alias(entry: ModelEntry) -> ModelConfigError:
-    """Return the error for an alias of what is not there, or is an alias too."""
+    """Return the error for an alias whose target does not exist, or is an alias too."""
     return ModelConfigError(
         f"{entry.config_file}: model {entry.name!r} is an alias of {entry.config.alias!r}, which is"
         " not a model of its own; name one that is",
@@ -100,7 +100,7 @@ def _configured(entries: Iterable[ModelEntry]) -> tuple[dict[str, ModelEntry], s
 
 
 def _place(entry: ModelEntry) -> tuple[object, ...]:
-    """Return all of an entry that other entries depend on."""
+    """Return the parts of an entry that other entries depend on."""
     config = entry.config
     return (entry.name, entry.error is None, config.alias, config.model, _used_files(config))
 

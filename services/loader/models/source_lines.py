@@ -65,7 +65,7 @@ class Lines:
         self._node = node
 
     def of(self, path: Sequence[str | int]) -> int:
-        """Return the line of the field, or of the nearest one around it that is there."""
+        """Return the line of the field, or of the nearest existing field around it."""
         node, mark = self._node, self._node
         for part in path:
             found = _child(node, part)

@@ -1,4 +1,4 @@
-"""Noticing what others put into the models folder."""
+"""Detecting changes in the models folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .inotify import FolderEvents
 _log = get_logger(__name__)
 
 _SETTLE = 0.05
-"""Seconds from the first sign of a change to the look: what is written together is read together."""
+"""Seconds from the first sign of a change to the scan: files written together are read together."""
 _SETTLE_MOST = 0.2
-"""The same for a folder that takes long to look at."""
+"""The same for a folder that takes long to scan."""
 _SHARE = 200
 """Looks without a sign of change take no more than this part of the time, however large the folder."""
 _AT_ONCE = 100
@@ -59,7 +59,7 @@ class Follower:
         self._tell(self._revisions(self._names()))
 
     def known_as(self, name: str) -> str:
-        """Return the model that an alias or a model file meant at the last look; empty if none."""
+        """Return the target of an alias or a model file at the last scan; empty if none."""
         if entry := self.models.by_name.get(name):
             return entry.config.alias
         return self.models.by_file.get(name, "")
@@ -92,7 +92,7 @@ class Follower:
         self._tell(await asyncio.to_thread(self._revisions, self._names()))
 
     def _take(self, models: Models) -> Collection[str]:
-        """Keep the models; return the names of those that are not as they were."""
+        """Keep the models; return the names of those that changed."""
         before, self.models = self.models.by_name, models
         now = models.by_name
         if now is before:

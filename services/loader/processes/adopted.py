@@ -35,16 +35,16 @@ class AdoptedProcess(ProcessGroup):
 
     @classmethod
     def take(cls, uid: str, pid: int, born: str, around: Surroundings, sink: LineSink) -> Self:
-        """Take over the process that was noted, if it is still there.
+        """Take over the recorded process, if it still exists.
 
-        It shows as exited at once when it ends, but with what code only its parent would learn.
-        Raises BackendStartError if it is gone, is another one by now, or its pipes are gone.
+        Its end is noticed at once, but its exit code is known only to its parent. Raises
+        BackendStartError if it is gone, if another process has its pid, or if its pipes are gone.
         """
         with ExitStack() as undo:
             try:
                 if around.pipes is None:
                     raise OSError("adoption is off")
-                # First the hold on whatever has the pid, then the look at what it is.
+                # First open the pid, then check which process it is.
                 descriptor = os.pidfd_open(pid)
                 undo.callback(os.close, descriptor)
                 if not is_process(pid, born, f"{MARKER}={uid}"):

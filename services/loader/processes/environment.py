@@ -1,4 +1,4 @@
-"""What a backend process finds in its environment."""
+"""The environment of a backend process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def backend_environment(
     name, _, value = marker.partition("=")
     environment[name] = value
     environment[PYTHON_VARIABLE] = python
-    # Else CUDA counts the fastest GPU first, and `gpu0` would be another one than the driver's.
+    # Otherwise CUDA counts the fastest GPU first, and `gpu0` would not be the driver's.
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if outlives:
         environment[_PARENT_WATCH] = "false"
-    # A Python backend that prints would else hold its lines back until 8 KiB have come together.
+    # A Python backend that prints would otherwise buffer its lines up to 8 KiB.
     environment.setdefault("PYTHONUNBUFFERED", "1")
     return environment

@@ -1,4 +1,4 @@
-"""What is the same for a process that we started and for one that we took over: its group, its end.
+"""The code common to processes that we started and those that we took over: the group and its end.
 
 A local backend runs in a session of its own, so that its whole process group can be ended together,
 and carries a marker in its environment, by which helpers that left the group are found too.
@@ -31,7 +31,7 @@ _LAST_WORDS = 0.5
 
 @dataclass(slots=True)
 class Surroundings:
-    """What all local processes share."""
+    """Objects that all local processes share."""
 
     watch: GroupWatch
     stop_timeout: float
@@ -39,7 +39,7 @@ class Surroundings:
     kill_timeout: float
     """Seconds from SIGKILL until the group must be gone."""
     pipes: NamedPipes | None = None
-    """Where their output goes if they may outlive this process."""
+    """Pipes for their output if they may outlive this process."""
 
 
 class ProcessGroup(ABC):
@@ -70,20 +70,20 @@ class ProcessGroup(ABC):
 
     @property
     def pid(self) -> int:
-        """The first process's pid, which is its group's id too."""
+        """The first process's pid, which is also the group's id."""
         return self._pid
 
     @abstractmethod
     def _how_it_ended(self) -> Exit:
-        """Return how the first process ended; asked once, when it has."""
+        """Return how the first process ended; called once, after its end."""
 
     @abstractmethod
     def _leads(self) -> bool:
-        """Whether the pid is surely still that of the first process, so that the group is ours."""
+        """Whether the pid certainly still belongs to the first process, so that the group is ours."""
 
     @abstractmethod
     def _release_pid(self) -> None:
-        """Nothing of the group is left: the system may give the pid to others."""
+        """Called when the group is empty: the system may reuse the pid."""
 
     async def wait(self) -> Exit:
         """Return when the first process has ended."""
@@ -111,7 +111,7 @@ class ProcessGroup(ABC):
         return True
 
     def leave(self) -> bool:
-        """Let go of it without ending it, for the next loader; False if it is not kept."""
+        """Release it without ending it, for the next loader; False if it is not kept."""
         if not self._kept or self._exit.done():
             return False
         self._stop_watching()
@@ -139,7 +139,8 @@ class ProcessGroup(ABC):
         return gone
 
     def _watch_exit(self, descriptor: int) -> None:
-        """Learn of the end through a pidfd: at once, without a thread, and of no other process."""
+        """Wait for the end through a pidfd: immediate, without a thread, and safe against pid
+        reuse."""
         self._exit_fd = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._exit_seen)
 
@@ -179,7 +180,7 @@ class ProcessGroup(ABC):
 
     async def _kill_all(self) -> bool:
         def ended() -> bool:
-            # Again and again: a group may still be forking while it is being killed.
+            # Repeat it: a group may still be forking while it is being killed.
             self._signal(signal.SIGKILL)
             members = self._members()
             for process in members:

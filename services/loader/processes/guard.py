@@ -27,9 +27,9 @@ SCAN_SECONDS = 1.5
 """How long the guard looks for processes that were still forking; promised to clients: 2 s in all."""
 _PAUSE = 0.02
 _QUIET_ROUNDS = 5
-"""Looks that find nothing before it is believed: a process shows no environment while it execs."""
+"""Empty scans needed in a row: a process shows no environment while it execs."""
 _LOOK = 0.25
-"""Seconds between two looks at whether those that were kept are still there."""
+"""Seconds between two checks that the kept processes are still there."""
 _START_FIELD = 19
 """Of /proc/<pid>/stat, counted behind the command's name: when the process was started."""
 
@@ -45,13 +45,13 @@ class Group:
         self._leader = _start(number)
 
     def kill(self, number: int = signal.SIGKILL) -> bool:
-        """Signal the group; False if it is gone, and its number free for others."""
+        """Signal the group; False if it is gone, and its id free for reuse."""
         if _start(self.number) not in (self._leader, b""):
             return False
         try:
             os.killpg(self.number, number)
         except (ProcessLookupError, PermissionError):
-            return False  # the latter if the number was taken over by someone else's group
+            return False  # the latter if the number was reused by another user's group
         return True
 
 
@@ -119,7 +119,7 @@ def kill_marked(markers: set[bytes], spared: set[bytes]) -> int:
                 os.kill(int(name), signal.SIGKILL)
                 killed += 1
         except OSError:
-            continue  # it ended, or belongs to someone else
+            continue  # it ended, or belongs to another user
     return killed
 
 

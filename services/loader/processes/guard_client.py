@@ -24,7 +24,8 @@ _PROGRAM = Path(__file__).with_name("guard.py")
 _LEAVE_TIMEOUT = 2.0
 """Seconds for the guard to end after the order to leave; it only has to read one line."""
 _SHORT_LIFE = 1.0
-"""Seconds: when several in a row live no longer, none can run here, and the next one waits as long."""
+"""Seconds: if several guards in a row live no longer than this, none can run here, and the next
+start waits this long."""
 _SHORT_LIVES = 3
 
 
@@ -56,7 +57,7 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tell the guard to leave; backends that are still there are its to end, or to keep."""
+        """Order the guard to leave; it ends or keeps the backends that are still there."""
         if self._again is not None:
             self._again.cancel()
         process, self._process = self._process, None
@@ -84,7 +85,7 @@ class Guard:
         self._tell(_order(pgid, uid, keep=True))
 
     def remove(self, pgid: int, uid: str) -> None:
-        """Forget the group of an instance that has ended; not that of another, which has its number now."""
+        """Forget the group of an instance that has ended, but not a newer group with the same id."""
         if self._groups.get(pgid, ("", False))[0] == uid:
             del self._groups[pgid]
             self._tell(f"remove {pgid}\n")
@@ -169,7 +170,7 @@ def _kill_guards(markers: Collection[str]) -> list[psutil.Process]:
                 (i for i, word in enumerate(words) if Path(word).name == _PROGRAM.name), -1
             )
             if program > 0 and words[program + 2 : program + 3] and words[program + 2] in markers:
-                process.kill()  # refuses if the pid has become somebody else's
+                process.kill()  # refuses if another process has the pid now
                 guards.append(process)
     return guards
 

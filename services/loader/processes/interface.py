@@ -18,7 +18,7 @@ MARKER = "CORRAL_INSTANCE"
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """What to start."""
+    """The program to start."""
 
     uid: str
     """The instance's id, unique over restarts."""
@@ -85,7 +85,7 @@ class BackendProcess(Protocol):
         ...
 
     def leave(self) -> bool:
-        """Let go of it without ending it, for the next loader; False if it is not kept."""
+        """Release it without ending it, for the next loader; False if it is not kept."""
         ...
 
     async def stop(self, *, graceful: bool) -> bool:
@@ -101,7 +101,7 @@ class Launcher(Protocol):
         ...
 
     def adopt(self, uid: str, pid: int, birth: str, sink: LineSink) -> BackendProcess:
-        """Take over what another loader's launcher started; BackendStartError if it is gone."""
+        """Take over a process that another loader started; BackendStartError if it is gone."""
         ...
 
 
@@ -117,5 +117,5 @@ class GroupWatch(Protocol):
         ...
 
     def remove(self, pgid: int, uid: str) -> None:
-        """Forget the group of an instance that has ended; not that of another, which has its number now."""
+        """Forget the group of an instance that has ended, but not a newer group with the same id."""
         ...

@@ -1,4 +1,4 @@
-"""What earlier loaders left running: found by their records and markers, ended or handed on."""
+"""Processes left by earlier loaders: found by their records and markers, then ended or adopted."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Leftovers:
         markers: set[str],
         left: set[str],
     ) -> bool:
-        """Do that, and kill all that carries one of the other markers but none of `left`."""
+        """Kill these, and all processes that carry one of the other markers but none of `left`."""
         markers = markers | {_marker(record) for record in records}
         if not markers:
             return True

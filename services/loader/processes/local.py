@@ -122,7 +122,7 @@ class LocalProcess(ProcessGroup):
         # forever.
         code = self._child.wait()
         how = Exit(code=code) if code >= 0 else self._killed_by(-code)
-        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+        with suppress(RuntimeError):  # the loop is closed: no task waits any more
             loop.call_soon_threadsafe(self._ended, how)
 
     def _killed_by(self, number: int) -> Exit:

@@ -40,7 +40,8 @@ def find_marked(markers: Iterable[str], *, spared: Iterable[str] = ()) -> list[p
 
 
 def birth(pid: int) -> str:
-    """Return what no later process with the same pid has: boot and start time. Empty if there is none.
+    """Return a process's boot and start time, unique even when the pid is reused. Empty if it is
+    gone.
 
     A zombie still has its own.
     """
@@ -53,7 +54,7 @@ def birth(pid: int) -> str:
 
 
 def is_process(pid: int, born: str, marker: str) -> bool:
-    """Whether this is the process that was noted: same pid, same start, and the marker in it."""
+    """Whether this is the recorded process: same pid, same start, and the same marker."""
     return bool(born) and birth(pid) == born and _carries(pid, marker)
 
 
@@ -87,7 +88,7 @@ def listens_on(process: psutil.Process, port: int) -> bool:
 
 
 def oom_kills() -> int:
-    """Return how often the kernel killed for lack of memory since boot; 0 where it has no counter."""
+    """Return the number of out-of-memory kills since boot; 0 where the kernel has no counter."""
     with suppress(OSError, ValueError):
         for line in _VMSTAT.read_text().splitlines():
             key, _, count = line.partition(" ")

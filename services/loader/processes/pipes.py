@@ -94,7 +94,7 @@ class NamedPipes:
 async def pump(
     name: str, pipe: IO[bytes] | None, sink: LineSink, *, ended: Callable[[], bool]
 ) -> None:
-    """Hand what comes through a pipe to `sink`, and nothing at the end; slowly while it is a flood."""
+    """Pass a pipe's output to `sink`, and nothing at the end; throttled during a flood."""
     reader = asyncio.StreamReader(limit=_READ_SIZE)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         partial(asyncio.StreamReaderProtocol, reader), pipe

@@ -28,9 +28,9 @@ class ProcessRecord(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
     uid: str = Field(pattern=_UID)
-    """The instance's; also the value of the marker in the environment of its processes."""
+    """The instance's uid; also the value of the marker in its processes' environment."""
     pid: int = Field(gt=1, lt=2**31)
-    """The first process, and its group."""
+    """Pid of the first process, which is also the group's id."""
     birth: str = Field(min_length=1)
     """See `processes.birth`."""
     loader: str = Field(pattern=_UID)
@@ -49,7 +49,7 @@ class ProcessRecord(BaseModel):
     ready: float | None
     load_message: str
     adoptable: bool
-    """It is ready, and its output goes where another loader can go on reading it."""
+    """It is ready, and another loader can go on reading its output."""
 
 
 class ProcessRegistry:
@@ -66,9 +66,9 @@ class ProcessRegistry:
         self._loaders = folder / "loaders"
 
     def open(self) -> tuple[set[str], list[ProcessRecord]]:
-        """Write this loader's id down; return those of earlier ones, and all records.
+        """Record this loader's id; return those of earlier loaders, and all records.
 
-        What cannot be read is removed. Raises OSError if the folder cannot be written to.
+        Unreadable records are removed. Raises OSError if the folder cannot be written to.
         """
         for folder in (self._records, self._loaders):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class ProcessRegistry:
         return earlier, [record for record in found if record is not None]
 
     def close(self) -> None:
-        """Forget this loader's id, if nothing of it is left."""
+        """Forget this loader's id, if it has no processes left."""
         if not any(self._records.glob(f"*{_SUFFIX}")):
             self.forget({self.loader})
 

@@ -1,4 +1,4 @@
-"""One loader a state folder: two would end, or take over, each other's backends."""
+"""One loader per state folder: two would end, or take over, each other's backends."""
 
 from __future__ import annotations
 
