@@ -297,7 +297,7 @@ class Connection(HeldConnection):
             self._settle()
 
     def _settle(self) -> None:
-        """Send the frames held until a frame's end; end a draining connection after its last call."""
+        """Send frames held until a frame's end; end a draining connection after its last call."""
         if self.state is not State.SPLICED or not self._replies.at_boundary:
             return
         if self._pending:

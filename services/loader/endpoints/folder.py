@@ -42,7 +42,8 @@ def socket_path(folder: Path, model: str) -> Path:
 def endpoint_folder(runtime: Path, socket_mode: int) -> Iterator[Path]:
     """Lock the folder for this process and yield its path; its sockets are removed at the end.
 
-    Only users with access by the socket mode may enter the folder. Sockets left by a killed loader are removed. If the path is too long for any socket, a temporary folder is used instead.
+    Only users with access by the socket mode may enter the folder. Sockets left by a killed
+    loader are removed. If the path is too long for any socket, a temporary folder is used instead.
     Raises OSError, and FolderTakenError if another loader uses the folder.
     """
     folder = runtime / "models"
@@ -67,7 +68,7 @@ def endpoint_folder(runtime: Path, socket_mode: int) -> Iterator[Path]:
 
 
 def _folder_mode(socket_mode: int) -> int:
-    """Return 0700, plus search permission for the group and others if they may write to a socket."""
+    """Return 0700, plus search permission for group and others that may write to a socket."""
     group = 0o010 if socket_mode & 0o020 else 0
     others = 0o001 if socket_mode & 0o002 else 0
     return 0o700 | group | others

@@ -72,7 +72,7 @@ class RawSocket:
         return bool(self._buffer)
 
     def send(self, data: bytes) -> bool:
-        """Write now or once the socket is writable; return whether all is written. Raises OSError."""
+        """Write now or once writable; return whether all is written. Raises OSError."""
         if self._buffer:
             self._buffer += data
             return False
