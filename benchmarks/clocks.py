@@ -23,7 +23,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def tree(pid: int, *without: int) -> list[int]:
-    """Return a process and its descendants, but for those of `without` and theirs."""
+    """Return a process and its descendants, except those in `without` and theirs."""
     if pid in without:
         return []
     found = [pid]

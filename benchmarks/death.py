@@ -1,4 +1,4 @@
-"""From the death of a backend to NOT_SERVING for whoever watches the health of its model."""
+"""From the death of a backend to NOT_SERVING for a client that watches its health."""
 
 from __future__ import annotations
 

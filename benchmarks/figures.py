@@ -1,4 +1,4 @@
-"""What the benchmarks share: figures beside their goals, samples, and a process's resources."""
+"""What the benchmarks share: figures and their goals, samples, and a process's resources."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def heading(text: str) -> None:
 
 
 def show(label: str, figure: str, goal: str = "", *, met: bool | None = None) -> None:
-    """Print and record a figure, and beside it the goal and whether it is met."""
+    """Print and record a figure, its goal, and whether the goal is met."""
     verdict = "" if met is None else f"  goal {goal}: {'met' if met else 'NOT MET'}"
     print(f"  {label:{LABEL}}{figure:>18}{verdict}", flush=True)
     RECORD.lines.append(Line(RECORD.benchmark, RECORD.heading, label, figure, goal, met))

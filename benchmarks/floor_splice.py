@@ -51,7 +51,7 @@ class Half(asyncio.Protocol):
 
 
 async def serve(listen: str, backend: str) -> None:
-    """Splice each connection to `listen` with one to `backend`, for ever."""
+    """Splice each connection to `listen` with one to `backend`, forever."""
     loop = asyncio.get_running_loop()
     connecting: set[asyncio.Task[None]] = set()
 

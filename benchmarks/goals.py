@@ -28,7 +28,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Single:
-    """A single value of the record that is to be at most so much."""
+    """A single value of the record that must not exceed a limit."""
 
     text: str
     value: str
@@ -105,7 +105,7 @@ SINGLES = (
 
 
 def verdicts(record: Record) -> Iterator[Verdict]:
-    """Return how each goal stands."""
+    """Return the state of each goal."""
     peers = PEER_GOALS if any(row.measurement == BESIDE for row in record.traffic) else ()
     for goal in (*GOALS, *peers):
         yield _judged(goal, record)

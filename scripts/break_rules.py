@@ -21,7 +21,7 @@ from scripts.breaks import BREAKS, Break
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("services", "backends", "protos", "sdk", "scripts", "tests", "pyproject.toml")
 TIMEOUT = 300.0
-"""Seconds for one test; one that hangs has seen the break too, but should say so sooner."""
+"""Seconds for one test; one that hangs has seen the break too, but should fail sooner."""
 
 PASSED, FAILED = 0, 1  # pytest's; others mean that it could not run the test
 

@@ -55,7 +55,7 @@ def set_go_packages(*, write: bool) -> list[str]:
 
 def generate(target: Path) -> None:
     """Write all stubs below `target`. Raises SystemExit when protoc refuses a file."""
-    # protoc finds protoc-gen-mypy on PATH; it is installed beside the running interpreter.
+    # protoc finds protoc-gen-mypy on PATH; it is installed next to the running interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     sources = sorted((PROTOS / "corral").rglob("*.proto"))
     arguments = [

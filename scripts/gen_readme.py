@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def _written(path: Path, content: str, *, check: bool) -> bool:
-    """Put the content between a file's marks; with `check` only tell whether it stands there."""
+    """Put the content between a file's marks; with `check` only check that it is there."""
     text = path.read_text()
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)

@@ -59,7 +59,7 @@ class Echo(backend_pb2_grpc.BackendServicer):
 
 
 class _Token(grpc.aio.ServerInterceptor):
-    """Lets nobody in without the token."""
+    """Rejects calls without the token."""
 
     def __init__(self, token: str) -> None:
         self._expected = ("authorization", f"Bearer {token}")

@@ -26,7 +26,7 @@ LARGEST_LINE = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Calling:
-    """Whom to call and how."""
+    """The calls that a client makes."""
 
     target: str
     metadata: tuple[tuple[str, str], ...] = ()
@@ -50,7 +50,7 @@ class Failure:
 
 @dataclass
 class Told:
-    """What a client tells at its end."""
+    """What a client reports at its end."""
 
     calls: list[tuple[float, float]]
     """When each began and ended (CLOCK_MONOTONIC), failed ones too."""
@@ -65,7 +65,7 @@ class Caller:
         self.process = process
 
     async def end(self) -> Told:
-        """Let it end its calls, and return what it has to tell."""
+        """Let it end its calls, and return its report."""
         try:
             async with asyncio.timeout(END_TIMEOUT):
                 out, err = await self.process.communicate(b"")
