@@ -10,7 +10,7 @@ from services.cli.client.clients import Clients
 from services.cli.display import loader_messages, views
 from services.cli.display.output import Column, Output
 from services.cli.failures import Failure
-from services.common.errors import InvalidRequestError
+from services.common.errors import CorralError, InvalidRequestError
 
 _SOURCES = {"default": "dim", "start": "cyan", "runtime": "yellow"}
 
@@ -44,7 +44,11 @@ async def show(clients: Clients, out: Output) -> None:
 async def change(clients: Clients, out: Output, assignments: Sequence[str]) -> None:
     """Change settings by `name=value`, and show the old and the new values."""
     typed = _split(assignments)
-    before = await _get(clients)
+    try:
+        before = await _get(clients)
+    except (CorralError, Failure):
+        _request(typed, {})  # a value that cannot be right is reported first, without a loader too
+        raise
     meanings = _meanings(before)
     request = _request(typed, meanings)
     try:

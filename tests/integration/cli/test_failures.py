@@ -46,6 +46,16 @@ async def test_an_address_where_nothing_listens(
     assert "`corral up`" in done.err
 
 
+async def test_a_value_that_cannot_be_right_is_reported_without_a_loader_too(
+    tmp_path: Path,
+) -> None:
+    done = await corral(tmp_path, "settings", "set", "threads=four", "--loader", NOWHERE)
+    assert done.code == 2
+    assert "'four' is not a whole number" in done.err
+    done = await corral(tmp_path, "settings", "set", "threads=4", "--loader", NOWHERE)
+    assert done.code == 1 and "cannot reach the loader" in done.err
+
+
 async def test_nobody_at_a_socket(tmp_path: Path) -> None:
     done = await corral(tmp_path, "models", "--loader", f"unix:{tmp_path}/none.sock")
     assert "cannot reach the loader at unix:" in done.err
