@@ -1,4 +1,4 @@
-"""A look at a backend's program without starting it: can it run here, and has it changed?"""
+"""Checks a backend's program without starting it: can it run here, and has it changed?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ ABSENT: Stamp = ()
 
 
 def stamp(path: str | Path) -> Stamp:
-    """Return what changes when the file is replaced, written to, or given other rights."""
+    """Return a stamp that changes when the file is replaced, written to, or given other
+    permissions."""
     try:
         status = os.stat(path)
     except OSError:
@@ -120,7 +121,7 @@ def _here() -> str:
 
 
 def _elf_machine(path: Path) -> str:
-    """Return the machine that a binary is for; empty for what is no binary, or cannot be read."""
+    """Return the machine that a binary is for; empty if it is not a binary, or is unreadable."""
     try:
         with path.open("rb") as file:
             head = file.read(_MACHINE_AT + 2)

@@ -29,11 +29,11 @@ class Selection:
     names: tuple[str, ...]
     """The first is tried first; each is the name of a program or an address of its own."""
     excluded: Mapping[str, str] = field(default_factory=dict)
-    """The others, and why each of them is not tried."""
+    """The other backends, and why each of them is not tried."""
 
 
 def select_from(catalog: BackendCatalog, config: ModelConfig, model_file: Path) -> Selection:
-    """Return what `select` does; where none is left, one that was just installed is looked for first."""
+    """Return the result of `select`; if no backend is left, first scan for one just installed."""
     try:
         return select(config, model_file, catalog.backends(), catalog.find)
     except BackendNotFoundError:

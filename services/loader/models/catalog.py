@@ -47,12 +47,12 @@ _SLICE = 50
 _MANY = 500
 """Files at once for which it is worth it to pause the garbage collector."""
 _LOOK_SHARE = 20
-"""Looks for names that are not known take no more than this part of the time."""
+"""Scans for unknown names take no more than this fraction of the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """What a YAML file held when it had this stamp."""
+    """A YAML file's contents when it had this stamp."""
 
     stamp: Stamp | None
     entries: tuple[ModelEntry, ...]
@@ -63,14 +63,14 @@ class _Look:
     """When the folder was looked at last."""
 
     changed_at: int
-    """The folder's time of change then; 0 if there is more to read."""
+    """The folder's modification time then; 0 if there is more to read."""
     clock: float
     seconds: float
     """How long it took."""
 
 
 class ModelCatalog:
-    """The models folder. It may be asked from several threads."""
+    """The models folder. May be used from several threads."""
 
     def __init__(self, folder: Path, list_file: Path | None = None) -> None:
         """Read `folder`, which may be created later, and a file outside it that lists models.
@@ -91,9 +91,9 @@ class ModelCatalog:
         return self.current().by_name
 
     def current(self) -> Models:
-        """Return the models as they were at the last look, or now if files came or went since.
+        """Return the models as of the last scan, or now if files came or went since.
 
-        Costs one stat, where nothing came or went.
+        Costs one stat, if nothing came or went.
         """
         if self._looked is None:
             return self.look()
@@ -120,13 +120,13 @@ class ModelCatalog:
         if left:
             changed.sort(key=lambda name: name.rpartition(".")[0] != first)
             del changed[most:]
-        # Without the lock: it takes as long as there is to read, and a call must not wait for that.
+        # Without the lock: reading can take long, and a call must not wait for it.
         with _without_collection(len(changed)):
             read = {name: self._read(name, paths[name], stamps[name]) for name in changed}
         loose = {name for name in paths if name not in stamps}
         with self._lock:
             if self._looked is not None and self._looked.clock > clock:
-                # Another look began later and ended first; what came to its notice stays.
+                # Another scan began later and ended first; the changes that it found stay.
                 read = {n: file for n, file in read.items() if self._files.get(n) is known.get(n)}
                 stamps |= dict.fromkeys(self._files)
                 loose |= self._loose.keys()
@@ -206,7 +206,8 @@ class ModelCatalog:
         return self.current().only
 
     def revision(self, entry: ModelEntry) -> str:
-        """Return what changes when the model's configuration or its file does; costs one stat."""
+        """Return a revision that changes with the model's configuration or its file; costs one
+        stat."""
         stamp = file_stamp(self.folder / entry.config.model) if entry.config.model else None
         return f"{entry.revision}/{'.'.join(map(str, stamp)) if stamp else '-'}"
 
@@ -242,7 +243,7 @@ class ModelCatalog:
             return 0
 
     def _came_or_went(self, look: _Look) -> bool:
-        """Whether a file can have come or gone since; one that was rewritten in place is not seen."""
+        """Whether a file can have come or gone since; one rewritten in place goes unnoticed."""
         return (
             self._folder_changed() != look.changed_at
             or abs(look.clock - look.changed_at / 1e9) < _CLOCK_TICK
@@ -256,7 +257,7 @@ class ModelCatalog:
         return time.time() - look.clock > look.seconds * _LOOK_SHARE
 
     def _reread(self, name: str) -> bool:
-        """Read the file again if it is another than it was; whether it is."""
+        """Read the file again if it has changed; return whether it has."""
         path = self.folder / name
         known, stamp = self._files.get(name), file_stamp(path)
         if known is None or known.stamp == stamp:
@@ -272,7 +273,7 @@ class ModelCatalog:
             return True
 
     def _read(self, name: str, path: Path | str, stamp: Stamp | None) -> _File | None:
-        """Return what the file holds now; None to keep what it held before."""
+        """Return the file's current models; None to keep the previous ones."""
         listing = self._list_file is not None and name == str(self._list_file)
         try:
             maximum = MAXIMUM_LIST_BYTES if listing else MAXIMUM_BYTES

@@ -48,7 +48,7 @@ def _memory(value: object) -> object:
 Text = Annotated[str, BeforeValidator(_text)]
 Texts = Annotated[list[str], BeforeValidator(_texts)]
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
-"""What the wire has room for: a larger number is refused by the name of its field."""
+"""Limit of the wire format: a larger number is refused by the name of its field."""
 
 
 class _Section(BaseModel):
@@ -63,7 +63,7 @@ class _Section(BaseModel):
 
 
 class Parameters(_Section):
-    """What LocalAI keeps under `parameters`."""
+    """The settings that LocalAI keeps under `parameters`."""
 
     model: Text = ""
     seed: int | None = None
@@ -191,7 +191,8 @@ class ModelConfig(_Section):
     limits: Limits = Limits()
     endpoint: Endpoint | None = None
     memory: Annotated[dict[str, int], BeforeValidator(_memory)] = Field(default_factory=dict)
-    """What the model needs, in bytes, by device (`ram`, `gpu0`) or wherever it is; wins over estimates."""
+    """Memory needs in bytes, by device (`ram`, `gpu0`) or wherever it is; wins over
+    estimates."""
     download_files: list[DownloadFile] = Field(default_factory=list)
     template: Template = Template()
     options: Texts = Field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What is wrong with a model's configuration, in words that name the file, the line and the remedy."""
+"""Errors in a model's configuration; each message names the file, the line and the remedy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WORDS: Final[Mapping[str, str]] = {
 
 
 class UnreadableConfigError(ModelConfigError):
-    """What the file holds is no configuration at all; it may be half written."""
+    """The file's content is not a configuration at all; it may be half written."""
 
 
 def unreadable(file: str, why: str) -> ModelConfigError:

@@ -79,7 +79,7 @@ class ProcessGroup(ABC):
 
     @abstractmethod
     def _leads(self) -> bool:
-        """Whether the pid certainly still belongs to the first process, so that the group is ours."""
+        """Whether the pid surely still belongs to the first process, so the group is ours."""
 
     @abstractmethod
     def _release_pid(self) -> None:
@@ -139,8 +139,7 @@ class ProcessGroup(ABC):
         return gone
 
     def _watch_exit(self, descriptor: int) -> None:
-        """Wait for the end through a pidfd: immediate, without a thread, and safe against pid
-        reuse."""
+        """Watch for the end through a pidfd: immediate, thread-free and safe against pid reuse."""
         self._exit_fd = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._exit_seen)
 

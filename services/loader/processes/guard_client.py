@@ -85,7 +85,7 @@ class Guard:
         self._tell(_order(pgid, uid, keep=True))
 
     def remove(self, pgid: int, uid: str) -> None:
-        """Forget the group of an instance that has ended, but not a newer group with the same id."""
+        """Forget the group of an ended instance, but not a newer group with the same id."""
         if self._groups.get(pgid, ("", False))[0] == uid:
             del self._groups[pgid]
             self._tell(f"remove {pgid}\n")

@@ -117,5 +117,5 @@ class GroupWatch(Protocol):
         ...
 
     def remove(self, pgid: int, uid: str) -> None:
-        """Forget the group of an instance that has ended, but not a newer group with the same id."""
+        """Forget the group of an ended instance, but not a newer group with the same id."""
         ...
