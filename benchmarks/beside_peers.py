@@ -1,4 +1,4 @@
-"""Corral beside other servers of models: the same echo of 1 KiB, all up together, in turn."""
+"""Corral and other model servers compared: the same echo of 1 KiB, all up together, in turn."""
 
 from __future__ import annotations
 

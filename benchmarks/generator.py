@@ -21,7 +21,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Load:
-    """What to call and how; `paced`, `drain` and the rest as native/load.cc tells."""
+    """What to call and how; `paced`, `drain` and the rest as native/load.cc documents."""
 
     method: str
     request: Path

@@ -11,7 +11,7 @@ from .record import Record
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure of one path beside another path's: at most, or at least, a limit."""
+    """A figure of one path compared with another path's: at most, or at least, a limit."""
 
     text: str
     measurement: str

@@ -22,7 +22,7 @@ MAX_MESSAGE = 50 << 20
 
 
 class Echo(backend_pb2_grpc.BackendServicer):
-    """Answers at once, or at the pace that it is told."""
+    """Answers at once, or at a given pace."""
 
     async def Health(self, request: Any, context: Any) -> pb.Reply:  # noqa: D102
         return pb.Reply(message=b"OK")

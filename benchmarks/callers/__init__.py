@@ -1,4 +1,4 @@
-"""Clients in processes of their own that call Predict steadily, and tell of each call when they are ended."""
+"""Clients in processes of their own that call Predict steadily, and report each call at the end."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Caller:
     """A running client."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        """Take a process that has said that it is ready."""
+        """`process` is a client that has reported that it is ready."""
         self.process = process
 
     async def end(self) -> Told:

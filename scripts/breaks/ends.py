@@ -1,4 +1,4 @@
-"""Invariants 8 to 12: ends, deaths, changes, and that nobody is held up or left hanging."""
+"""Invariants 8 to 12: ends, deaths, changes, and that no call is held up or left hanging."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
     style = "|" if "\n" in value else None
-    # Quoted if Go would read it as something else, whatever YAML 1.1 says.
+    # Quoted if Go would read it as something else, whatever YAML 1.1 defines.
     if style is None and not _reads_as_text(value):
         style = "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
