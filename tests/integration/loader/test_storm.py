@@ -81,7 +81,8 @@ async def test_first_calls_that_leave_at_random(loader: LoaderUnderTest) -> None
     await asyncio.gather(*(leaving() for _ in range(150)), *staying)
     assert seen["ok"] >= 50
     assert seen.keys() <= {"ok", "cancelled", "DEADLINE_EXCEEDED"}, seen
-    assert loader.notes("fake") == ["load m.bin"]
+    # A call that left while the backend was answering it is noted there too.
+    assert [note for note in loader.notes("fake") if note != "cancelled"] == ["load m.bin"]
     await unload(loader, "m", force=False)
 
 
