@@ -1,6 +1,7 @@
 """The backend of `corral backend fake`, as the tests start it.
 
-Under the loader its working folder is that of its run.sh, so `behaviour.json` there says how it behaves.
+Under the loader it runs in the folder of its run.sh and reads its behaviour from `behaviour.json`
+there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ FOREIGN = {
     "tokens": 1_000_000,
     "token_seconds": 0.01,
 }
-"""A program that knows nothing of Corral, and echoes the request that it sees."""
+"""A program that knows nothing of Corral and echoes the request it receives."""
 
 if __name__ == "__main__":
     runpy.run_path(str(PROGRAM / "__main__.py"), run_name="__main__")

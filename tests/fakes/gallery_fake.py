@@ -23,7 +23,7 @@ class FakeGallery(
     gallery_pb2_grpc.GalleryServiceServicer,
     operations_pb2_grpc.OperationsServicer,  # type: ignore[misc]  # it has no stubs
 ):
-    """A gallery whose one installation runs through scripted steps."""
+    """A gallery whose single installation runs through scripted steps."""
 
     entries: list[gallery_pb2.ModelEntry] = field(default_factory=list)
     installed: list[gallery_pb2.InstalledModel] = field(default_factory=list)
@@ -31,7 +31,7 @@ class FakeGallery(
     steps: int = 4
     fails: errors.CorralError | None = None
     break_once: bool = False
-    """The first watch is cut after its first message, as by a restart."""
+    """Whether the first watch is cut after its first message, as by a restart."""
     requests: list[Any] = field(default_factory=list)
     operation: operations_pb2.Operation | None = None
     cancel: asyncio.Event = field(default_factory=asyncio.Event)

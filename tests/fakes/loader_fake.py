@@ -1,4 +1,4 @@
-"""A small real loader: what the monitor asks of one, over a real socket, about real processes.
+"""A small real loader: what the monitor needs of one, over a real socket, with real processes.
 
 Each model's Status is scripted: `ok`, `unimplemented`, `hang`, `error`, `wrong-bytes`,
 `wrong-state`, `not-loaded`.
@@ -136,9 +136,9 @@ class LoaderFake(loader_pb2_grpc.LoaderServiceServicer):
 
 @contextmanager
 def child(code: str) -> Iterator[subprocess.Popen[str]]:
-    """Run Python code as a session of its own, as a loader starts a backend; ends with it all.
+    """Run Python code in a session of its own, as a loader starts a backend; kill it at the end.
 
-    The code writes one line when it has got to where the test wants it.
+    The code writes one line when it has reached the point the test needs.
     """
     process = subprocess.Popen(
         [sys.executable, "-S", "-c", code],

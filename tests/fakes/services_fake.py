@@ -30,14 +30,14 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
 
     models: dict[str, loader_pb2.Model] = field(default_factory=dict)
     replies: Sequence[backend_pb2.Reply | float] = ()
-    """Replies, and pauses in seconds between them."""
+    """Replies, and the pauses between them in seconds."""
     lines: list[loader_pb2.LogLine] = field(default_factory=list)
     load_seconds: float = 0.0
     load_error: errors.CorralError | None = None
     load_states: Sequence[Any] = (STATE.STATE_STARTING, STATE.STATE_LOADING)
-    """What a load passes through, for `load_seconds` in all."""
+    """The phases of a load, which takes `load_seconds` in all."""
     evicts: str = ""
-    """The model that a load evicts while it waits."""
+    """The model that a waiting load evicts."""
     backends: list[loader_pb2.Backend] = field(default_factory=list)
     capacity: loader_pb2.GetCapacityResponse = field(default_factory=loader_pb2.GetCapacityResponse)
     plans: dict[str, loader_pb2.PlanEvictionResponse] = field(default_factory=dict)
@@ -61,12 +61,12 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
         return model
 
     def changed(self, name: str) -> None:
-        """Notify the watchers that a model changed or is gone."""
+        """Notify the watchers that a model changed or was removed."""
         for watcher in self.watchers:
             watcher.put_nowait(name)
 
     def become(self, name: str, state: Any, **more: Any) -> loader_pb2.Model:
-        """Put a model into a state, and notify the watchers."""
+        """Put a model into a state and notify the watchers."""
         model = self.models[name]
         model.MergeFrom(loader_pb2.Model(state=state, **more))
         model.state_time.GetCurrentTime()
@@ -89,7 +89,7 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
         wanted = request.filter
         found = [model for _, model in sorted(self.models.items()) if _matches(wanted, model)]
         start = int(request.page_token or 0)
-        # Pages of two, whatever is asked for: the client has to follow the tokens.
+        # Pages of two, whatever size is requested: the client has to follow the tokens.
         page = found[start : start + min(2, request.page_size)]
         more = str(start + len(page)) if start + len(page) < len(found) else ""
         return loader_pb2.ListModelsResponse(
@@ -200,7 +200,7 @@ class FakeLoader(loader_pb2_grpc.LoaderServiceServicer, backend_pb2_grpc.Backend
         return loader_pb2.UpdateSettingsResponse(settings=self.settings, sources=self.sources)
 
     async def StreamLogs(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        """Send the lines that match; a number that is not there is a line that was missed."""
+        """Send the matching lines; a gap in their numbers counts as missed lines."""
         self.requests.append(request)
         self._find(request.name)
         last = request.after_sequence if request.after_sequence <= self._newest() else 0
@@ -268,7 +268,7 @@ class FakeMonitor(monitor_pb2_grpc.MonitorServiceServicer):
 async def serving(
     *servicers: Any, address: str = "127.0.0.1:0", not_serving: Sequence[str] = ()
 ) -> AsyncIterator[str]:
-    """Serve these on one port and yield the address; the names in `not_serving` are not well."""
+    """Serve these on one port and yield the address; names in `not_serving` report NOT_SERVING."""
     server = aio.server(interceptors=(ErrorInterceptor(),))
     health = HealthServicer()
     health.add_to(server)

@@ -1,6 +1,6 @@
-"""A stand-in for a service, run as `python -m tests.fakes.standin <service> --listen=...`.
+"""A fake service, run as `python -m tests.fakes.standin <service> --listen=...`.
 
-It takes the services' flags, writes what it was told to `$STANDIN_LOG/<service>`, prints its ready
+It takes the services' flags, writes its arguments to `$STANDIN_LOG/<service>`, prints its ready
 line and waits. `STANDIN_<SERVICE>` scripts it: exit-at-start, usage-at-start, hang-at-start,
 ignore-sigterm, flood, crash-always.
 """
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def watch(stop: threading.Event) -> None:
-    """Stop at the EOF of the descriptor that `corral up` holds open."""
+    """Stop at EOF on the descriptor that `corral up` holds open."""
     fd = int(os.environ["CORRAL_WATCH_FD"])
     while os.read(fd, 1):
         pass

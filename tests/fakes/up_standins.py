@@ -1,4 +1,4 @@
-"""`corral up` with stand-ins for the services: run as `python -m tests.fakes.up_standins`.
+"""`corral up` with fake services: run as `python -m tests.fakes.up_standins`.
 
 Takes `NAME=VALUE` for the fields of Options, and `json`.
 """

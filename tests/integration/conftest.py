@@ -13,7 +13,7 @@ from tests.tools.transparency import World, running_world
 
 @pytest.fixture
 async def loader(tmp_path: Path) -> AsyncIterator[LoaderUnderTest]:
-    """A loader that is not started yet, so that the test can lay out its folders first."""
+    """A loader that is not started yet, so that the test can set up its folders first."""
     under_test = LoaderUnderTest(tmp_path / "home")
     yield under_test
     await under_test.close()
@@ -21,7 +21,7 @@ async def loader(tmp_path: Path) -> AsyncIterator[LoaderUnderTest]:
 
 @pytest.fixture
 def server() -> Iterator[FaultyServer]:
-    """A server of models that misbehaves as the test tells it."""
+    """A model server that misbehaves as the test scripts it."""
     with FaultyServer() as running:
         running.add(PATH, DATA, etag='"1"')
         running.add(SMALL_PATH, SMALL)
@@ -39,6 +39,6 @@ async def running(loader: LoaderUnderTest) -> LoaderUnderTest:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A backend with a loader beside it, and all ways to both."""
+    """A standalone backend, a loader, and all routes to both."""
     with running_world(tmp_path_factory.mktemp("world")) as running:
         yield running

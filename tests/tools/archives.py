@@ -1,4 +1,4 @@
-"""Wheels and archives for tests, made in memory, and an index that offers a wheel."""
+"""Wheels and archives for tests, built in memory, and an index that offers a wheel."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from services.loader.backends.folders import BackendFolder
 
 
 def add(folder: Path, name: str, metadata: Any = None, *, program: bool = True) -> Path:
-    """Install a backend that does nothing; with `program` false without a run.sh."""
+    """Install a backend that does nothing; without a run.sh if `program` is false."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     if program:
         run = folder / name / "run.sh"

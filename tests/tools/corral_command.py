@@ -1,4 +1,4 @@
-"""The command `corral` as a real process, and what it left."""
+"""The `corral` command as a real process, and its results."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.tools.service import ROOT, environment
 
 
 def command_environment(home: Path, **more: str) -> dict[str, str]:
-    """Return the environment of a command whose home and whose screen's width are known."""
+    """Return a command's environment, with a known home and screen width."""
     return environment(**{"CORRAL_HOME": str(home), "COLUMNS": "120", **more})
 
 
 @dataclass
 class Done:
-    """What a `corral` process left."""
+    """The results of a `corral` process."""
 
     code: int
     out: str
@@ -42,7 +42,7 @@ class Done:
 async def started(
     home: Path, *args: str, stdin: int = asyncio.subprocess.DEVNULL, **extra: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start a command; it does not outlive the block."""
+    """Start a command; kill it at the end of the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -63,7 +63,7 @@ async def started(
 
 
 async def corral(home: Path, *args: str, stdin: str | None = None, **extra: str) -> Done:
-    """Run a command to its end."""
+    """Run a command to completion."""
     pipe = asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE
     async with started(home, *args, stdin=pipe, **extra) as process, asyncio.timeout(30):
         out, err = await process.communicate(None if stdin is None else stdin.encode())
@@ -90,7 +90,7 @@ class World:
 
 @asynccontextmanager
 async def scripted_world(home: Path) -> AsyncIterator[World]:
-    """Serve a world of scripted services, each at an address of its own."""
+    """Serve a world of scripted services, each at its own address."""
     world = World(home)
     async with (
         serving(world.loader) as loader,

@@ -1,4 +1,4 @@
-"""`corral.client` at a loader under test, and what the loader knows of its leases."""
+"""`corral.client` with a loader under test, and the loader's view of its leases."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.tools.loader_calls import model
 from tests.tools.running import LoaderUnderTest, eventually
 
 READY = 20.0
-"""Seconds for a model to be ready."""
+"""Seconds for a model to become ready."""
 DIRECT = b"grpc-python/"
-"""How the blocking client calls itself; what comes from the loader is the loader's."""
+"""Start of the blocking client's user agent; calls through the loader carry the loader's."""
 
 
 def at(running: LoaderUnderTest, name: str = "m", **options: Any) -> client.Model:
@@ -41,6 +41,6 @@ async def in_thread(work: Callable[[], Any]) -> Any:
 
 
 def active(backend: Any) -> int:
-    """Return how many calls run on the lease."""
+    """Return the number of calls running on the lease."""
     lease = backend._keeper.rules.current
     return lease.active if lease is not None else 0

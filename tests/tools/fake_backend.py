@@ -1,4 +1,4 @@
-"""The fake backend on its own, as `corral backend fake` starts it, without a loader."""
+"""The fake backend alone, as `corral backend fake` starts it, without a loader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tools.service import announced, environment
 
 
 async def start(folder: Path, *arguments: str, **settings: object) -> asyncio.subprocess.Process:
-    """Start the program; `settings` go into its environment."""
+    """Start the program with `settings` in its environment."""
     variables = {f"FAKE_{key.upper()}": str(value) for key, value in settings.items()}
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -32,7 +32,7 @@ async def start(folder: Path, *arguments: str, **settings: object) -> asyncio.su
 
 
 class Running:
-    """A serving fake backend and a client of it."""
+    """A running fake backend and a client of it."""
 
     def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
         self.process = process
@@ -52,7 +52,7 @@ class Running:
 
 @asynccontextmanager
 async def serving(folder: Path, *arguments: str, **settings: object) -> AsyncIterator[Running]:
-    """Start the backend and yield it with the address that it announced."""
+    """Start the backend and yield it with the address it printed."""
     process = await start(folder, *arguments, **settings)
     try:
         running = Running(process, await announced(process, "fake"))
@@ -63,5 +63,5 @@ async def serving(folder: Path, *arguments: str, **settings: object) -> AsyncIte
     finally:
         if process.returncode is None:
             process.kill()
-        # Read its pipes to the end: the transport of a full one is closed too late.
+        # Read its pipes to EOF: the transport of a full pipe is closed too late.
         await process.communicate()

@@ -1,11 +1,11 @@
-"""A real HTTP server for tests, which misbehaves on request.
+"""A real HTTP server for tests that misbehaves on request.
 
-    with FaultyServer() as server:
-        server.add("/model.gguf", b"...", etag='"1"')
-        server.fail("/model.gguf", Drop(after=1000), Status(503, {"Retry-After": "0"}))
-        ... server.url("/model.gguf") ...
+   with FaultyServer() as server:
+       server.add("/model.gguf", b"...", etag='"1"')
+       server.fail("/model.gguf", Drop(after=1000), Status(503, {"Retry-After": "0"}))
+       ... server.url("/model.gguf") ...
 
-The faults of a path are used up in order, one a GET; then it behaves.
+Each GET of a path uses up one of its faults, in order; after the last the path works normally.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Resource:
-    """What a path holds."""
+    """The contents and behaviour of a path."""
 
     body: bytes
     etag: str = ""
     ranges: bool = True
-    """Whether a part may be asked for."""
+    """Whether Range requests are honoured."""
     head: int = 200
-    """The status of a HEAD, for servers that only know GET."""
+    """The status of a HEAD, for servers that only support GET."""
     headers: Mapping[str, str] = field(default_factory=dict)
     rate: int = 0
-    """Bytes a second; 0 for all at once."""
+    """Bytes a second; 0 for no limit."""
 
 
 @dataclass
 class Drop:
-    """Break the connection after this number of bytes of the body."""
+    """Break the connection after this many bytes of the body."""
 
     after: int
 
 
 @dataclass
 class Stall:
-    """Send nothing more after this number of bytes, until the server closes."""
+    """Send nothing more after this many bytes, until the server closes."""
 
     after: int
 
@@ -62,7 +62,7 @@ class Status:
 
 @dataclass
 class WrongLength:
-    """Announce this number of bytes more than are sent."""
+    """Announce this many bytes more than are sent."""
 
     more: int
 
@@ -77,7 +77,7 @@ Fault = Drop | Stall | Status | WrongLength | Corrupt
 
 @dataclass
 class Seen:
-    """A request that came."""
+    """A request received."""
 
     method: str
     path: str
@@ -85,7 +85,7 @@ class Seen:
 
 
 class FaultyServer:
-    """The server; a thread of its own, on a free port of 127.0.0.1 (or another loopback address)."""
+    """The server, in its own thread, on a free port of 127.0.0.1 (or another loopback address)."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.resources: dict[str, Resource] = {}
@@ -93,7 +93,7 @@ class FaultyServer:
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
         self._closing = threading.Event()
         self.gate: threading.Event | None = None
-        """If set, bodies are held back after their first block until this event."""
+        """If given, each body stops after its first block until this event is set."""
         handler = type("Handler", (_Handler,), {"faulty": self})
         self._server = http.server.ThreadingHTTPServer((host, 0), handler)
         self._server.daemon_threads = False
@@ -127,7 +127,7 @@ class FaultyServer:
         return self.address + path
 
     def add(self, path: str, body: bytes | str, **facts: Any) -> str:
-        """Serve a body; returns its address."""
+        """Serve a body and return its address."""
         data = body.encode() if isinstance(body, str) else body
         self.resources[path] = Resource(data, **facts)
         return self.url(path)
@@ -141,7 +141,7 @@ class FaultyServer:
         return [seen for seen in self.requests if seen.method == "GET" and seen.path == path]
 
     def find(self, request: Seen) -> Resource | Status:
-        """Return what a request gets; other servers are made by overriding this."""
+        """Return the resource for a request; subclasses override this to make other servers."""
         return self.resources.get(request.path) or Status(404)
 
     def fault(self, request: Seen) -> Fault | None:
@@ -149,7 +149,7 @@ class FaultyServer:
         return faults.popleft() if request.method == "GET" and faults else None
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the server's end."""
+        """Wait, but no longer than the server runs."""
         self._closing.wait(seconds)
 
     @property
@@ -160,7 +160,7 @@ class FaultyServer:
 class _Handler(http.server.BaseHTTPRequestHandler):
     faulty: FaultyServer
     protocol_version = "HTTP/1.1"
-    # Keep-alive connections are asked for their end this often, so that closing the server is quick.
+    # How often keep-alive connections check for the server's end, so that closing it is quick.
     timeout = 5
 
     def log_message(self, format: str, *arguments: Any) -> None:
@@ -173,7 +173,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        # One request a connection: a server that closes would else wait for idle ones.
+        # One request per connection: otherwise a closing server would wait for idle ones.
         self.close_connection = True
         seen = Seen(self.command, unquote(urlsplit(self.path).path), self.headers)
         self.faulty.requests.append(seen)
@@ -223,7 +223,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send(self, body: bytes, found: Resource) -> None:
         at = 0
         while at < len(body) and not self.faulty.closing:
-            # A test may let the rest come faster.
+            # A test may speed up the rest.
             rate = found.rate
             block = max(rate // 20, 1) if rate else 64 * 1024
             self.wfile.write(body[at : at + block])

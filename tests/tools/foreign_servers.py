@@ -1,4 +1,4 @@
-"""Silent servers in other languages, made when a test first needs them; skipped without their toolchain."""
+"""Silent servers in other languages, built on first use; skipped without their toolchain."""
 
 from __future__ import annotations
 

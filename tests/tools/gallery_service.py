@@ -1,4 +1,4 @@
-"""A gallery for tests: wired as in the real process, served on a real socket, or a process of its own."""
+"""A gallery for tests, on a real socket in this process, or as a process of its own."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def sha256(data: bytes) -> str:
 
 
 def payload(size: int, seed: int = 0) -> bytes:
-    """Return bytes that no compression and no mix-up leaves unnoticed."""
+    """Return bytes in which compression or a mix-up would be noticed."""
     block = b"".join(hashlib.sha256(b"%d %d" % (seed, n)).digest() for n in range(1024))
     return (block * (size // len(block) + 1))[:size]
 
 
-# What the servers of the tests have: a file large enough to be broken off, and a small one.
+# The files on the tests' servers: one large enough to be interrupted, and a small one.
 DATA = payload(3_000_000)
 PATH = "/m.gguf"
 SMALL = payload(200_000)
@@ -45,7 +45,7 @@ SMALL_PATH = "/m"
 
 
 def write_index(path: Path, entries: list[dict[str, Any]]) -> str:
-    """Write an index; returns its `file://` address."""
+    """Write an index and return its `file://` address."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(entries, sort_keys=False))
     return path.as_uri()
@@ -60,7 +60,7 @@ def entry(name: str, *files: dict[str, Any], **facts: Any) -> dict[str, Any]:
 
 
 def file(name: str, uri: str, data: bytes | None = None, *mirrors: str) -> dict[str, Any]:
-    """Return a file of an entry; with data its digest is stated."""
+    """Return a file of an entry; if data is given, with its digest."""
     row: dict[str, Any] = {"filename": name, "uri": uri}
     if data is not None:
         row["sha256"] = sha256(data)
@@ -70,7 +70,7 @@ def file(name: str, uri: str, data: bytes | None = None, *mirrors: str) -> dict[
 
 
 def settings(home: Path, index: str = "", **changes: Any) -> GallerySettings:
-    """Return settings that are quick to give up and keep to a folder."""
+    """Return settings with short timeouts, confined to a folder."""
     galleries = [{"name": "test", "url": index}] if index else []
     values: dict[str, Any] = {
         "listen": "127.0.0.1:0",
@@ -108,7 +108,7 @@ def leftovers(models: Path) -> list[str]:
 
 @dataclass
 class Client:
-    """The stubs on one channel, and what tests do with them."""
+    """The stubs on one channel, and common steps of tests."""
 
     channel: aio.Channel
     models: Path
@@ -123,7 +123,7 @@ class Client:
         return operations_pb2_grpc.OperationsStub(self.channel)
 
     async def begin(self, entry_name: str, **facts: Any) -> str:
-        """Begin an installation; returns the operation's name."""
+        """Start an installation and return the operation's name."""
         request = pb.InstallModelRequest(entry=entry_name, **facts)
         return str((await self.gallery.InstallModel(request)).name)
 
@@ -132,7 +132,7 @@ class Client:
             yield update.operation, metadata(update.operation)
 
     async def end(self, name: str) -> Any:
-        """Wait for an operation's end and return it."""
+        """Wait for an operation to end and return it."""
         async with asyncio.timeout(20):
             async for operation, _ in self.watch(name):
                 last = operation
@@ -140,7 +140,7 @@ class Client:
         return last
 
     async def install(self, entry_name: str, **facts: Any) -> pb.InstallModelResult:
-        """Install, and fail the test if that fails."""
+        """Install, and fail the test if the installation fails."""
         operation = await self.end(await self.begin(entry_name, **facts))
         assert not operation.HasField("error"), operation.error
         result = pb.InstallModelResult()
@@ -148,7 +148,7 @@ class Client:
         return result
 
     async def failure(self, entry_name: str, **facts: Any) -> Failure:
-        """Install, and return what it failed with."""
+        """Install, and return the failure."""
         operation = await self.end(await self.begin(entry_name, **facts))
         assert operation.HasField("error")
         return failure(operation.error)
@@ -160,7 +160,7 @@ class Client:
         await self.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=name))
 
     async def until(self, name: str, condition: Any) -> pb.OperationMetadata:
-        """Watch until a state's metadata fulfils a condition."""
+        """Watch until a state's metadata meets a condition."""
         async with asyncio.timeout(20):
             async for _, state in self.watch(name):
                 if condition(state):
@@ -170,7 +170,7 @@ class Client:
 
 @dataclass
 class Failure:
-    """What an error carries."""
+    """The details of an error."""
 
     code: str
     reason: str
@@ -196,7 +196,7 @@ def failure(status: Any) -> Failure:
 
 
 async def refusal(call: Any) -> Failure:
-    """Await a call that must fail, and return what it failed with."""
+    """Await a call that must fail, and return its failure."""
     try:
         await call
     except grpc.RpcError as error:
@@ -216,7 +216,7 @@ def metadata(operation: Any) -> pb.OperationMetadata:
 
 @asynccontextmanager
 async def gallery(config: GallerySettings) -> AsyncIterator[Client]:
-    """Serve a gallery within the test's loop."""
+    """Serve a gallery in the test's event loop."""
     health = HealthServicer()
     async with AsyncExitStack() as stack:
         mounts = await build(config, stack, health)
@@ -231,7 +231,7 @@ async def gallery(config: GallerySettings) -> AsyncIterator[Client]:
 async def gallery_process(
     config: GallerySettings, home: Path
 ) -> AsyncIterator[tuple[Service, Client]]:
-    """Run the real command with these settings; what it logs goes to a file in `home`."""
+    """Run the real command with these settings; its log goes to a file in `home`."""
     flags = []
     for setting in type(config).model_fields:
         value = getattr(config, setting)

@@ -1,4 +1,4 @@
-"""A Hugging Face hub for tests: enough of it for huggingface_hub, out of a folder.
+"""A Hugging Face hub for tests: enough of one for huggingface_hub, served from a folder.
 
 `python -m tests.tools.hf_stub ROOT` serves ROOT/<owner>/<repo>/<files> and prints its address;
 point HF_ENDPOINT at it. In tests use the class.
@@ -16,10 +16,10 @@ from tests.tools.faulty_http import FaultyServer, Resource, Seen, Status
 
 
 class HfStub(FaultyServer):
-    """Serves files of repositories with the hub's headers, and the model API."""
+    """Serves repositories' files with the hub's headers, and the model API."""
 
     def __init__(self, root: Path, *, token: str = "", gated: tuple[str, ...] = ()) -> None:
-        """Serve `root`; repositories in `gated` want `token`."""
+        """Serve `root`; repositories in `gated` require `token`."""
         super().__init__()
         self._root = root
         self._token = token
@@ -90,7 +90,7 @@ class HfStub(FaultyServer):
 
 
 def main() -> int:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     with HfStub(Path(sys.argv[1])) as stub:
         print(f"ready hf_stub {stub.address}", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})

@@ -1,4 +1,4 @@
-"""Folders with the files in which kernels describe the machine, for code that takes their root."""
+"""Folders with the files by which kernels describe a machine, for code that takes their root."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_files(root: Path, files: Mapping[str, object]) -> None:
-    """Write each file below `root`, ended by a line feed as the kernel does."""
+    """Write each file below `root`, ending in a line feed like the kernel's."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -15,7 +15,10 @@ def write_files(root: Path, files: Mapping[str, object]) -> None:
 
 
 def graphics_card(root: Path, number: int, files: Mapping[str, object]) -> None:
-    """Make `drm/card<number>` at PCI address 0000:0<number>:00.0; `device/...` names the device's files."""
+    """Make `drm/card<number>` at PCI address 0000:0<number>:00.0.
+
+    `device/...` names the device's files.
+    """
     device = root / "devices" / f"0000:0{number}:00.0"
     path = root / "drm" / f"card{number}"
     device.mkdir(parents=True)
@@ -25,7 +28,7 @@ def graphics_card(root: Path, number: int, files: Mapping[str, object]) -> None:
 
 
 def amd_files(total: int, used: int) -> dict[str, object]:
-    """Return the files in which amdgpu gives a card's memory in bytes."""
+    """Return the files in which amdgpu reports a card's memory in bytes."""
     return {
         "device/vendor": "0x1002",
         "device/device": "0x744c",
@@ -35,7 +38,7 @@ def amd_files(total: int, used: int) -> dict[str, object]:
 
 
 def open_file(proc: Path, pid: int, number: int, target: str, fdinfo: str) -> None:
-    """Give a process an open file."""
+    """Add an open file to a process."""
     for folder in ("fd", "fdinfo"):
         (proc / str(pid) / folder).mkdir(parents=True, exist_ok=True)
     (proc / str(pid) / "fd" / str(number)).symlink_to(target)

@@ -1,4 +1,4 @@
-"""Runs the real llama-cpp backend for tests: starts it, talks to it, looks for what it leaves."""
+"""The real llama-cpp backend for tests: start it, call it, check what it leaves behind."""
 
 import contextlib
 import os
@@ -24,12 +24,12 @@ STOP_TIMEOUT = 10.0
 
 
 def backend_environment(**more: str) -> dict[str, str]:
-    """The environment the loader gives a backend."""
+    """Return the environment that the loader gives a backend."""
     return environment(**{"CORRAL_PYTHON": sys.executable, **more})
 
 
 class Backend:
-    """One running backend process."""
+    """A running backend process."""
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self.process = process
@@ -46,7 +46,7 @@ class Backend:
 
     @classmethod
     def spawn(cls, arguments: list[str], folder: Path, *, run: Path = RUN, **env: str) -> "Backend":
-        """Start it and wait for nothing; its stderr goes to a file in `folder`."""
+        """Start it without waiting; its stderr goes to a file in `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "stderr.log"
         with log.open("ab") as stderr:
@@ -63,7 +63,7 @@ class Backend:
         return cls(process, log)
 
     def read_line(self) -> None:
-        """Wait for the ready line and take the address from it."""
+        """Wait for the ready line and parse its address."""
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
         if not self.line.startswith("ready "):
@@ -72,17 +72,17 @@ class Backend:
         self.address = self.line.split()[-1]
 
     def errors(self) -> str:
-        """What it wrote to stderr so far."""
+        """Its stderr so far."""
         return self.log.read_text(errors="replace")
 
     @property
     def engine(self) -> int:
-        """The process llama.cpp runs in."""
+        """The process that runs llama.cpp."""
         found = children(self.process.pid)
         return found[0] if found else 0
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = STOP_TIMEOUT) -> int:
-        """Send a signal, wait for the end, return the exit status."""
+        """Send a signal, wait for the process to exit, and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:

@@ -1,4 +1,4 @@
-"""What tests of the loader ask for again and again."""
+"""Common steps of the loader's tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def prompt(text: str) -> backend_pb2.PredictOptions:
 
 
 async def begin(loader: LoaderUnderTest, *names: str, **settings: Any) -> None:
-    """Lay out models that share one backend, before the loader is started."""
+    """Write models that share one backend, before the loader starts."""
     loader.add_backend("fake")
     for name in names:
         loader.add_model(name, "fake", **settings)
@@ -60,7 +60,7 @@ async def states(loader: LoaderUnderTest) -> dict[str, int]:
 
 
 async def refused(call: Awaitable[Any]) -> CorralError:
-    """Return why a call fails."""
+    """Return the error of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call
     return from_rpc_error(failed.value)
@@ -76,5 +76,5 @@ async def change(loader: LoaderUnderTest, **values: Any) -> loader_pb2.UpdateSet
 
 
 def backends_running(loader: LoaderUnderTest) -> int:
-    """Return how many scripted backends are alive."""
+    """Return the number of running scripted backends."""
     return sum("backend_fake" in command(p) for p in processes_in(loader.backends))

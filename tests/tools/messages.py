@@ -1,4 +1,4 @@
-"""Random messages of any type, from its descriptor."""
+"""Random messages of any type, built from its descriptor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.CPPTYPE_DOUBLE: st.floats(),
     FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32),
     FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
-    # Open enums: values without a name are valid.
+    # Open enums: unnamed values are valid.
     FieldDescriptor.CPPTYPE_ENUM: st.integers(0, 9),
 }
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -34,7 +34,7 @@ _UNKNOWN = (
 
 
 def messages(descriptor: Descriptor) -> st.SearchStrategy[bytes]:
-    """Return valid messages of a type, as on the wire, some of them with unknown fields."""
+    """Return valid serialized messages of a type, some of them with unknown fields."""
     return st.builds(
         lambda message, unknown: message.SerializeToString() + unknown,
         _messages(descriptor, _DEPTH),
@@ -51,7 +51,7 @@ def _messages(draw: st.DrawFn, descriptor: Descriptor, depth: int) -> Any:
         if depth or one.cpp_type != one.CPPTYPE_MESSAGE or _map(one)
     ]
     if usable:
-        # Of the fields of a oneof the last one wins.
+        # The last field of a oneof wins.
         for one in draw(
             st.lists(st.sampled_from(usable), max_size=6, unique_by=lambda f: f.number)
         ):

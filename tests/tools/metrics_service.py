@@ -1,4 +1,4 @@
-"""A metrics service for tests: a process of its own or within the test, and its clients."""
+"""A metrics service for tests, in its own process or in the test's, and its clients."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def api_call(path: str = "/a.B/C", seconds: float = 0.02, **labels: str) -> pb.A
 
 
 def parsed(text: bytes) -> dict[str, Metric]:
-    """Parse a scrape; no family and no series may be in it twice."""
+    """Parse a scrape; fail on a repeated family or series."""
     families = list(text_string_to_metric_families(text.decode()))
     names = Counter(family.name for family in families)
     assert max(names.values()) == 1
@@ -132,7 +132,7 @@ async def running(
 
 @asynccontextmanager
 async def running_here(state: Path) -> AsyncIterator[MetricsUnderTest]:
-    """The same in this process, which starts in no time, for what needs no process of its own."""
+    """Run it in this process, which starts at once, for tests that do not need a separate one."""
     settings = MetricsSettings(
         listen="127.0.0.1:0", http_listen="127.0.0.1:0", state_path=state, grace=1.0
     )

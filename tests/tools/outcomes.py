@@ -1,4 +1,4 @@
-"""All that a client can see of a call, as one value that can be compared, whichever client made it."""
+"""All that a client can see of a call, as one value that is comparable between clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT = 20.0
 METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["Backend"].methods}
 
 ADDED = ("corral-", "x-request-id")
-"""How the keys begin that a way to a backend may add to what the client sees."""
+"""Prefixes of the keys that a route to a backend may add to the client's metadata."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Outcome:
     initial: Metadata = ()
     trailing: Metadata = ()
     added: Metadata = field(default=(), compare=False)
-    """Trailing metadata that the way added."""
+    """Trailing metadata that the route added."""
 
 
 def outcome(call: Any, messages: Iterable[bytes]) -> Outcome:
@@ -48,7 +48,7 @@ def outcome(call: Any, messages: Iterable[bytes]) -> Outcome:
 
 
 def outcome_of(code: Any, details: Any, messages: Any, initial: Any, trailing: Any) -> Outcome:
-    """Return the outcome from its parts as a client gives them."""
+    """Build the outcome from the parts that a client returns."""
     return Outcome(
         code,
         details or "",
@@ -60,13 +60,13 @@ def outcome_of(code: Any, details: Any, messages: Any, initial: Any, trailing: A
 
 
 def _kept(metadata: Any) -> Metadata:
-    # The order counts among the values of a key only.
+    # Order matters only among the values of one key.
     pairs = ((key, value) for key, value in metadata or () if not key.startswith(ADDED))
     return tuple(sorted(pairs, key=lambda pair: pair[0]))
 
 
 def pairs(metadata: Metadata) -> list[list[str]]:
-    """Return metadata as a step of the fake backend takes it."""
+    """Return metadata in the form of a fake backend's step."""
     return [
         [key, base64.b64encode(value).decode() if isinstance(value, bytes) else value]
         for key, value in metadata
@@ -74,7 +74,7 @@ def pairs(metadata: Metadata) -> list[list[str]]:
 
 
 def steps(*told: Step) -> tuple[tuple[str, str], ...]:
-    """Return the metadata with the fake backend's steps."""
+    """Return metadata with the fake backend's steps."""
     return (("fake-steps", json.dumps(told)),)
 
 
@@ -87,17 +87,17 @@ _NUMBERS = itertools.count()
 
 
 def call_name() -> str:
-    """Return a name for a call that no other has."""
+    """Return a unique name for a call."""
     return f"call-{next(_NUMBERS)}"
 
 
 def kind_of(name: str) -> str:
-    """Return the kind of an RPC of the contract as grpcio names it; others are streams both ways."""
+    """Return grpcio's name for an RPC's kind; unknown RPCs are streams in both directions."""
     method = METHODS.get(name)
     streams = (method.client_streaming, method.server_streaming) if method else (True, True)
     return "_".join("stream" if one else "unary" for one in streams)
 
 
 def method_of(channel: Any, name: str, kind: str = "") -> Any:
-    """Return the callable of an RPC on bare bytes."""
+    """Return the callable of an RPC on raw bytes."""
     return getattr(channel, kind or kind_of(name))(f"/backend.Backend/{name}")

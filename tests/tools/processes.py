@@ -1,4 +1,4 @@
-"""Looking at processes: which of them live, whose children they are, what they have used."""
+"""Inspect processes: which are running, their parents, and the CPU time they used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SLEEPER = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
 
 
 def alive(process: int | psutil.Process) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return whether a process is running; a zombie is not."""
     try:
         found = psutil.Process(process) if isinstance(process, int) else process
         return found.is_running() and found.status() != psutil.STATUS_ZOMBIE
@@ -23,7 +23,7 @@ def alive(process: int | psutil.Process) -> bool:
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
-    """Return the living processes whose working folder is below `folder`."""
+    """Return the running processes whose working folder is below `folder`."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -33,14 +33,14 @@ def processes_in(folder: Path) -> list[psutil.Process]:
 
 
 def command(process: psutil.Process) -> str:
-    """Return a living process's command line; empty for one that has ended, also in this moment."""
+    """Return a process's command line; empty if it has ended, even during this call."""
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
 
 
 def descendants(pid: int, running: str) -> list[psutil.Process]:
-    """Return the living descendants of a process whose command line has `running` in it."""
+    """Return a process's running descendants whose command line contains `running`."""
     found = []
     with suppress(psutil.NoSuchProcess):
         found = psutil.Process(pid).children(recursive=True)
@@ -48,15 +48,15 @@ def descendants(pid: int, running: str) -> list[psutil.Process]:
 
 
 def children(pid: int) -> list[int]:
-    """Return the pids of the processes that a process has started, the oldest first."""
-    # Unlike psutil this reads one file, which a test that polls can afford.
+    """Return the pids of a process's children, oldest first."""
+    # Unlike psutil this reads one file, which is cheap enough for a test that polls.
     with suppress(OSError):
         return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time that a process has used."""
+    """Return a process's CPU time."""
     used = psutil.Process(pid).cpu_times()
     return used.user + used.system
 

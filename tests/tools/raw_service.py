@@ -1,4 +1,4 @@
-"""A service of raw bytes with one method for each kind of RPC, which does what the test scripts."""
+"""A service of raw bytes with one method for each kind of RPC, scripted by the test."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +14,7 @@ DEADLINE = 5.0
 
 
 class Raw(grpc.GenericRpcHandler):
-    """Serves `/test.Raw/<kind>` with bytes; what each call does is decided by the test."""
+    """Serves `/test.Raw/<kind>` with bytes; the test decides what each call does."""
 
     def __init__(self) -> None:
         self.act: Callable[[Any], Any] = self.echo
@@ -40,7 +40,7 @@ class Raw(grpc.GenericRpcHandler):
                     yield request
             await self.act(context)
         finally:
-            # A handler that gives something back takes a moment for it.
+            # A handler's cleanup takes a moment.
             await asyncio.sleep(0)
             self.closed.set()
 

@@ -52,7 +52,7 @@ class LoaderUnderTest:
         )
 
     def notes(self, name: str) -> list[str]:
-        """Return what the scripted backend noted."""
+        """Return the scripted backend's notes."""
         file = self.backends / name / "notes.txt"
         return file.read_text().splitlines() if file.exists() else []
 

@@ -1,4 +1,4 @@
-"""Models, limits and processes of a small world that a test moves: real supervisors, a real scheduler."""
+"""A small world of models, limits and processes for tests: real supervisors, a real scheduler."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOTAL = 100
 
 
 class Process:
-    """A process that does what the test asks for, and a connection to it."""
+    """A fake process that the test controls, and a connection to it."""
 
     def __init__(self, world: World, instance: Instance) -> None:
         self.world, self.instance = world, instance
@@ -72,7 +72,7 @@ class Process:
 
 
 class World:
-    """Models, limits, processes, and what went wrong."""
+    """Models, limits, processes, and recorded errors."""
 
     def __init__(self) -> None:
         self.live = LiveSettings(
@@ -89,14 +89,14 @@ class World:
         self.processes: dict[str, Process] = {}
         self.wrong: list[str] = []
         self.allowed: set[str] = set()
-        """Models that may be stopped although calls hold them, or on their way up."""
+        """Models that may be stopped while calls hold them or while they load."""
         self.external: set[str] = set()
-        """Backends that run elsewhere."""
+        """External backends."""
         self.aliases: dict[str, str] = {}
-        """What a backend's name means now, where that is another backend."""
+        """Backend names that now mean another backend."""
         self.estimate_fails: Exception | None = None
         self.taken = 0
-        """Memory that others have."""
+        """Memory used by other processes."""
         self.supervisors: dict[str, Supervisor] = {}
         self.scheduler = Scheduler(settings=self.live, free=self.free)
         dependencies = SupervisorDependencies(

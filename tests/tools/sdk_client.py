@@ -1,4 +1,4 @@
-"""A program of a user who installed only `corral-sdk`: streams from the loader at the address in its first argument."""
+"""A program that needs only `corral-sdk`: streams from the loader at the address in argv[1]."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""A service as a process of its own: a clean environment, its ready line, its end."""
+"""A service as a separate process: a clean environment, its ready line, its end."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT = 20.0
 STOP_TIMEOUT = 20.0
-# What would change how a service, a backend or the command behaves.
+# Variables that would change how a service, a backend or the command behaves.
 SETTINGS = ("CORRAL_", "LOCALAI_", "LLAMACPP_", "NO_COLOR")
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return this process's environment without settings of Corral, and with these variables."""
+    """Return this process's environment without Corral's settings, plus these variables."""
     return {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)} | more
 
 
 def installed(program: str) -> Path:
-    """Return where a command of this environment is."""
+    """Return the path of a command installed in this environment."""
     return Path(sys.executable).with_name(program)
 
 
 async def announced(process: asyncio.subprocess.Process, name: str) -> str:
-    """Wait for the ready line on a process's stdout; return the address in it."""
+    """Wait for the ready line on a process's stdout and return the address in it."""
     assert process.stdout is not None
     try:
         async with asyncio.timeout(READY_TIMEOUT):
@@ -57,7 +57,7 @@ class Service:
             self.process.send_signal(signal.SIGKILL)
 
     async def stop(self, timeout: float = STOP_TIMEOUT) -> int:
-        """SIGTERM and wait; return the exit code."""
+        """Send SIGTERM, wait, and return the exit code."""
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -69,7 +69,7 @@ class Service:
             ) from None
 
     async def end(self) -> None:
-        """Kill it if it still runs, and leave nothing of it. Idempotent."""
+        """Kill the process if it still runs, and clean up. Idempotent."""
         if self.process.returncode is None:
             self.kill()
         await self.process.communicate()
@@ -86,7 +86,7 @@ async def start_service(
 ) -> Service:
     """Start `services.<name>`, or another program that is this service, on a free port.
 
-    Returns when it has said that it is ready. Its stderr goes to `<name>.log` in its home.
+    Returns once the ready line is printed. Its stderr goes to `<name>.log` in its home.
     """
     home.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a test may block
     log = home / f"{name}.log"
@@ -118,7 +118,7 @@ async def start_service(
 async def running_service(
     name: str, home: Path, *arguments: str, **how: Any
 ) -> AsyncIterator[Service]:
-    """Start a service, and end it with the block if it has not ended by then."""
+    """Start a service, and stop it at the end of the block unless it has ended."""
     service = await start_service(name, home, *arguments, **how)
     try:
         yield service

@@ -1,4 +1,4 @@
-"""A call with messages both ways; the test decides when each is sent and read."""
+"""A call with messages in both directions; the test decides when each is sent and read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ END = None
 
 
 class Talk:
-    """A call of the sync client, whose requests the test sends one by one."""
+    """A call of the sync client; the test sends its requests one by one."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Talk:
         self.id = call_name()
         self.messages: list[bytes] = []
         self.taken = 0
-        """How many messages gRPC has asked for; it asks for the next when one is on its way."""
+        """Number of messages that gRPC has taken; it takes the next once the last is on its way."""
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         named = (*metadata, ("fake-call", self.id), *steps(*told))
         kind = self._kind = kind or kind_of(name)
@@ -54,17 +54,17 @@ class Talk:
         return message
 
     def finish(self) -> Outcome:
-        """Read to the end, and return what the client saw of the whole call."""
+        """Read to the end, and return the outcome of the whole call."""
         rest = finish(self.call, self._kind)
-        self.half_close()  # gRPC leaves its thread with the requests alone
+        self.half_close()  # gRPC does not stop the thread that reads the requests
         return outcome(self.call, [*self.messages, *rest.messages])
 
     def progress(self) -> dict[str, Any]:
-        """Return how far the call has come at the backend."""
+        """Return the call's progress at the backend."""
         return progress(self.way, self.id)
 
     def ended(self, how: str) -> None:
-        """Wait until the call has ended at the backend, in this way."""
+        """Wait until the call has ended at the backend in this way."""
         end = eventually_sync(lambda: self.progress()["end"], what=f"the end at {self.way}")
         assert end == how, self.way
 
@@ -74,11 +74,11 @@ class Talk:
 
 
 def progress(way: Way, name: str) -> dict[str, Any]:
-    """Return how far a call has come at the backend."""
+    """Return a call's progress at the backend."""
     answer: dict[str, Any] = json.loads(way.ask("Predict", [b""], ("progress", name)).messages[0])
     return answer
 
 
 def release(way: Way, name: str) -> None:
-    """Let the calls go on that wait for this at the backend."""
+    """Release the calls that wait for this at the backend."""
     way.ask("Predict", [b""], ("release", name), ("write", 0, 1))

@@ -1,16 +1,16 @@
-"""Writes tiny models that llama.cpp really loads and runs, and broken ones that it does not.
+"""Write tiny models that llama.cpp really loads and runs, and broken ones that it does not.
 
-    python -m tests.tools.tiny_gguf count out.gguf
+   python -m tests.tools.tiny_gguf count out.gguf
 
 Kinds:
-  count            counts in words: after "one two three" comes " four five six", for greedy
-                   sampling and for temperature 1; any other prompt starts with " one two"
-  random           random weights: babble with broken UTF-8 in it
-  embed            a random BERT encoder with mean pooling
-  rerank           a random BERT cross-encoder
-  corrupt          starts like a model and has nonsense in its header
-  truncated        a `count` model whose last weights are cut off
-  duplicate_vocab  a `count` model with one word twice: loading it aborts llama.cpp's process
+ count            counts in words: after "one two three" comes " four five six", for greedy
+                  sampling and for temperature 1; any other prompt starts with " one two"
+ random           random weights: babble with broken UTF-8 in it
+ embed            a random BERT encoder with mean pooling
+ rerank           a random BERT cross-encoder
+ corrupt          starts like a model and has nonsense in its header
+ truncated        a `count` model whose last weights are cut off
+ duplicate_vocab  a `count` model with one word twice: loading it aborts llama.cpp's process
 
 Needs gguf and numpy.
 """
@@ -38,7 +38,7 @@ CHAT_TEMPLATE = (
 SPACE = "\u2581"
 HEADS = 4
 LLM_CONTEXT, BERT_CONTEXT = 2048, 256
-# The models are tiny, so cutting this much loses weights and keeps the header.
+# The models are tiny, so cutting off this much loses weights but keeps the header.
 KEPT_WHEN_TRUNCATED = 0.5
 
 Floats = npt.NDArray[np.float32]
@@ -46,7 +46,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a model is, and what its random numbers start from."""
+    """The size of a model and the seed of its random numbers."""
 
     seed: int = 1
     embd: int = 64
@@ -77,8 +77,8 @@ def write_tiny(
 ) -> Path:
     """Write a model file and return its path.
 
-    `ctx` 0 means 2048 tokens (256 for encoders). `eos_after_last` lets a counting model end its
-    text after "twenty"; without it, it goes on with "one". More layers make it slower.
+    `ctx` 0 means 2048 tokens (256 for encoders). With `eos_after_last` a counting model ends its
+    text after "twenty"; without it, it continues with "one". More layers make it slower.
     """
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
@@ -93,7 +93,7 @@ def write(kind: str, path: Path | str, **shape: Any) -> Path:
 
 
 def spm_vocabulary() -> Vocabulary:
-    """A SentencePiece vocabulary: bytes, the words, and all pieces that merge to them."""
+    """A SentencePiece vocabulary: bytes, the words, and all pieces that merge into them."""
     kinds = gguf.TokenType
     tokens, scores = ["<unk>", "<s>", "</s>"], [0.0] * 3
     types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL]
@@ -115,7 +115,7 @@ def spm_vocabulary() -> Vocabulary:
             scores.append(score)
             types.append(kinds.NORMAL)
 
-    # Pairs are merged bottom-up, so every beginning of a word must be a token as well.
+    # Pairs are merged bottom-up, so every prefix of a word must be a token as well.
     for word in (SPACE + word for word in WORDS):
         for length in range(1, len(word)):
             for piece in (word[:length], word[length]):
@@ -146,7 +146,7 @@ def _zeros(size: int) -> Floats:
 def _counting(
     vocabulary: Vocabulary, embedding: Floats, random: _Random, eos_after_last: bool
 ) -> Floats:
-    """Output rows that point from each word to the next; changes the embedding to fit."""
+    """Return output rows that point from each word to the next; changes the embedding to fit."""
     size, width = embedding.shape
     first, count = vocabulary.first_word, len(WORDS)
     output = np.zeros((size, width), np.float32)
@@ -200,7 +200,7 @@ def _write_llm(path: Path, shape: Shape, *, count: bool, vocabulary: Vocabulary)
     if count:
         output = _counting(vocabulary, embedding, random, shape.eos_after_last)
     else:
-        output = random(size, width, scale=2.0)  # byte tokens stay likely: odd UTF-8
+        output = random(size, width, scale=2.0)  # byte tokens stay likely, for odd UTF-8
     writer.add_tensor("token_embd.weight", embedding)
     writer.add_tensor("output_norm.weight", _ones(width))
     writer.add_tensor("output.weight", output)
@@ -340,7 +340,7 @@ KINDS: dict[str, Callable[[Path, Shape], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write one file, as the command line asks."""
+    """Write one file, as given on the command line."""
     parser = argparse.ArgumentParser(description="Write a tiny GGUF model for tests.")
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("path", type=Path)

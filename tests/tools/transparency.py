@@ -1,6 +1,7 @@
-"""A backend without a loader, a loader, and the ways to the models of both, side by side.
+"""A standalone backend, a loader, and the routes to the models of both, side by side.
 
-Each way leads to a process of its own, which runs the same program: the same calls find the same state.
+Each route leads to its own process, all running the same program, so the same calls find the same
+state.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BEHAVIOUR: dict[str, Any] = {
     "tokens": 3,
     "token_seconds": 0,
     "write_files": False,
-    # What differs from process to process.
+    # Fixed values, since these would differ between processes.
     "identity": "fake.bin",
     "state": "READY",
     "memory_mib": 7,
@@ -40,7 +41,7 @@ BEHAVIOUR: dict[str, Any] = {
 
 
 class World:
-    """All ways to a backend, the one without a loader first."""
+    """All routes to a backend, the one without a loader first."""
 
     def __init__(self, home: Path, runner: asyncio.Runner) -> None:
         self.loader = LoaderUnderTest(home / "loader")
@@ -51,7 +52,7 @@ class World:
         self._open = AsyncExitStack()
 
     def run(self, work: Awaitable[T]) -> T:
-        """Run what is asynchronous: all of it in one loop."""
+        """Run a coroutine; all run in one loop."""
 
         async def awaited() -> T:
             return await work
@@ -93,7 +94,7 @@ class World:
 
 @contextmanager
 def running_world(home: Path, *arguments: str) -> Iterator[World]:
-    """Start a world, and end it; the loader takes these arguments."""
+    """Start a world and stop it at the end; the loader gets these arguments."""
     with asyncio.Runner() as runner:
         world = World(home, runner)
         try:
@@ -104,10 +105,10 @@ def running_world(home: Path, *arguments: str) -> Iterator[World]:
 
 
 def same(world: World, act: Callable[[Way], Outcome], *, early: bool = False) -> Outcome:
-    """Do the same on every way, see that the client sees the same, and return that.
+    """Make the same call on every route, check that the outcomes are equal, and return one.
 
-    `early`: the call is a stream that ends together with its initial metadata. grpc.aio, which is the
-    gateway's client, then knows of none of them if the status is the first to be looked at.
+    `early`: the call is a stream that ends together with its initial metadata. grpc.aio, the
+    gateway's client, then loses the metadata if the status is read first.
     """
     first, *others = ((way, act(way)) for way in world.ways)
 
@@ -121,9 +122,9 @@ def same(world: World, act: Callable[[Way], Outcome], *, early: bool = False) ->
 
 
 def examples(count: int) -> settings:
-    """Return settings for `count` examples, always the same ones; more and others on demand.
+    """Return settings for `count` examples, the same ones each time; more and other ones on demand.
 
-    TRANSPARENCY_EXAMPLES=100 tries a hundred times as many, and different ones in each run.
+    TRANSPARENCY_EXAMPLES=100 tries a hundred times as many, different ones in each run.
     """
     factor = int(os.environ.get("TRANSPARENCY_EXAMPLES", "0"))
     return settings(
@@ -131,7 +132,7 @@ def examples(count: int) -> settings:
         derandomize=not factor,
         database=None,
         deadline=None,
-        # Backends have a state: what failed once may not fail again.
+        # Backends have state: what failed once may not fail again.
         phases=(Phase.explicit, Phase.generate),
         suppress_health_check=list(HealthCheck),
     )

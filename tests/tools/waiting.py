@@ -1,4 +1,4 @@
-"""Waiting for what gives no event to wait for: poll a condition, with a deadline and a message."""
+"""Poll a condition that has no event to wait for, with a deadline and a message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def eventually(
     what: str = "the condition",
     interval: float = POLL,
 ) -> Any:
-    """Wait until the condition is true, and return what it returned; fail the test at the deadline.
+    """Wait until the condition is true and return its value; fail the test at the deadline.
 
     The condition may be a coroutine function.
     """
@@ -40,7 +40,7 @@ def eventually_sync(
     what: str = "the condition",
     interval: float = POLL,
 ) -> Any:
-    """Do the same in a test without a loop."""
+    """Do the same in a test without an event loop."""
     deadline = time.monotonic() + timeout
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true within {timeout:g} s"

@@ -1,4 +1,4 @@
-"""The ways to a backend, for clients of both kinds: each makes the same calls in the same words."""
+"""The routes to a backend, for sync and asyncio clients: all make the same calls the same way."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ T = TypeVar("T")
 Run = Callable[[Awaitable[Any]], Any]
 
 CONTROL = frozenset({"LoadModel", "Free"})
-"""What a loader does not pass on: its models are shared."""
+"""Methods that a loader does not pass on: its models are shared."""
 
 _LOCAL = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1024**2),
 )
-"""A connection of its own, with windows that do not grow: what piles up is not in the client."""
+"""A separate connection with fixed windows, so that messages do not pile up in the client."""
 _LARGEST = "grpc.max_receive_message_length"
 _UNLIMITED = ((_LARGEST, -1), ("grpc.max_send_message_length", -1))
 
 
 class Way:
-    """A server that answers for a backend, or is it."""
+    """A server that is a backend, or proxies one."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Way:
         metadata: Metadata = (),
         refuses: frozenset[str] = frozenset(),
     ) -> None:
-        """`run` runs what is asynchronous; `metadata` goes with each call."""
+        """`run` runs coroutines; `metadata` is sent with each call."""
         self.name = name
         self.address = address
         self.run = run
@@ -65,7 +65,7 @@ class Way:
         self.run(self.aio.close())
 
     def open(self, *options: tuple[str, Any]) -> Any:
-        """Return a channel of its own."""
+        """Return a new channel."""
         return grpc.insecure_channel(self.address, options=[*_LOCAL, *options])
 
     async def _open_aio(self) -> Any:
@@ -82,14 +82,14 @@ class Way:
         timeout: float | None = TIMEOUT,
         **more: Any,
     ) -> Any:
-        """Begin a call of the sync client; one with a single answer comes as a future."""
+        """Start a call of the sync client; one with a single answer is a future."""
         kind = kind or kind_of(name)
         method = method_of(channel or self.channel, name, kind)
         begin = method if kind.endswith("stream") else method.future
         return begin(requests, timeout=timeout, metadata=(*self.metadata, *metadata), **more)
 
     def ask(self, name: str, requests: Sequence[bytes], *told: Step, **more: Any) -> Outcome:
-        """Make a call, and return what the client saw; `told` are the backend's steps."""
+        """Make a call with the backend's steps, `told`, and return its outcome."""
         metadata = (*more.pop("metadata", ()), *(steps(*told) if told else ()))
         kind = more.get("kind") or kind_of(name)
         given = iter(requests) if kind.startswith("stream") else requests[0]
@@ -124,7 +124,7 @@ class Way:
 
 
 def finish(call: Any, kind: str = "stream_stream") -> Outcome:
-    """Read what is left of a call of the sync client, and return what the client saw."""
+    """Read the rest of a sync call, and return its outcome."""
     messages: list[bytes] = []
     try:
         if kind.endswith("stream"):
@@ -141,7 +141,7 @@ LEASES = find_spec("corral.client") is not None
 
 
 class Leased(Way):
-    """The backend's own address, which the loader gives out: by the clients of the SDK."""
+    """The backend's own address, leased from the loader, with the SDK's clients."""
 
     def __init__(self, name: str, loader: str, run: Run) -> None:
         super().__init__(name, loader, run, refuses=CONTROL)
@@ -163,7 +163,7 @@ class Leased(Way):
 
 
 class _Channel:
-    """What the stub of a client has for a channel, for calls on bare bytes."""
+    """The channel for an SDK client's stub, for calls on raw bytes."""
 
     def __init__(self, model: Any, router: Callable[[Any], Any]) -> None:
         self.model = model
@@ -176,7 +176,7 @@ class _Channel:
 
         def method(*given: Any, **named: Any) -> Any:
             made = make(*given, **named)
-            # The blocking client makes all methods when it connects; this one comes later.
+            # The blocking client makes all methods when it connects; this one is added later.
             if hasattr(made, "make") and rules is not None and rules.current is not None:
                 rules.current.add([made])
             return made

@@ -1,1 +1,1 @@
-"""A program for the fork server: says what it is, then does as it is told."""
+"""A program for the fork server: prints what it is, then follows its arguments."""

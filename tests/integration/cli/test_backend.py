@@ -1,4 +1,4 @@
-"""`corral backend fake`, as its user meets it."""
+"""`corral backend fake`, as a user runs it."""
 
 from __future__ import annotations
 

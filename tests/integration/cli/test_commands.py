@@ -159,7 +159,7 @@ async def test_logs_are_followed_over_a_restart_of_the_loader(
             loader.lines.append(log_line(6, "old 6"))
             loader.new_line.set()
             await read_until(process.stdout, "old 6")
-        # A loader that starts again counts from 1.
+        # A restarted loader counts from 1.
         loader = FakeLoader()
         loader.add("m")
         loader.lines = [log_line(1, "new 1"), log_line(2, "new 2")]
@@ -170,7 +170,7 @@ async def test_logs_are_followed_over_a_restart_of_the_loader(
             async with asyncio.timeout(10):
                 assert await process.wait() == 130
             err = (await process.stderr.read()).decode() if process.stderr else ""
-    # JSON: nothing but data and errors.
+    # JSON: only data and errors.
     assert ("waiting for it to come back" in err) is not as_json
     assert ("started again; its log is empty now" in err) is not as_json
 

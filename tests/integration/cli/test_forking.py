@@ -33,7 +33,7 @@ async def forks() -> AsyncIterator[ForkServer]:
 
 
 class Started:
-    """A child, and what it wrote."""
+    """A child process and its output."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -1,4 +1,4 @@
-"""The tour of a new user, with the real services and a real backend: up, install, run, stop."""
+"""A new user's tour, with the real services and a real backend: up, install, run, stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.tools.waiting import eventually
 
 
 class Installation:
-    """A home with a gallery that offers one tiny model, and a `corral up` in it."""
+    """A home with a gallery that offers one tiny model, and a running `corral up`."""
 
     def __init__(self, home: Path) -> None:
         self.home = home

@@ -219,7 +219,7 @@ async def test_a_conversation_begins_with_the_prompt(model: Model) -> None:
 
 
 class Terminal:
-    """A process on a pseudo-terminal, and what it has written so far."""
+    """A process on a pseudo-terminal, and its output so far."""
 
     def __init__(self, model: Model, *args: str) -> None:
         self.master, slave = pty.openpty()
@@ -246,7 +246,7 @@ class Terminal:
         return text in self.text
 
     async def sees(self, text: str) -> None:
-        """Wait for this text, and forget all up to it."""
+        """Wait for this text, and discard the output up to it."""
         await eventually(lambda: self._sees(text), timeout=20, what=f"{text!r} on the terminal")
         self.text = self.text.partition(text)[2]
 
@@ -259,7 +259,7 @@ class Terminal:
 
 @pytest.fixture
 def terminals(model: Model) -> Iterator[Callable[..., Terminal]]:
-    """Start commands on terminals of their own; none outlives the test."""
+    """Start commands, each on its own terminal; all are killed at the end of the test."""
     made: list[Terminal] = []
 
     def start(*args: str) -> Terminal:
@@ -282,7 +282,7 @@ async def test_a_conversation_at_a_terminal_outlives_ctrl_c(
     model.loader.replies = [reply("endless"), 60.0]
     terminal.type("one\n")
     await terminal.sees("endless")
-    # The terminal is not the controlling one of the test's session, so the signal is sent by hand.
+    # The terminal is not the controlling one of the test's session, so send the signal by hand.
     terminal.process.send_signal(signal.SIGINT)
     await terminal.sees("that turn is forgotten")
     async with asyncio.timeout(10):

@@ -182,7 +182,7 @@ async def line_with(process: asyncio.subprocess.Process, text: str) -> str:
 
 
 async def text_with(process: asyncio.subprocess.Process, text: str) -> None:
-    """Read until the text comes, which on a screen need not end its line."""
+    """Read until the text appears; on a screen it need not end its line."""
     assert process.stdout is not None
     seen = b""
     async with asyncio.timeout(20):
@@ -209,7 +209,7 @@ async def test_changes_are_lines_where_there_is_no_terminal(tmp_path: Path) -> N
             ]
             loader.become("lying", STATE.STATE_LOADING)
             await line_with(process, "lying  loading")
-        # It goes on with a loader that comes back.
+        # It continues once the loader is back.
         loader = FakeLoader()
         loader.add("m", STATE.STATE_READY)
         async with serving(loader, address=address):

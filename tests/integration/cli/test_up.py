@@ -1,4 +1,4 @@
-"""`corral up` as a real process, with stand-ins for the services."""
+"""`corral up` as a real process, with fake services."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Up:
         return self.process.returncode, err.decode()
 
     def starts(self, service: str) -> list[str]:
-        """Each start of a service: its pid and what it was told."""
+        """Each start of a service: its pid and its arguments."""
         file = self.told / service
         return file.read_text().splitlines() if file.exists() else []
 
@@ -117,7 +117,7 @@ async def test_the_services_are_told_of_each_other_and_others_of_them(up: Up) ->
     assert running is not None
     assert running.pid == up.process.pid == ready["pid"]
     assert running.addresses["gallery"] == where["gallery"]
-    # Others find them: a command without addresses goes to these.
+    # Other commands find them: one without addresses uses these.
     status = await corral(up.home, "status", "--json")
     assert status.json["services"]["loader"]["address"] == where["loader"]
     assert status.json["up"]["pid"] == up.process.pid
@@ -229,7 +229,7 @@ async def test_nohup_is_meant(up: Up) -> None:
     await up.start("json", wrapper="nohup")
     await up.ready()
     up.process.send_signal(signal.SIGHUP)
-    # It goes on: a service that ends is still started again.
+    # It keeps running: a service that exits is still restarted.
     os.kill(up.pid("monitor"), signal.SIGKILL)
     await eventually(lambda: len(up.starts("monitor")) == 2, timeout=10, what="the restart")
 
@@ -257,10 +257,10 @@ async def test_sigkill_of_up_takes_the_services_with_it(up: Up) -> None:
     await up.ready()
     up.process.kill()
     await eventually(lambda: not up.living(), timeout=5, what="the end of the services")
-    # The file stays, and is ignored.
+    # The file stays, but is ignored.
     assert up.file.exists()
     assert addresses.read(up.file) is None
-    # And it is no hindrance for the next.
+    # And it does not get in the way of the next start.
     await up.start("json")
     await up.ready()
 

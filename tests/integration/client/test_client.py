@@ -1,4 +1,4 @@
-"""`corral.client` against a real loader and real processes: which way calls take, and how they are made."""
+"""`corral.client` with a real loader and real processes: which route calls take, and how."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_the_one_liner(running: LoaderUnderTest) -> None:
 
 async def test_asyncio(running: LoaderUnderTest) -> None:
     async with aio_at(running) as backend:
-        # The first call begins at once, whichever way there is.
+        # The first call starts at once, whichever route is available.
         assert (await backend.Predict(prompt("hi"), timeout=READY)).message
         assert await backend.ready(READY) and backend.direct
         assert await leases(running) == 1
@@ -141,7 +141,7 @@ async def test_without_leases_calls_go_through_the_loader(loader: LoaderUnderTes
 
 
 async def test_an_address_that_cannot_be_reached(running: LoaderUnderTest) -> None:
-    """As from a container, where the backend's socket is not there."""
+    """As in a container, where the backend's socket does not exist."""
     await running.control.LoadModel(loader_pb2.LoadModelRequest(name="m"))
     address = (await model(running)).instances[0].address
     async with aio_at(running) as backend:
@@ -149,7 +149,7 @@ async def test_an_address_that_cannot_be_reached(running: LoaderUnderTest) -> No
         assert not await backend.ready(READY)
         assert (await backend.Predict(prompt("x"), timeout=READY)).message
         await has_leases(running, 0)
-        # It may have been the backend's fault: it is tried again soon.
+        # The backend may have caused it, so the direct route is tried again soon.
         del backend._keeper._connect
         await eventually(lambda: backend.ready(READY), what="the direct way")
     assert address

@@ -1,4 +1,4 @@
-"""`corral.client` while its model is unloaded, crashes, or is wanted to make room."""
+"""`corral.client` while its model is unloaded, crashes, or is being evicted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_an_unused_lease_is_let_go(running: LoaderUnderTest) -> None:
         backend = at(running, idle=0.2)
         assert backend.ready(READY)
         eventually_sync(lambda: not backend.direct, what="the end of the lease")
-        # The next call has it back, at once: the model is still loaded.
+        # The next call gets the direct route back at once: the model is still loaded.
         backend.Predict(prompt("x"), timeout=READY)
         assert backend.direct
         with at(running, idle=0.2) as busy:
@@ -59,7 +59,7 @@ async def test_an_unload_moves_the_client(running: LoaderUnderTest) -> None:
         await stream.read()
         unloading = asyncio.ensure_future(running.control.UnloadModel(unload()))
         await eventually(lambda: not backend.direct, what="the advice to move")
-        # New calls wait for the next instance while the stream ends on the old one.
+        # New calls wait for the next instance while the stream finishes on the old one.
         calls = [backend.Predict(prompt("x"), timeout=READY) for _ in range(5)]
         assert len([reply async for reply in _rest(stream)]) == 29
         await unloading
@@ -124,7 +124,7 @@ async def test_a_blocking_call_that_finds_nobody_goes_on_to_the_loader(
 ) -> None:
     backend = at(running)
     assert await in_thread(lambda: backend.ready(READY))
-    # The loader's word comes too late here: the client has to see for itself.
+    # The loader's message arrives too late here: the client has to notice by itself.
     running.service.process.send_signal(signal.SIGSTOP)
     os.kill(_backend_pid(running), signal.SIGKILL)
     failures = []
@@ -142,7 +142,7 @@ async def test_a_blocking_call_that_finds_nobody_goes_on_to_the_loader(
     await eventually(lambda: not backend.direct, what="the first call's end")
     running.service.process.send_signal(signal.SIGCONT)
     assert await answer
-    # The calls that may have reached it are not repeated.
+    # Calls that may have reached it are not retried.
     assert set(failures) <= {grpc.StatusCode.UNAVAILABLE} and len(failures) <= 2
     await in_thread(backend.close)
 
@@ -168,7 +168,7 @@ async def test_another_model_gets_the_room_of_an_idle_client(loader: LoaderUnder
 
 
 async def test_nobody_waits_for_a_backend_that_is_gone(running: LoaderUnderTest) -> None:
-    """`wait_for_ready` is for the loader: no other backend ever comes to the address of one that crashed."""
+    """`wait_for_ready` is for the loader: no backend ever comes back at a crashed one's address."""
     async with aio_at(running) as backend:
         blocking = at(running)
         assert await backend.ready(READY) and await in_thread(lambda: blocking.ready(READY))
@@ -191,7 +191,7 @@ def _broken(backend: Any) -> bool:
 
 
 def _insist(backend: client.Model) -> Any:
-    """Call until the client has seen that the connection broke: until then, calls may have been sent."""
+    """Call until the client notices the broken connection; until then a call may have been sent."""
     while True:
         try:
             return backend.Predict(prompt("x"), wait_for_ready=True, timeout=READY)

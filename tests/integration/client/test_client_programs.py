@@ -151,7 +151,7 @@ async def test_a_program_that_is_killed_frees_the_model(
 
 @pytest.mark.parametrize("way", ["Predict", "Free"])
 async def test_a_callback_may_close_the_client(running: LoaderUnderTest, way: str) -> None:
-    """Free goes through the loader, and its callback runs in the thread of that connection."""
+    """Free goes through the loader, and its callback runs in that connection's thread."""
 
     def work() -> None:
         backend = at(running)
@@ -171,7 +171,7 @@ async def test_a_callback_may_close_the_client(running: LoaderUnderTest, way: st
 
 
 async def test_calls_after_the_end_are_refused(running: LoaderUnderTest) -> None:
-    """A method that is used for the first time then is refused as well: gRPC would end the process."""
+    """Including a method first used after the close: gRPC would end the process."""
 
     def work(*, direct: bool) -> None:
         backend = at(running, direct=direct)

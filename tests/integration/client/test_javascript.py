@@ -1,4 +1,4 @@
-"""The JavaScript of docs/direct.md, as it is written there, against a real loader."""
+"""The JavaScript of docs/direct.md, unchanged, with a real loader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tools.service import ROOT, environment
 async def javascript(
     running: LoaderUnderTest, folder: Path
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run the program of the documentation."""
+    """Run the program from the documentation."""
     try:
         modules = await node.modules()
     except UnavailableError as error:

@@ -79,7 +79,7 @@ async def test_a_domain_error_goes_over_the_wire_and_back(world: World, kind: st
     assert facts(status.from_rpc_error(caught.value)) == facts(sent)
     record = await world.recorder.next()
     assert record.code == "RESOURCE_EXHAUSTED"
-    # The streams had sent something before they failed.
+    # The streams had sent a message before they failed.
     assert record.messages_out == {"unary_stream": 1, "stream_stream": 2}.get(kind, 0)
 
 
@@ -229,7 +229,7 @@ async def test_a_handler_that_answers_a_cancel_with_an_error(
         running.cancel()
         await world.raw.closed.wait()
     assert (await world.recorder.next()).code == "RESOURCE_EXHAUSTED"
-    # And the server is none the worse for it.
+    # And the server still works.
     world.raw.act = world.raw.echo
     await world.finish(kind)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
@@ -250,7 +250,7 @@ async def test_a_deadline(world: World, kind: str) -> None:
 
 
 async def test_a_client_that_goes_away_while_the_handler_writes(world: World) -> None:
-    """The handler is not awaiting anything of its own then, so nothing is raised into it."""
+    """The handler is not awaiting anything of its own then, so no exception is raised in it."""
 
     async def flood(requests: Any, context: Any) -> AsyncIterator[bytes]:
         try:

@@ -1,4 +1,4 @@
-"""Channels over real connections: limits, tries, and servers that are away."""
+"""Channels over real connections: limits, retries, and servers that are down."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ DEADLINE = 5.0
 
 
 class Backend(backend_pb2_grpc.BackendServicer):
-    """A generated servicer, for what the raw one can not show."""
+    """A generated servicer, for what the raw one cannot show."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -127,5 +127,5 @@ async def test_a_server_that_comes_late_is_found_at_once(tmp_path: Path) -> None
             await call(
                 stub.Health, backend_pb2.HealthMessage(), timeout=DEADLINE, wait_for_ready=True
             )
-            # gRPC's default backoff would take a second.
+            # gRPC's default back-off would take a second.
             assert loop.time() - began < 0.8

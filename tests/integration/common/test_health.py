@@ -98,7 +98,7 @@ async def test_a_slow_watcher_delays_no_other(world: World) -> None:
     seen = await read(quick)
     while seen != NOT_SERVING:
         seen = await read(quick)
-    # It has read nothing yet, and it too gets to the last state.
+    # It has read nothing yet, but it also gets the last state.
     seen = await read(slow)
     while seen != NOT_SERVING:
         seen = await read(slow)

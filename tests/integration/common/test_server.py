@@ -1,4 +1,4 @@
-"""The life of a service's process: ready line, addresses, signals, drain, exit codes."""
+"""A service's process from start to exit: ready line, addresses, signals, drain, exit codes."""
 
 import asyncio
 import signal
@@ -151,7 +151,7 @@ async def test_sigterm_lets_a_stream_finish(toy: Any) -> None:
         stream = count(channel, 12)
         assert await stream.read() == b"0"
         process.process.send_signal(signal.SIGTERM)
-        # Health says so first, and neither it nor an open reflection stream holds up the stop.
+        # Health changes first, and neither it nor an open reflection stream delays the stop.
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert await watch.read() is aio.EOF
         assert [await stream.read() for _ in range(11)] == [b"%d" % n for n in range(1, 12)]
@@ -159,7 +159,7 @@ async def test_sigterm_lets_a_stream_finish(toy: Any) -> None:
         assert await stream.code() is grpc.StatusCode.OK
     code, out, err = await process.end()
     assert (code, out) == (0, "")
-    # Components close after the drain, in reverse.
+    # Components close after the drain, in reverse order.
     assert err.index("closed second") < err.index("closed first")
     assert "Traceback" not in err
 

@@ -1,4 +1,4 @@
-"""compose.yaml, checked by what it says and by running each container's command as a process."""
+"""compose.yaml: its contents, and each container's command run as a process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_each_service_is_built_supervised_and_checked(name: str) -> None:
     listen = service["command"][service["command"].index("--listen") + 1]
     port = listen.rpartition(":")[2]
     assert service["healthcheck"]["test"][-1] == f"127.0.0.1:{port}"
-    # Everything is published, and on loopback only.
+    # All ports are published, on loopback only.
     published = [port for each in COMPOSE["services"].values() for port in each.get("ports", ())]
     assert f"127.0.0.1:{port}:{port}" in published
     assert all(entry.startswith("127.0.0.1:") for entry in published)

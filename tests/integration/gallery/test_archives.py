@@ -1,4 +1,4 @@
-"""Installing out of wheels and archives: what is taken out, and what is refused."""
+"""Installing from wheels and archives: what is extracted, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching over real sockets, from servers that misbehave in every way we could think of."""
+"""Downloads over real sockets, from servers that misbehave in every way we could think of."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_what_passes_is_tried_again(
         assert took >= 1.0
     for seen, fault in zip(server.gets(PATH)[1:], faults, strict=False):
         if isinstance(fault, Drop) and fault.after:
-            # What came is not asked for again.
+            # The bytes already received are not requested again.
             assert seen.headers["Range"].startswith("bytes=")
             assert seen.headers["If-Range"] == '"1"'
 
@@ -93,7 +93,7 @@ async def test_a_file_that_changes_between_two_attempts(
 async def test_pieces_of_two_editions_are_fetched_anew(
     tmp_path: Path, server: FaultyServer
 ) -> None:
-    """No ETag to tell them apart: the digest does, and the second try is from the start."""
+    """Without an ETag only the digest shows the difference, and the second try starts from zero."""
     new = payload(3_000_000, seed=1)
     server.resources[PATH].etag = ""
     index = one_file(tmp_path, server.url(PATH), new)
@@ -250,7 +250,7 @@ async def test_several_files_one_after_another(tmp_path: Path, server: FaultySer
         name = await client.begin("m")
         states = [state async for _, state in client.watch(name)]
     downloading = [s for s in states if s.phase == pb.OperationMetadata.PHASE_DOWNLOADING]
-    # All sizes were found out before the first byte.
+    # All sizes were known before the first byte.
     assert all(state.bytes_total == 2_500_000 for state in downloading)
     assert [s.percent for s in states] == sorted(s.percent for s in states)
     assert all((client.models / f"p{n}.bin").read_bytes() == parts[n] for n in range(5))
@@ -274,7 +274,7 @@ async def test_the_hubs_token_stays_with_the_hub(tmp_path: Path) -> None:
 async def test_a_hub_that_does_not_answer_holds_up_no_cancellation(
     tmp_path: Path, server: FaultyServer
 ) -> None:
-    """The hub's library cannot be interrupted; nobody waits for it."""
+    """The hub's library cannot be interrupted, so the cancellation does not wait for it."""
     silent = socket.create_server(("127.0.0.1", 0))
     port = silent.getsockname()[1]
     index = one_file(tmp_path, "hf://o/r/m.gguf")

@@ -1,4 +1,4 @@
-"""Installing a model: what is there afterwards, what stays as it was, and what is refused."""
+"""Installing a model: what exists afterwards, what is unchanged, and what is refused."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_a_remote_gallery_may_not_name_this_machines_files(
         for name in ("m", "n"):
             found = await client.failure(name)
             assert (found.code, found.reason) == ("INVALID_ARGUMENT", "UNSUPPORTED_SOURCE")
-        # Who may call this service may name files of its machine, for themselves only.
+        # Callers of this service may name files on its machine, but only for themselves.
         (tmp_path / "own").write_bytes(b"own")
         own = pb.FileSource(filename="own.bin", uris=[(tmp_path / "own").as_uri()])
         found = await client.failure("m", files=[own])
@@ -212,7 +212,7 @@ async def test_a_failed_update_leaves_what_was_there(tmp_path: Path, server: Fau
         assert found.reason == "DOWNLOAD_FAILED"
         after = {p.name: p.read_bytes() for p in client.models.iterdir() if p.is_file()}
         assert after == before
-        # What is whole is kept for the next try.
+        # Complete files are kept for the next try.
         server._faults.clear()
         await client.install("m")
         assert len(server.gets("/new")) == 1
@@ -298,7 +298,7 @@ async def test_further_files_of_the_request(tmp_path: Path, server: FaultyServer
 
 
 async def test_localais_own_models_install(tmp_path: Path, server: FaultyServer) -> None:
-    """A gallery that is a folder serves the `github:` base configurations from beside its index."""
+    """A gallery in a folder serves the `github:` base configurations from next to its index."""
     base = tmp_path / "gallery" / "chatml.yaml"
     base.parent.mkdir()
     base.write_text('name: "chatml"\nconfig_file: |\n  mmap: true\n  stop: "it\\\'s"\n')
@@ -341,7 +341,7 @@ async def test_one_read_of_the_galleries_and_no_scan_unless_a_file_is_replaced(
         assert calls == {"entries": 1}
         await client.install("n")
         assert calls == {"entries": 2}
-        # A file is replaced now: checked before the download, and again when it is put in place.
+        # A file is now replaced: checked before the download, and again when it is put in place.
         (client.models / "m.gguf").write_bytes(b"other")
         calls.clear()
         await client.install("m")

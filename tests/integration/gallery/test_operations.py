@@ -1,4 +1,4 @@
-"""The gallery's operations over a real channel: begun, watched, waited for, cancelled, taken up again."""
+"""Gallery operations over a real channel: start, watch, wait, cancel, resume."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_the_standard_operations_service(tmp_path: Path, server: FaultySer
         bad = await refusal(listed("done = true", token=first.next_page_token))
         assert bad.fields == ["page_token"]
 
-        await client.cancel(started[0])  # Ended already: nothing happens.
+        await client.cancel(started[0])  # Already ended: nothing happens.
         assert (await client.get(started[0])).HasField("response")
         await client.operations.DeleteOperation(lro.DeleteOperationRequest(name=failed))
         bad = await refusal(client.get(failed))
@@ -95,7 +95,7 @@ async def test_waiting_has_an_end(tmp_path: Path, server: FaultyServer) -> None:
         request = lro.WaitOperationRequest(name=name)
         request.timeout.FromMilliseconds(100)
         assert not (await client.operations.WaitOperation(request)).done
-        # The client's deadline comes before its timeout: an answer, not DEADLINE_EXCEEDED.
+        # The client's deadline comes before its timeout: it gets an answer, not DEADLINE_EXCEEDED.
         request.timeout.FromSeconds(60)
         assert not (await client.operations.WaitOperation(request, timeout=0.5)).done
         assert loop.time() - start < 5
@@ -145,7 +145,7 @@ async def test_same_elements_queue_and_different_ones_run_at_once(
             await client.until(name, lambda state: state.bytes_done > 0)
         for name in (third, again):
             assert metadata(await client.get(name)).phase == pb.OperationMetadata.PHASE_QUEUED
-        # A queued one is cancelled at once, and a running one does not notice.
+        # A queued operation is cancelled at once; the running one is not affected.
         await client.cancel(third)
         assert failure((await client.end(third)).error).code == "CANCELLED"
         for resource in server.resources.values():
@@ -205,7 +205,7 @@ async def test_watching_joins_updates_and_ends_with_the_end(
         assert percents == sorted(percents)
         assert percents[-1] == 100
         assert any(s.bytes_per_second > 0 and s.HasField("eta") for _, _, s in watched)
-        # A watcher that comes late, and one that leaves early.
+        # A watcher that joins late, and one that leaves early.
         late = [o async for o, _ in client.watch(name)]
         assert [o.done for o in late] == [True]
 
@@ -243,7 +243,7 @@ async def test_stopping_ends_watchers_and_the_work_goes_on_later(
         await client.until(name, lambda state: state.bytes_done > 0)
         watching = asyncio.create_task(watch(client, name))
         await eventually(lambda: watched, what="the first state")
-        # The first thing that a stopping service does; its streams must not hold up the rest.
+        # A stopping service does this first; its streams must not delay the rest.
         client.health.shut_down()
         async with asyncio.timeout(5):
             assert await watching == "UNAVAILABLE"
@@ -266,7 +266,7 @@ async def test_an_operation_of_an_earlier_version_is_resumed(
     async with gallery(config) as client:
         await client.end(await client.begin("m", model_id="first"))
     (client.models / "m.gguf").unlink()
-    # As the first version journalled a request: a plain object, without a digest of the entry.
+    # How the first version journalled a request: a plain object, without a digest of the entry.
     record = {
         "name": "operations/old",
         "kind": "install_model",

@@ -49,7 +49,7 @@ async def test_killed_in_the_middle_of_a_download(tmp_path: Path) -> None:
             first = [state async for _, state in client.watch(name)]
             operation = await client.get(name)
             assert operation.HasField("response"), operation
-            # It went on where it was: neither the bytes nor the percentage began anew.
+            # It resumed where it was: neither the bytes nor the percentage started again.
             asked = server.gets("/m")[1].headers["Range"]
             assert int(asked.removeprefix("bytes=").rstrip("-")) >= seen.bytes_done
             assert min(state.percent for state in first) > 0
@@ -65,7 +65,7 @@ async def test_killed_in_the_middle_of_a_download(tmp_path: Path) -> None:
 
 
 async def test_killed_again_and_again(tmp_path: Path) -> None:
-    """Whenever it is killed, the operation ends well in the end and nothing half-done is to be seen."""
+    """Whenever it is killed, the operation ends well in the end, and nothing is left half-done."""
     packed = wheel("m.gguf", DATA)
     with FaultyServer() as server:
         path = "/p-1.0-py3-none-any.whl"

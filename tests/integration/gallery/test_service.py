@@ -1,4 +1,4 @@
-"""The gallery's RPCs over a real channel: what they answer, and how they refuse."""
+"""The gallery's RPCs over a real channel: their answers and their errors."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_one_gallery_failing_hides_no_other(tmp_path: Path, server: Faulty
         assert [bool(state.error) for state in states] == [False, True, False, True]
         assert "404" in states[1].error
 
-        # A copy of the last good one serves while the address does not.
+        # A copy of the last good index is served while the address fails.
         server.fail("/index.yaml", *[Status(500)] * 9)
         listed = await client.gallery.ListModelEntries(pb.ListModelEntriesRequest())
         assert {item.gallery for item in listed.entries} == {"corral", "g1"}

@@ -1,4 +1,7 @@
-"""Who waits and who is refused when a model has more calls than places, with real processes and real clients."""
+"""Which calls wait and which are refused when a model has more calls than slots.
+
+With real processes and real clients.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from tests.tools.loader_calls import READY, begin, load, model, named, prompt, r
 from tests.tools.running import LoaderUnderTest, eventually
 
 AT_ONCE = 0.5
-"""Seconds in which a refusal comes also on a busy machine, and nothing that was waited for does."""
+"""Seconds within which a refusal comes even on a busy machine, and a queued call does not end."""
 
 
 @pytest.fixture
 async def other(loader: LoaderUnderTest) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Channels of other clients, closed in the end."""
+    """Channels for other clients, closed at the end."""
     channels: list[grpc.aio.Channel] = []
     yield channels
     for channel in channels:
@@ -102,7 +105,7 @@ async def test_a_deadline_that_cannot_be_met_is_told_at_once(loader: LoaderUnder
     assert error.reason == "DEADLINE_TOO_SHORT"
     assert error.retry_after and 0.6 < error.retry_after < 5
     assert {"queue_length", "position", "expected_wait_seconds"} <= error.metadata.keys()
-    # Another client has its turn in time.
+    # The other client gets its turn in time.
     await predict(loader.data, client="another", timeout=2)
     await asyncio.gather(*queued)
 
@@ -113,7 +116,7 @@ async def test_a_load_that_outlasts_a_deadline_is_begun_all_the_same(
     loader.add_backend("fake", load_seconds=1.2)
     loader.add_model("m", "fake")
     await loader.start()
-    for _ in range(2):  # one load alone says nothing of the next
+    for _ in range(2):  # one load does not predict the next
         await predict(loader.data)
         await loader.control.UnloadModel(unload())
     began = time.monotonic()
@@ -136,7 +139,7 @@ async def test_who_is_queued_is_told_its_position_while_it_waits(loader: LoaderU
     await eventually(lambda: _runs(loader), what="the first call")
     streams = []
     for position in (1, 2):
-        # A unary call is told too, but grpc.aio keeps it until the answer comes.
+        # A unary call gets it too, but grpc.aio holds it back until the answer comes.
         streams.append(loader.data.PredictStream(prompt("x"), metadata=named("m")))
         metadata = await asyncio.wait_for(streams[-1].initial_metadata(), 2)
         assert dict(metadata)["corral-queue-position"] == str(position)

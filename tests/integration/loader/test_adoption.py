@@ -1,4 +1,4 @@
-"""Backends that outlive their loader: taken over by the next one, or ended when none comes."""
+"""Backends that outlive their loader: adopted by the next one, or stopped if none comes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_a_killed_loaders_backend_is_taken_over(loader: LoaderUnderTest) -
     old = (await loader.control.LoadModel(load())).model.instances[0]
     (guard,) = descendants(loader.service.pid, "guard.py")
     await kill(loader)
-    for last in (False, True):  # a loader that has adopted can be followed like any other
+    for last in (False, True):  # a loader that adopted a backend can be succeeded like any other
         await loader.start("--adoption", "crash")
         new = await instance(loader)
         assert (new.pid, new.uid, new.address) == (old.pid, old.uid, old.address)
@@ -159,7 +159,7 @@ async def test_a_loader_killed_while_it_adopts(loader: LoaderUnderTest) -> None:
     pid = (await loader.control.LoadModel(load())).model.instances[0].pid
     (first,) = descendants(loader.service.pid, "guard.py")
     await kill(loader)
-    os.kill(pid, signal.SIGSTOP)  # so that Health gets no answer, and the adoption takes long
+    os.kill(pid, signal.SIGSTOP)  # so that Health gets no answer and the adoption takes long
     starting = asyncio.ensure_future(
         loader.start("--adoption", "crash", "--adoption-timeout", "700ms")
     )
@@ -233,7 +233,7 @@ async def test_adoption_that_is_off_by_now_ends_them(loader: LoaderUnderTest) ->
 
 
 async def test_a_flood_waits_for_its_reader(loader: LoaderUnderTest) -> None:
-    """More than a pipe holds, while nobody reads it: nothing is lost, and nothing is on the disk."""
+    """More output than a pipe holds, with no reader: nothing is lost or written to disk."""
     go = loader.home / "go"
     run = loader.backends / "fake" / "run.sh"
     flood = f"(while ! [ -e {go} ]; do sleep 0.02; done; seq 20000; echo over; sleep 60) &\nexec "

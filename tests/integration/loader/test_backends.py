@@ -1,4 +1,4 @@
-"""Backends of a running loader: listed with all that is known, followed while they come and go."""
+"""Backends of a running loader: listed with all details, and tracked as they come and go."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def refused(loader: LoaderUnderTest, model: str = "m") -> CorralError:
 
 
 def write_program(path: Path, *, fails: bool = False) -> None:
-    """Write the scripted backend as a program of that name, or one that ends at once."""
+    """Write the scripted backend as a program of that name, or one that exits at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fake = shlex.join([sys.executable, backend_fake.__file__])
     path.write_text(
@@ -250,7 +250,7 @@ async def said(loader: LoaderUnderTest) -> str:
 
 
 async def test_a_replaced_backend_is_taken_up_and_forgiven(loader: LoaderUnderTest) -> None:
-    """What runs goes over to the new version when it is idle; what failed with the old one is tried again."""
+    """Instances move to the new version once idle; models that failed to load are retried."""
     folder = loader.add_backend("fake")
     loader.add_backend("broken", load="refuse")
     loader.add_model("m", "fake")
@@ -259,7 +259,7 @@ async def test_a_replaced_backend_is_taken_up_and_forgiven(loader: LoaderUnderTe
     before = (await loader.control.LoadModel(load("m"))).model.instances[0].pid
     with pytest.raises(grpc.aio.AioRpcError):
         await loader.control.LoadModel(load("n"))
-    loader.add_backend("other")  # nothing to them
+    loader.add_backend("other")  # they are not affected
     for name in ("fake", "broken"):
         (loader.backends / name / "metadata.json").write_text('{"version": "2"}')
 

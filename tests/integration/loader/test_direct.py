@@ -1,4 +1,4 @@
-"""Leases of direct clients at a real loader: what they keep from happening, and when they end."""
+"""Leases of direct clients at a real loader: what they prevent, and when they end."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_an_unload_waits_for_the_holder(running: LoaderUnderTest) -> None:
     unloading = asyncio.ensure_future(running.control.UnloadModel(unload()))
     told = (await holding.read()).resolution
     assert told.advice == pb.ADVICE_MOVE and "request" in told.advice_message
-    # Who asks now waits for the next instance, which begins when this one is gone.
+    # A new caller waits for the next instance, which starts when this one is gone.
     next_one = hold(running)
     asked = asyncio.ensure_future(next_one.read())
     assert (await direct(told)).message
@@ -175,7 +175,7 @@ async def test_nothing_evicts_a_model_that_is_held(loader: LoaderUnderTest) -> N
     told = (await holding.read()).resolution
     assert told.advice == pb.ADVICE_YIELD and "other" in told.advice_message
     assert (await holding.read()).resolution.advice == pb.ADVICE_KEEP
-    # With somebody waiting, letting go is all that it takes.
+    # With a call waiting, releasing the lease is enough.
     loading = asyncio.ensure_future(loader.control.LoadModel(load("other")))
     assert (await holding.read()).resolution.advice == pb.ADVICE_YIELD
     holding.cancel()

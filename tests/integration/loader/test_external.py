@@ -1,4 +1,4 @@
-"""Backends that run elsewhere, here in this process: they are connected to, never started or ended."""
+"""External backends, run by the test itself: connected to, but never started or stopped."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Backend(backend_pb2_grpc.BackendServicer):
 
 
 class Served:
-    """A backend at an address, which may go and come back as another one."""
+    """A backend at an address, which may go away and come back as another one."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -103,7 +103,7 @@ async def test_its_socket_outlives_the_model(
 async def test_its_own_unavailable_is_no_end_of_it(
     running: LoaderUnderTest, served: Served
 ) -> None:
-    """One call's UNAVAILABLE is passed on at once, and the other calls go on."""
+    """A call's own UNAVAILABLE is passed on at once, and the other calls continue."""
     stream = running.data.PredictStream(pb.PredictOptions(), metadata=MODEL)
     await stream.read()
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Loads that fail and backends that die: what the caller is told, and what happens next."""
+"""Failed loads and backends that die: the error the caller gets, and what happens next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tools.running import LoaderUnderTest, eventually
 
 
 async def test_killed_while_streaming(running: LoaderUnderTest) -> None:
-    """The client hears UNAVAILABLE with the cause, and its next call works."""
+    """The client gets UNAVAILABLE with the cause, and its next call works."""
     stream = running.data.PredictStream(FOREVER, metadata=MODEL)
     await stream.read()
     pid = (await running.control.GetModel(pb.GetModelRequest(name="m"))).model.instances[0].pid

@@ -1,4 +1,4 @@
-"""What a plain client of backend.proto sees through the gateway is what the backend said."""
+"""A plain client of backend.proto gets the backend's answers unchanged through the gateway."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_client_stream_and_rpcs_of_newer_backends(running: LoaderUnderTest
 
 
 async def test_a_backend_that_ends_a_call_early_says_why(running: LoaderUnderTest) -> None:
-    """Its status is the client's, though messages to it were on their way."""
+    """The client gets the backend's status although messages to the backend were in flight."""
     missing: Any = running.channel.unary_unary("/backend.Backend/NobodyHasThis")
 
     async def code() -> grpc.StatusCode:
@@ -136,7 +136,7 @@ async def test_cancellation_and_deadline_reach_the_backend(running: LoaderUnderT
 
 async def instance(running: LoaderUnderTest) -> loader_pb2.Instance:
     answer = await running.control.GetModel(loader_pb2.GetModelRequest(name="m"))
-    # None while the first call still starts it.
+    # None while the first call is still starting it.
     return next(iter(answer.model.instances), loader_pb2.Instance())
 
 
@@ -213,7 +213,7 @@ def test_every_rpc_of_the_contract_is_passed_on() -> None:
 
 
 async def test_an_external_backend_at_an_address(loader: LoaderUnderTest) -> None:
-    """An address is connected to, not started; when it comes back the next call finds it."""
+    """An external backend is not started; when it comes back, the next call reaches it."""
     folder = loader.add_backend("hidden")
     port = free_port()
     environment = {"PYTHONPATH": ":".join(path for path in __import__("sys").path if path)}

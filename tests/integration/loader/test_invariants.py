@@ -1,4 +1,4 @@
-"""The invariants of docs/architecture.md that need a process and that no other test covers."""
+"""Invariants of docs/architecture.md that need a process and that no other test covers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.tools.running import LoaderUnderTest, eventually, processes_in
 
 CHANGED = pb.WatchModelsResponse.CHANGE_TYPE_CHANGED
 AT_ONCE = 1.0
-"""Seconds in which an event is seen also on a busy machine, and a poll every other second is not."""
+"""Seconds within which an event is seen even on a busy machine, but a 2-second poll is not."""
 
 
 async def test_3_a_load_that_nobody_waits_for_is_not_evicted(loader: LoaderUnderTest) -> None:
@@ -74,7 +74,7 @@ async def test_5_no_probe_counts_or_keeps_a_model(loader: LoaderUnderTest) -> No
 
     async def look() -> None:
         for probe in (loader.data.Health, loader.data.Status):
-            with suppress(grpc.aio.AioRpcError):  # the model is not loaded, or not any more
+            with suppress(grpc.aio.AioRpcError):  # the model is not loaded, or no longer loaded
                 await probe(backend_pb2.HealthMessage(), metadata=MODEL)
         with suppress(grpc.aio.AioRpcError):
             await loader.data.GetMetrics(backend_pb2.MetricsRequest(), metadata=MODEL)
@@ -106,7 +106,7 @@ def _idle_watchdog() -> pb.UpdateSettingsRequest:
 
 
 async def test_6_a_death_is_seen_at_once(running: LoaderUnderTest) -> None:
-    """By who watches the model's health, and by who watches the model; benchmarks/death.py measures it."""
+    """By watchers of the model's health and of the model; benchmarks/death.py measures it."""
     health = health_pb2_grpc.HealthStub(running.channel)
     pid = (await running.control.LoadModel(load())).model.instances[0].pid
     watch = health.Watch(health_pb2.HealthCheckRequest(service="models/m"))
@@ -140,7 +140,7 @@ async def test_7_what_changed_is_tried_again_at_once(loader: LoaderUnderTest, wh
 async def test_9_a_backend_that_drops_its_environment_ends_with_the_loader(
     loader: LoaderUnderTest,
 ) -> None:
-    """The guard finds it by its group, as it finds those that left the group by their environment."""
+    """The guard finds it by its group, and those that left the group by their environment."""
     folder = loader.add_backend("fake", ignore_sigterm=True)
     run = (folder / "run.sh").read_text()
     clean = 'exec env -i PYTHONPATH="$PYTHONPATH" '
@@ -181,7 +181,7 @@ async def test_10_a_changed_configuration_disturbs_nobody_else(loader: LoaderUnd
 async def test_11_nothing_that_happens_to_one_model_delays_anothers_calls(
     loader: LoaderUnderTest,
 ) -> None:
-    """Loads, hangs, refusals, crashes and slow ends; the figures are the benchmarks'."""
+    """Loads, hangs, refusals, crashes and slow stops; the benchmarks have the figures."""
     loader.add_backend("quick")
     loader.add_backend("slow", load_seconds=0.5, sigterm_seconds=1.5)
     loader.add_backend("hangs", load="hang")

@@ -116,7 +116,7 @@ async def test_models_that_come_change_and_go(loader: LoaderUnderTest) -> None:
     await until("new", gone, pb.Model.STATE_UNSPECIFIED)
     with pytest.raises(grpc.aio.AioRpcError):
         await health.Check(health_pb2.HealthCheckRequest(service="models/new"))
-    # A changed one is unloaded when it is idle, and the next call gets the new configuration.
+    # A changed model is unloaded once idle, and the next call gets the new configuration.
     loader.add_model("m", "fake", context_size=99)
     await until("m", changed, pb.Model.STATE_UNLOADED)
     assert not alive(first.pid)

@@ -1,4 +1,4 @@
-"""Limits on models, with real processes: who goes, who waits, who is refused, and what is told."""
+"""Limits on models, with real processes: evictions, waits, refusals, and their messages."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_no_room_in_time_is_refused_with_a_time_to_retry(loader: LoaderUnd
     await stream.read()
     error = await refused(loader.control.LoadModel(load("b"), timeout=10))
     assert error.reason == "NO_ROOM" and error.retry_after and "a (it is in use)" in error.message
-    assert await stream.read()  # nobody was disturbed
+    assert await stream.read()  # no call was disturbed
     stream.cancel()
 
 
@@ -96,7 +96,7 @@ async def test_force_eviction_cuts_the_calls(loader: LoaderUnderTest) -> None:
 
 
 async def test_whoever_has_waited_too_long_gets_its_turn(loader: LoaderUnderTest) -> None:
-    """Calls for a keep coming and never leave a gap; b gets in all the same, and no call is lost."""
+    """Calls for a never leave a gap; b is loaded all the same, and no call is lost."""
     await begin(loader, "a", "b")
     await loader.start("--max-active-backends", "1", "--starvation-bound", "300ms")
     done = asyncio.Event()
@@ -265,7 +265,7 @@ async def test_limits_change_live_and_are_kept(loader: LoaderUnderTest) -> None:
 async def test_what_cannot_fit_is_refused_before_it_is_loaded(loader: LoaderUnderTest) -> None:
     await begin(loader, "large")
     with (loader.models / "large.bin").open("wb") as file:
-        file.truncate(8 * 1024**4)  # takes no disk
+        file.truncate(8 * 1024**4)  # uses no disk
     await loader.start()
     error = await refused(loader.control.LoadModel(load("large")))
     assert error.reason == "NO_ROOM" and "ram" in error.message and "fit_check" in error.message
@@ -285,6 +285,6 @@ async def test_a_budget_makes_others_go(loader: LoaderUnderTest) -> None:
     await loader.control.LoadModel(load("a"))
     plan = await loader.control.PlanEviction(pb.PlanEvictionRequest(name="b"))
     await loader.control.LoadModel(load("b"))
-    # What a really has is much less than its file: once it is measured, both fit.
+    # a uses much less memory than its file's size: once it is measured, both fit.
     assert plan.fits
     assert (await states(loader))["b"] == READY

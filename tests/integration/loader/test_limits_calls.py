@@ -1,4 +1,4 @@
-"""Limits on calls and loads, watchdogs and drains, with real processes: who is ended, and who waits."""
+"""Limits on calls and loads, watchdogs and drains, with real processes: what ends, what waits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_the_idle_watchdog(loader: LoaderUnderTest) -> None:
     await change(loader, watchdog_idle=True)
 
     async def gone() -> bool:
-        # Looking at it is no use of it.
+        # Reading its status does not count as use.
         return (await states(loader))["a"] == UNLOADED
 
     await eventually(gone, what="unload of the idle model")
@@ -112,7 +112,7 @@ async def test_calls_at_once_and_the_queue(loader: LoaderUnderTest) -> None:
     assert error.metadata["queue_length"] == "2"
     queued.pop().cancel()
     await eventually(lambda: _queued(loader, "m", 1), what="the place of who left")
-    # Status and loads need no place.
+    # Status and loads need no slot.
     await loader.control.LoadModel(load("m"), timeout=5)
     first.cancel()
     await asyncio.wait_for(queued[0], 5)

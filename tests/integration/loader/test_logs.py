@@ -1,4 +1,4 @@
-"""Logs of real backends through StreamLogs: levels, pipes, floods, and what a slow reader is told."""
+"""Logs of real backends through StreamLogs: levels, pipes, floods, and gaps for slow readers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_levels_and_pipes(loader: LoaderUnderTest) -> None:
         return any("Predict" in text for text in (await texts(loader))[-1:])
 
     await eventually(logged, what="the line of the last call")
-    # Health, LoadModel and two calls: the levels come in turn.
+    # Health, LoadModel and two calls: the levels alternate.
     said = {message.line.text: message.line for message in await history(loader)}
     assert {line.level for line in said.values()} >= {
         Line.LEVEL_DEBUG,
@@ -102,7 +102,7 @@ async def test_a_slow_reader_of_a_flood_is_told_what_it_missed(loader: LoaderUnd
                 last = message.line.sequence
     kept = await texts(loader)
     assert sum(map(len, kept)) < 64 * 1024
-    # The others' calls, and the model's own, go on.
+    # Calls to other models, and to this one, continue.
     await loader.data.Predict(backend_pb2.PredictOptions(), metadata=MODEL, timeout=10)
 
 

@@ -1,4 +1,4 @@
-"""The memory of backends, measured on real processes."""
+"""Backends' memory, measured on real processes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MIB = 1 << 20
 BLOCK = 64 * MIB
 IDLE = "import time; print('ready', flush=True); time.sleep(60)"
 HOLDS = f"held = b'x' * {BLOCK}\n{IDLE}"
-# What the parent holds, its child shares.
+# The parent's memory is shared by its child.
 FORKS = f"import os\nheld = b'x' * {BLOCK}\nif os.fork():\n    import time; time.sleep(60)\n{IDLE}"
 CHILD_HOLDS = f"import os\nif os.fork():\n    import time; time.sleep(60)\n{HOLDS}"
 ESCAPES = f"import os\nif os.fork():\n    import time; time.sleep(60)\nos.setsid()\n{HOLDS}"
-# The escaped child's parent is gone too: nothing but the mark is left.
+# The escaped child's parent is gone too: only the marker is left.
 ORPHAN = f"""
 import os, time
 if os.fork():
@@ -50,7 +50,7 @@ sum(held[at] for at in range(0, len(held), 4096))
 
 @contextmanager
 def backend(code: str, *arguments: str) -> Iterator[tuple[int, str]]:
-    """Start a backend as the launcher does; yield its group and uid when it has printed its line."""
+    """Start a backend as the launcher does; yield its group and uid once it prints its line."""
     uid = uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, "-S", "-c", code, *arguments],
@@ -78,7 +78,7 @@ def meter() -> Meter:
 
 @pytest.fixture(scope="module")
 def idle() -> int:
-    """What the interpreter itself needs."""
+    """Memory of the interpreter alone."""
     with backend(IDLE) as (group, uid):
         return Meter(Gpus()).measure(group, uid)["ram"]
 
@@ -86,7 +86,7 @@ def idle() -> int:
 @pytest.mark.parametrize("code", [HOLDS, FORKS, CHILD_HOLDS, ESCAPES, ORPHAN])
 def test_a_block_is_seen_once_wherever_it_is(meter: Meter, idle: int, code: str) -> None:
     with backend(code) as (group, uid):
-        # Each further interpreter adds at most what one has for itself.
+        # Each further interpreter adds at most its own memory.
         assert 0.9 * BLOCK < meter.measure(group, uid)["ram"] - idle < 1.1 * BLOCK + idle
         assert meter.measure(group, uid)["ram"] - idle > 0.9 * BLOCK
 
@@ -124,7 +124,7 @@ def test_escapees_are_looked_for_now_and_then() -> None:
             each for each in marked_processes(MARKER, uid) if os.getpgid(each.pid) != group
         ]
         escapee.kill()
-        # It is not there any more, though the next look is not due yet.
+        # It is no longer listed, although the next scan is not due yet.
         eventually_sync(lambda: meter.measure(group, uid)["ram"] < BLOCK, what="its end")
         now = 4.9
         assert set(meter._looks) == {"not started yet", uid}
@@ -147,7 +147,7 @@ def test_processes_that_do_not_tell_their_share(tmp_path: Path) -> None:
     with backend(HOLDS) as (group, _):
         process = psutil.Process(group)
         exact = resident(process)
-        # No rollup there, as with kernels before 4.14: what is not shared counts.
+        # No rollup, as on kernels before 4.14: unshared memory counts.
         unshared = resident(process, tmp_path)
         assert BLOCK < unshared <= exact + MIB
         assert unshared <= process.memory_info().rss

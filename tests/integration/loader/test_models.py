@@ -1,4 +1,4 @@
-"""The models folder as clients of a real loader see it."""
+"""The models folder, as clients of a real loader see it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def model(loader: LoaderUnderTest, name: str = "m") -> Any:
 
 
 async def told(loader: LoaderUnderTest, name: str = "m") -> dict[str, Any]:
-    """Return what GetModel says that the backend is told, by field."""
+    """Return what GetModel reports as sent to the backend, by field."""
     answer = await loader.control.GetModel(pb.GetModelRequest(name=name))
     return {option.field: option for option in answer.effective_options}
 
@@ -148,7 +148,7 @@ async def test_guessing_can_be_switched_off(loader: LoaderUnderTest) -> None:
 
 
 async def test_a_change_is_applied_at_once(loader: LoaderUnderTest) -> None:
-    """Not after the interval, which is for folders that tell of nothing."""
+    """Without waiting for the interval, which is for folders without change notifications."""
     loader.add_backend("fake", load_request=REQUEST)
     loader.add_model("m", "fake")
     await loader.start("--models-interval", "1h")
@@ -182,7 +182,7 @@ async def _is_listed(loader: LoaderUnderTest, name: str) -> bool:
 
 
 async def test_thousands_of_models_are_served_at_once(loader: LoaderUnderTest) -> None:
-    """The figures are those of `python -m benchmarks models`; here only that nothing is far off."""
+    """`python -m benchmarks models` has the figures; this only checks that nothing is far off."""
     for number in range(2000):
         (loader.models / f"m{number:04}.yaml").write_text(f"name: m{number:04}\nbackend: x\n")
     await loader.start()

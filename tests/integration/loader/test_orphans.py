@@ -1,4 +1,4 @@
-"""What a loader finds when it starts: orphans of earlier ones, other loaders, and innocent processes."""
+"""What a starting loader finds: earlier loaders' orphans, other loaders, unrelated processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def loader(loader: LoaderUnderTest) -> LoaderUnderTest:
 
 @pytest.fixture
 def innocent() -> Iterator[subprocess.Popen[bytes]]:
-    """A process group of somebody else."""
+    """A process group that is not Corral's."""
     process = subprocess.Popen(SLEEPER, start_new_session=True)
     yield process
     process.kill()
@@ -37,7 +37,7 @@ def innocent() -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def kill_with_guard(loader: LoaderUnderTest) -> None:
-    """SIGKILL a loader and its guard, so that nobody sees to its backends."""
+    """SIGKILL a loader and its guard, so that no process stops its backends."""
     (guard,) = descendants(loader.service.pid, "guard.py")
     os.kill(loader.service.pid, signal.SIGSTOP)  # it would start another guard
     guard.kill()
@@ -48,7 +48,7 @@ async def kill_with_guard(loader: LoaderUnderTest) -> None:
 
 
 def record(loader: LoaderUnderTest, **fields: Any) -> ProcessRecord:
-    """Put a record into the state folder as if an earlier loader had left it there."""
+    """Put a record into the state folder as if an earlier loader had left it."""
     registry = ProcessRegistry(loader.home / "state" / "loader", uuid.uuid4().hex)
     registry.open()
     made = ProcessRecord(
@@ -86,7 +86,7 @@ async def test_orphans_are_ended_at_the_next_start(loader: LoaderUnderTest, exec
     await kill_with_guard(loader)
     assert len(processes_in(loader.backends)) >= 3
     if not exec_:
-        os.kill(pid, signal.SIGKILL)  # the group has lost its leader, as when a shell ends first
+        os.kill(pid, signal.SIGKILL)  # the group's leader is gone, as when a shell ends first
     await loader.start()
     assert processes_in(loader.backends) == [] and records(loader) == []
     loader.behave("fake")
@@ -133,7 +133,7 @@ async def test_a_pid_that_is_somebody_elses_is_left_alone(
 async def test_a_group_of_somebody_else_is_left_alone_when_an_escapee_is_ended(
     loader: LoaderUnderTest, innocent: subprocess.Popen[bytes]
 ) -> None:
-    """The record's pid is another's now, but helpers of the backend still live, and carry its marker."""
+    """The record's pid was reused, but helpers of the backend still run, with its marker."""
     made = record(loader, pid=innocent.pid, birth="boot/1")
     helper = subprocess.Popen(  # noqa: ASYNC220
         SLEEPER, start_new_session=True, env={**os.environ, "CORRAL_INSTANCE": made.uid}

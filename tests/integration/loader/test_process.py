@@ -1,4 +1,4 @@
-"""How backend processes are ended and guarded, and what a loader leaves on the disk."""
+"""How backend processes are stopped and guarded, and what a loader leaves on disk."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_two_wishes_to_unload_let_the_calls_end(running: LoaderUnderTest) 
 
 
 async def test_a_request_that_cannot_be_made_fails_the_load(running: LoaderUnderTest) -> None:
-    """A field that the wire has no room for is an error of the model, not a load without end."""
+    """A field that does not fit the wire format is an error of the model, not an endless load."""
     running.add_model("m", "fake", parameters={"model": "m.bin", "batch": 2**40})
     running.add_model("odd", "fake", lora_scales=["x"])
     for name in ("m", "odd"):
@@ -98,7 +98,7 @@ async def test_a_model_without_a_file_can_be_unloaded(running: LoaderUnderTest) 
 async def test_a_busy_model_takes_its_new_configuration_when_it_can(
     loader: LoaderUnderTest,
 ) -> None:
-    """Not only at the moments in which the folder is looked at."""
+    """Not only when the folder is scanned."""
     loader.add_backend("fake")
     loader.add_model("m", "fake")
     await loader.start("--models-interval", "100ms")

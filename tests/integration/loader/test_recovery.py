@@ -1,4 +1,4 @@
-"""What the loader does by itself when a backend misbehaves: more room, no false alarms, no leftovers."""
+"""Recovery from misbehaving backends: more memory to retry with, no false alarms, no leftovers."""
 
 from __future__ import annotations
 

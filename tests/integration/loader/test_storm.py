@@ -1,4 +1,4 @@
-"""Many clients at once, and deaths at random moments: nobody hangs, and nothing is left behind."""
+"""Many clients at once, and deaths at random moments: no call hangs, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXPECTED = {
     "MODEL_UNLOADED",
 }
 EXPECTED_IN_A_HURRY = EXPECTED | {"DEADLINE_TOO_SHORT"}
-"""A call with a deadline is refused if a load takes longer than that, as it does on a busy machine."""
+"""A call is refused if a load takes longer than its deadline, as it does on a busy machine."""
 QUICK_BACKOFF = ("--load-backoff", "10ms", "--load-backoff-maximum", "50ms")
 
 
@@ -63,7 +63,7 @@ def unload(loader: LoaderUnderTest, model: str, force: bool) -> Any:
 
 
 async def test_first_calls_that_leave_at_random(loader: LoaderUnderTest) -> None:
-    """Whoever leaves, whenever: those who stay are answered, by one process."""
+    """Whichever callers leave, and whenever, the rest are answered, by one process."""
     loader.add_backend("fake", load_seconds=0.2)
     loader.add_model("m", "fake")
     await loader.start()
@@ -81,7 +81,7 @@ async def test_first_calls_that_leave_at_random(loader: LoaderUnderTest) -> None
     await asyncio.gather(*(leaving() for _ in range(150)), *staying)
     assert seen["ok"] >= 50
     assert seen.keys() <= {"ok", "cancelled", "DEADLINE_EXCEEDED"}, seen
-    # A call that left while the backend was answering it is noted there too.
+    # A call cancelled while the backend was answering it is noted there too.
     assert [note for note in loader.notes("fake") if note != "cancelled"] == ["load m.bin"]
     await unload(loader, "m", force=False)
 

@@ -1,4 +1,4 @@
-"""The metrics service as its own process: gRPC in, HTTP scrapes out."""
+"""The metrics service in its own process: gRPC in, HTTP scrapes out."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ async def test_ten_thousand_calls_at_once(service: MetricsUnderTest) -> None:
         for _ in range(10):
             await service.scrape()
 
-    # 100 at a time: each connection takes as many streams.
+    # 100 at a time: the limit of streams per connection.
     await asyncio.gather(scrape(), *(observe(worker) for worker in range(100)))
     scraped = await service.scrape()
     family = scraped["api_call"]
     assert total(family, "_count") == 10_000
     assert total(family, "_sum") == pytest.approx(sum(0.1 * worker for worker in range(100)))
     assert sum(1 for s in family.samples if s.name == "api_call_count") == 30
-    # The query gives the same numbers.
+    # The query returns the same numbers.
     metric = (await service.query("api_call"))["api_call"]
     assert metric.type == pb.Metric.TYPE_HISTOGRAM
     assert metric.unit == "s"
@@ -131,7 +131,7 @@ async def test_a_stream_of_calls(inside: MetricsUnderTest) -> None:
     for _ in range(3):
         calls = [api_call()] * 700 + [api_call("")]
         await stream.write(pb.ObserveApiCallsRequest(calls=calls))
-    # Each message counts when it arrives, not when the stream ends.
+    # Each message counts on arrival, not when the stream ends.
 
     async def arrived() -> bool:
         scraped = await inside.scrape()
@@ -199,7 +199,7 @@ async def test_http_connections_are_kept_and_bounded(tmp_path: Path) -> None:
     flags = ("--http-max-connections=2", "--http-head-timeout=1s")
     async with running(tmp_path, *flags) as service:
         two = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" * 2
-        # Two answers on one connection, and the end of it when nothing more comes.
+        # Two answers on one connection, which is closed once no more requests come.
         assert (await service.raw(two)).count(b"HTTP/1.1 200 OK") == 2
         host, _, port = service.http.rpartition(":")
         held = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
@@ -235,7 +235,7 @@ async def test_a_stop_does_not_wait_for_open_streams_and_loses_nothing(
     async def arrived() -> bool:
         return "api_call" in await service.scrape()
 
-    # A call that the server has not taken yet when it stops is cancelled, and so not acknowledged.
+    # A call that the stopping server has not accepted yet is cancelled, so it is not acknowledged.
     await eventually(arrived, timeout=DEADLINE, what="the first call on the scrape")
     for _ in range(10):
         await stream.write(pb.ObserveApiCallsRequest(calls=[api_call()] * 100))
@@ -265,7 +265,7 @@ async def test_calls_that_were_answered_during_a_stop_are_counted(
     assert await service.stop() == 0
     answered = sum(await asyncio.gather(*calls))
     last = parsed((service.state / "last.prom").read_bytes())
-    # What was answered is there; what was not may be.
+    # Acknowledged calls are counted; the others may be.
     assert 1 + answered <= total(last["api_call"], "_count") <= 201
 
 

@@ -1,4 +1,4 @@
-"""OTLP, sent by OpenTelemetry's own SDK, to the real service."""
+"""OTLP, sent by OpenTelemetry's own SDK to the real service."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def inside(tmp_path: Path) -> AsyncIterator[MetricsUnderTest]:
 
 
 class Sender:
-    """A process with OpenTelemetry in it."""
+    """A process that uses OpenTelemetry."""
 
     def __init__(self, name: str, *, delta: bool = False) -> None:
         self.name = name
@@ -183,7 +183,7 @@ async def test_what_was_exported_before_a_stop_is_kept(tmp_path: Path) -> None:
 
 
 class Endpoint(metrics_service_pb2_grpc.MetricsServiceServicer):
-    """A collector that keeps what it is sent."""
+    """A collector that keeps what it receives."""
 
     def __init__(self) -> None:
         self.requests: list[pb.ExportMetricsServiceRequest] = []
@@ -194,7 +194,7 @@ class Endpoint(metrics_service_pb2_grpc.MetricsServiceServicer):
         return pb.ExportMetricsServiceResponse()
 
     def count(self) -> int:
-        """Return the number of calls in the newest push."""
+        """Return the number of calls in the latest push."""
         metrics = self.requests[-1].resource_metrics[0].scope_metrics[0].metrics
         (found,) = (metric for metric in metrics if metric.name == "api_call")
         return sum(point.count for point in found.histogram.data_points)

@@ -143,7 +143,7 @@ async def test_calls_wait_while_the_service_is_away() -> None:
         async with sink.serving(sink.address):
             await eventually(lambda: observer.reported == 700, what="all calls")
         assert len(sink.calls) == 700
-        # And again, on the same channel.
+        # And once more, on the same channel.
         observer.call_ended(record())
         await eventually(lambda: observer._away, what="the reporter to notice")
         async with sink.serving(sink.address):
@@ -199,7 +199,7 @@ async def test_keeping_a_call_costs_next_to_nothing() -> None:
     observer = CallReporter("127.0.0.1:1", "loader", capacity=100_000)
     one = record()
     best = min(timed(observer, one) for _ in range(5))
-    # 0.3 us on a quiet machine; an order above that would be felt by fast calls.
+    # 0.3 us on a quiet machine; ten times that would slow down fast calls.
     assert best < 3e-6
     full = CallReporter("127.0.0.1:1", "loader", capacity=1)
     full.call_ended(one)
@@ -208,7 +208,7 @@ async def test_keeping_a_call_costs_next_to_nothing() -> None:
 
 
 def timed(observer: CallReporter, one: CallRecord) -> float:
-    # The thread's own time: what other processes take meanwhile is not its cost.
+    # The thread's own time: what other processes use meanwhile is not its cost.
     begun = time.thread_time()
     for _ in range(10_000):
         observer.call_ended(one)
@@ -243,7 +243,7 @@ async def test_the_real_service_is_killed_and_started_again(tmp_path: Path) -> N
                 counted = int(total(scraped, "_count"))
                 paths = {sample.labels["path"] for sample in scraped.samples}
     assert "/a.B/Last" in paths
-    # Those that were on their way when the service died are lost, and said to be.
+    # Reports in flight when the service died are lost, and counted as dropped.
     assert counted == observer.reported - 100 == 101 - observer.dropped
 
 

@@ -1,4 +1,4 @@
-"""The monitor, over gRPC, with a loader and backends that are real processes."""
+"""The monitor over gRPC, with a loader and backends that are real processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ IDLE = "import time; print('ready', flush=True); time.sleep(60)"
 
 @dataclass
 class World:
-    """A loader, a monitor that asks it, and a client of the monitor."""
+    """A loader, a monitor that polls it, and a client of the monitor."""
 
     loader: LoaderFake
     stub: monitor_pb2_grpc.MonitorServiceAsyncStub
@@ -116,7 +116,7 @@ async def test_the_backends_own_word(world: World, process: Popen[str]) -> None:
 async def test_what_is_not_known_is_not_0(world: World, process: Popen[str]) -> None:
     world.loader.models["elsewhere"] = ModelFake(pid=0)
     assert not (await world.status("elsewhere")).HasField("memory_bytes")
-    # The backend's number has 64 bits without a sign, which half the languages do not.
+    # The backend's number is an unsigned 64-bit integer, which half the languages lack.
     most = backend_pb2.MemoryUsageData(total=2**64 - 1, breakdown={"all": 2**63})
     answer = backend_pb2.StatusResponse(state=backend_pb2.StatusResponse.READY, memory=most)
     world.loader.models["m"] = running(process, "ok", answer=answer)
@@ -146,7 +146,7 @@ async def test_a_backends_state_is_corrected_where_the_loader_knows_better(
     status = await world.status()
     assert status.state == expected
     assert status.source == State.SOURCE_BACKEND
-    # A backend that counts no memory gets what its process has.
+    # A backend that reports no memory gets its process's.
     assert status.memory_bytes == status.process.pss_bytes > 0
 
 
@@ -174,7 +174,7 @@ async def test_a_backend_that_fails(world: World, process: Popen[str], behaviour
     assert status.source == State.SOURCE_PROCESS
     assert status.backend_error
     assert status.process.rss_bytes > 0
-    # One that is in the middle of a call may well not answer.
+    # A backend in the middle of a call may well not answer.
     world.loader.models["m"].active_calls = 1
     assert (await world.status()).state == State.STATE_BUSY
 
@@ -327,6 +327,6 @@ async def test_the_process_of_the_monitor(tmp_path: Path) -> None:
                     world = World(loader, monitor_pb2_grpc.MonitorServiceStub(channel))
                     assert (await world.status()).state == State.STATE_READY
             assert await service.stop(10) == 0
-            # Nothing but the ready line.
+            # Only the ready line.
             assert service.process.stdout is not None
             assert await service.process.stdout.read() == b""

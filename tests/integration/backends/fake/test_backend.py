@@ -1,4 +1,4 @@
-"""The fake backend, well-behaved: every RPC, as the contract says."""
+"""The fake backend, well-behaved: every RPC, as the contract requires."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def fake(tmp_path: Path) -> AsyncIterator[Running]:
 
 
 async def ask(fake: Running, method: Any, **more: Any) -> list[Any]:
-    """Make a good call of any kind; return all that was answered."""
+    """Make a valid call of any kind and return all its answers."""
     request = GOOD.get(method.name, message_factory.GetMessageClass(method.input_type)())
     call = getattr(fake.stub, method.name)
     if method.client_streaming:
@@ -57,7 +57,7 @@ async def ask(fake: Running, method: Any, **more: Any) -> list[Any]:
 
 
 def _ask_blocking(fake: Running, method: Any, request: Any, **more: Any) -> list[Any]:
-    # A stream client of grpc.aio may see an INTERNAL of its own in place of the server's status.
+    # A stream client of grpc.aio may see its own INTERNAL instead of the server's status.
     with grpc.insecure_channel(fake.address) as channel:
         call = getattr(backend_pb2_grpc.BackendStub(channel), method.name)
         return list(call(iter([request]), timeout=10, **more))
@@ -65,7 +65,7 @@ def _ask_blocking(fake: Running, method: Any, request: Any, **more: Any) -> list
 
 async def test_every_rpc_answers_the_same_again(fake: Running) -> None:
     await fake.load()
-    # A job's name is taken once; and the tokens are counted.
+    # A job's name can be used only once; and tokens are counted.
     changing = {"StartFineTune", "StartQuantization", "GetMetrics", "Status", "Free"}
     assert len(METHODS) == 52
     first = {method.name: await ask(fake, method) for method in METHODS if method.name != "Free"}

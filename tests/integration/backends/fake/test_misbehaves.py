@@ -1,4 +1,4 @@
-"""The fake backend, misbehaving: every way that it knows, seen from outside."""
+"""The fake backend, misbehaving in every way it supports, as its clients see it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fake backend, told step by step what to do."""
+"""The fake backend, scripted step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading into the backend: what it takes, what it refuses and in which words."""
+"""Loading a model into the backend: what it accepts, what it refuses, and with which messages."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_files_that_can_not_be_loaded(started: Backend, models: Path) -> None:
         assert words in found[1]
         assert name in found[1]
     assert code_of(started, pb.ModelOptions())[0] is grpc.StatusCode.INVALID_ARGUMENT
-    # None of them harms the next load.
+    # None of them affects the next load.
     assert started.load(models / "count.gguf").success
 
 
@@ -89,7 +89,7 @@ def test_model_is_found_in_its_folder(started: Backend, models: Path) -> None:
 
 def test_the_engines_reason_is_told(started: Backend, models: Path) -> None:
     data = (models / "count.gguf").read_bytes()
-    # The length in front of the name stays the same.
+    # The length before the name stays the same.
     changed = data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0llamb", 1)
     (models / "unknown.gguf").write_bytes(changed)
     with started.stub() as stub:

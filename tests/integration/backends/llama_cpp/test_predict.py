@@ -1,4 +1,4 @@
-"""Text out of the real engine: whole, streamed, constrained, stopped, several at once."""
+"""Text from the real engine: whole, streamed, constrained, stopped, several at once."""
 
 import asyncio
 import json
@@ -105,7 +105,7 @@ async def test_stream_and_whole_are_the_same_bytes(babbling: Backend, seed: int)
     assert b"".join(reply.message for reply in replies) == whole.message
     assert replies[-1].tokens == whole.tokens
     for reply in replies:
-        reply.message.decode()  # no character is ever cut in two
+        reply.message.decode()  # no character is ever split
     assert len(whole.message) > 40
 
 
@@ -212,7 +212,7 @@ async def test_logprobs(counting: Backend, request_of: Any) -> None:
 
 async def test_chat_uses_the_models_template(counting: Backend) -> None:
     reply = await predict(counting, chat("one two three"))
-    # "user: one two three\nassistant:" does not end in a word, so the count starts anew.
+    # "user: one two three\nassistant:" does not end in a word, so the count starts again.
     assert reply.message == b" one two three"
     assert reply.prompt_tokens > 10
     assert [delta.content for delta in reply.chat_deltas] == [" one two three"]
@@ -298,7 +298,7 @@ async def test_health_and_status_while_it_generates(counting: Backend) -> None:
 async def test_metrics_and_metadata(counting: Backend) -> None:
     async with client(counting) as stub:
         before = await stub.GetMetrics(pb.MetricsRequest())
-        # Four tokens; the one before the text begins every prompt, so it has been read already.
+        # Four tokens; the one before the text starts every prompt, so it has already been read.
         await stub.Predict(options("ten nine eight"))
         after = await stub.GetMetrics(pb.MetricsRequest())
         assert after.tokens_generated == before.tokens_generated + 3

@@ -1,4 +1,4 @@
-"""The backend as a process: how it starts, what it refuses, how it ends, what it leaves."""
+"""The backend as a process: how it starts, what it refuses, how it stops, what it leaves behind."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from tests.tools.service import ROOT
 from tests.tools.tiny_gguf import write_tiny
 from tests.tools.waiting import eventually_sync
 
-# The contract's limits for leaving.
+# The contract's limits for stopping.
 TERMINATED_WITHIN = 2.0
 ORPHANED_WITHIN = 2.0
 
@@ -46,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A temporary folder with a name so short that sockets fit into it."""
+    """A temporary folder with a name short enough for socket paths inside it."""
     folder = tempfile.mkdtemp(prefix="lc")
     yield Path(folder)
     shutil.rmtree(folder)
@@ -113,7 +113,7 @@ def test_module_form(tmp_path: Path) -> None:
 
 
 def test_the_folder_may_be_copied_and_renamed(tmp_path: Path, models: Path) -> None:
-    """Also into a working directory whose modules look like the library's."""
+    """Even in a working directory whose modules have the same names as the library's."""
     copy = shutil.copytree(RUN.parent, tmp_path / "cpu-llama-cpp.v2")
     (copy / "queue.py").write_text("raise RuntimeError('shadowed')\n")
     address = f"unix:{tmp_path}/c.sock"
@@ -142,7 +142,7 @@ def test_missing_packages_are_named(tmp_path: Path) -> None:
 
 
 def test_a_broken_engine_is_told(tmp_path: Path) -> None:
-    """The package is there, but its native library does not load."""
+    """The package is installed, but its native library does not load."""
     (tmp_path / "xllamacpp").mkdir()
     (tmp_path / "xllamacpp" / "__init__.py").write_text("raise ImportError('no libgomp')\n")
     run = Backend.start("127.0.0.1:0", tmp_path, PYTHONPATH=str(tmp_path))
@@ -153,7 +153,7 @@ def test_a_broken_engine_is_told(tmp_path: Path) -> None:
 
 
 def test_installed_beside_an_environment(tmp_path: Path, models: Path) -> None:
-    """As a wheel puts it: the environment's own interpreter is found."""
+    """Installed from a wheel: the environment's own interpreter is found."""
     environment_ = tmp_path / "venv"
     copy = shutil.copytree(RUN.parent, environment_ / "share/corral/backends/llama_cpp")
     (environment_ / "pyvenv.cfg").touch()
@@ -298,7 +298,7 @@ def test_it_ends_while_a_long_prompt_is_read(tmp_path: Path, models: Path) -> No
 
 
 def orphan(tmp_path: Path, **env: str) -> tuple[int, int, str]:
-    """A backend whose parent is a process of its own: backend pid, parent pid, address."""
+    """A backend whose parent is a separate process: backend pid, parent pid, address."""
     address = f"unix:{tmp_path}/b.sock"
     script = (
         "import subprocess, sys, time\n"

@@ -1,4 +1,4 @@
-"""A prompt is not read again where a slot has read its beginning: the next turn of a conversation is quick."""
+"""A slot does not read the start of a prompt twice, so a conversation's next turn is quick."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.tools.llama_backend import CALL_TIMEOUT, Backend, backend
 from tests.tools.tiny_gguf import write_tiny
 
 TURN = " ".join(["one two three four five six seven eight nine ten"] * 6)
-"""One message; in tokens, about as many words."""
+"""One message: about as many tokens as words."""
 TURNS = 4
 
 
@@ -27,7 +27,7 @@ def loaded(folder: Path, *options: str) -> Iterator[Backend]:
 
 
 def tokens_read(running: Backend, request: pb.PredictOptions) -> tuple[int, int]:
-    """Return the length of the prompt, and how much of it the engine had to read."""
+    """Return the length of the prompt and the number of its tokens that the engine had to read."""
     with running.stub() as stub:
         before = stub.GetMetrics(pb.MetricsRequest()).prompt_tokens_processed
         reply = stub.Predict(request, timeout=CALL_TIMEOUT)

@@ -1,4 +1,4 @@
-"""Who waits, who is turned away, and what happens to work that nobody wants any more."""
+"""The backend's queue: which requests wait, which are refused, and how abandoned ones end."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -20,14 +20,14 @@ QUEUE = 3
 
 @pytest.fixture(scope="module")
 def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 20 tokens a second, so that there is time to look at a running request."""
+    """About 20 tokens a second, slow enough to observe a running request."""
     folder = tmp_path_factory.mktemp("slow")
     return write_tiny("count", folder / "slow.gguf", layers=12, embd=512)
 
 
 @pytest.fixture
 def single(tmp_path: Path, slow_model: Path) -> Iterator[Backend]:
-    """One slot and room for three to wait."""
+    """One slot, and a queue of three."""
     with backend(f"unix:{tmp_path}/b.sock", tmp_path) as running:
         lines = ["parallel:1", f"max_queue:{QUEUE}"]
         assert running.load(slow_model, Options=lines, ContextSize=4096).success
@@ -58,11 +58,11 @@ async def idle(stub: Any) -> bool:
 
 
 async def fill_queue(stub: Any) -> list[Any]:
-    """Start requests until one is turned away; return those that wait."""
+    """Start requests until one is refused; return those that wait."""
     waiting = [stub.Predict(short(), timeout=CALL_TIMEOUT) for _ in range(QUEUE)]
 
     async def full() -> bool:
-        # A probe that finds room waits there itself until it gives up.
+        # A probe that is accepted waits in the queue itself until it gives up.
         try:
             await stub.Predict(short(), timeout=0.05)
         except grpc.aio.AioRpcError as error:
@@ -100,7 +100,7 @@ async def test_a_deadline_ends_the_work(stub: Any) -> None:
 
 
 async def test_a_prompt_that_is_read_keeps_its_slot(single: Backend, stub: Any) -> None:
-    """Cancelling can not stop it, so nobody else may be let in before it has ended."""
+    """Reading a prompt cannot be interrupted, so no other request may take the slot meanwhile."""
     before = cpu_seconds(single.engine)
     call = stub.Predict(pb.PredictOptions(Prompt="one " * 500, Tokens=100))
     await eventually(
@@ -162,7 +162,7 @@ async def test_first_come_first_served(stub: Any) -> None:
     tasks = []
     for number in range(QUEUE):
         tasks.append(asyncio.create_task(ask(number)))
-        # One after the other: each has been taken in before the next is sent.
+        # One after the other: each is accepted before the next is sent.
         assert await busy(stub)
     running.cancel()
     await asyncio.gather(*tasks)
@@ -181,7 +181,7 @@ async def test_free_ends_running_and_waiting_requests(stub: Any, slow_model: Pat
             await call
         assert caught.value.code() in (
             grpc.StatusCode.ABORTED,
-            grpc.StatusCode.FAILED_PRECONDITION,  # it came after the model had gone
+            grpc.StatusCode.FAILED_PRECONDITION,  # it came after the model was unloaded
         )
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         while await running.read() is not grpc.aio.EOF:
@@ -206,7 +206,7 @@ async def test_it_answers_while_it_loads(tmp_path: Path, slow_model: Path) -> No
         async with grpc.aio.insecure_channel(running.address) as channel:
             stub = backend_pb2_grpc.BackendStub(channel)
             loop = asyncio.get_running_loop()
-            # A large context, whose memory is cleared, makes the load long enough to look at.
+            # Clearing the memory of a large context makes the load long enough to observe.
             request = pb.ModelOptions(ModelFile=str(slow_model), ContextSize=20000)
             begun = loop.time()
             load = asyncio.ensure_future(stub.LoadModel(request, timeout=CALL_TIMEOUT))
@@ -220,7 +220,7 @@ async def test_it_answers_while_it_loads(tmp_path: Path, slow_model: Path) -> No
 
 
 async def test_a_slow_reader_gets_everything(stub: Any) -> None:
-    """More is generated than fits into the buffers on the way, and none of it is lost."""
+    """More is generated than the buffers in between can hold, and none of it is lost."""
     call = stub.PredictStream(pb.PredictOptions(Prompt="one", Tokens=60, IgnoreEOS=True))
     words = []
     async for reply in call:

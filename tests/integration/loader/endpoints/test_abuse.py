@@ -1,4 +1,4 @@
-"""What clients of a model endpoint must not be able to do to the loader, by raw sockets."""
+"""What clients of a model endpoint must not be able to do to the loader, over raw sockets."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ async def test_a_client_with_all_windows_open_that_stops_reading(running: Loader
         before = memory(running)
         with pytest.raises(AssertionError):
             await eventually(lambda: memory(running) - before > 8 * 1024**2, timeout=1.5)
-        assert await asyncio.to_thread(_read, sock, 20_000_000)  # and goes on
+        assert await asyncio.to_thread(_read, sock, 20_000_000)  # and continues
 
     async def none() -> bool:
         return not (await model(running)).instances[0].active_calls
@@ -172,7 +172,7 @@ async def test_no_descriptor_left_delays_and_breaks_nothing(running: LoaderUnder
         sock.settimeout(0.8)
         with pytest.raises(TimeoutError):
             await asyncio.to_thread(greeting, sock)
-        assert sum(process.cpu_times()[:2]) - before < 0.4  # it does not spin
+        assert sum(process.cpu_times()[:2]) - before < 0.4  # it does not busy-loop
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
         sock.settimeout(10)
         assert await asyncio.to_thread(greeting, sock) == SettingsFrame(0).serialize()

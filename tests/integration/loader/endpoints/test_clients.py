@@ -1,4 +1,4 @@
-"""Clients of other kinds than grpc.aio at a model endpoint: they load it, and lose no call by unloads."""
+"""Clients other than grpc.aio at a model endpoint: they load it, and lose no call to unloads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_no_call_is_lost_by_loads_and_unloads(loader: LoaderUnderTest, kin
             await loader.control.UnloadModel(unload())
         await eventually(ready)
         told = await running.end()
-    # The scripted backend answers with more than the prompt.
+    # The scripted backend's answer contains more than the prompt.
     assert not [each for each in told.failures if each.code != "ANSWER"]
     assert len(told.calls) > CYCLES
     assert sum("load" in line for line in loader.notes("fake")) == CYCLES + 1

@@ -1,4 +1,4 @@
-"""A model endpoint is to its clients a plain backend: always there, and nothing is lost by unloads."""
+"""A model endpoint looks like a plain backend: always there, and no call is lost to unloads."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def endpoint(loader: LoaderUnderTest, name: str = "m", at: int = 0) -> str
 
 
 async def calls(loader: LoaderUnderTest) -> tuple[int, int]:
-    """Return the calls that are open, and all that there were."""
+    """Return the number of open calls, and of all calls so far."""
     instances = (await model(loader)).instances
     return (instances[0].active_calls, instances[0].total_calls) if instances else (0, 0)
 
@@ -280,7 +280,7 @@ async def test_a_call_right_after_a_kill_waits_for_the_next_backend(
         async with client(address) as stub:
             assert (
                 await stub.Free(pb.HealthMessage())
-            ).success  # connected, and nothing was sent on
+            ).success  # connected, but nothing was forwarded
             for one in group:
                 one.kill()
             assert (await stub.Predict(prompt("b"), timeout=20)).message
@@ -306,9 +306,9 @@ async def test_an_idle_client_wakes_nothing(running: LoaderUnderTest, policy: st
 
 
 def _sockets(loader: LoaderUnderTest) -> set[str]:
-    """Return the loader's sockets at the endpoint: the listener, and one for each connection."""
+    """Return the loader's sockets at the endpoint: the listener and one per connection."""
     process = psutil.Process(loader.service.pid)
-    bound = f"{loader.home}/run/models/.new"  # before it was given its name
+    bound = f"{loader.home}/run/models/.new"  # before it was renamed
     found = set()
     for one in process.net_connections("unix"):
         path: Any = one.laddr  # a Unix socket's is a string
@@ -372,7 +372,7 @@ async def test_endpoints_follow_the_models(loader: LoaderUnderTest) -> None:
     assert await endpoint(loader, "port", 1) == f"127.0.0.1:{first}"
     assert await endpoint(loader, "auto", 1) == f"127.0.0.1:{second}"
     odd = await endpoint(loader, "with/slash")
-    assert odd.startswith(f"unix:{folder}/with")  # as much of it as the path leaves room for
+    assert odd.startswith(f"unix:{folder}/with")  # as much of it as fits in the path
     assert mode(folder / "m.sock") == 0o660
     assert mode(folder) == 0o710
     assert not there(folder / "off.sock")

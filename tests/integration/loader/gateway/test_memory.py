@@ -19,7 +19,7 @@ HANGS = (("corral-model", "m"), *steps(("read",), ("hang",)))
 REQUEST = pb.PredictOptions(Prompt="x" * 4_000_000)
 ROUNDS = 5
 CALLS = 8
-"""At a time: 160 MB of requests in all rounds."""
+"""Calls at a time: 160 MB of requests in all rounds."""
 ROOM = 64 * MIB
 
 
@@ -27,7 +27,7 @@ ROOM = 64 * MIB
 async def running(loader: LoaderUnderTest) -> LoaderUnderTest:
     loader.add_backend("fake")
     loader.add_model("m", "fake")
-    # One that stands still does not end by itself.
+    # A suspended backend does not stop by itself.
     await loader.start("--free-timeout", "200ms", "--terminate-timeout", "200ms")
     return loader
 
@@ -40,7 +40,7 @@ def memory(loader: LoaderUnderTest) -> int:
 @pytest.mark.parametrize("takes", [True, False], ids=["taken", "not taken"])
 @pytest.mark.parametrize("end", ["cancel", "deadline"])
 async def test_calls_that_end_early(running: LoaderUnderTest, end: str, takes: bool) -> None:
-    """The backend has the request, or takes nothing."""
+    """With a backend that has the request, and with one that reads nothing."""
     await running.data.Predict(REQUEST, metadata=HANGS[:1])
     if not takes:
         (backend,) = processes_in(running.backends)

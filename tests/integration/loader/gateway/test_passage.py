@@ -1,6 +1,6 @@
-"""How calls pass the gateway: sizes, back-pressure, metadata that it adds, and the end of calls.
+"""How the gateway proxies calls: sizes, back-pressure, added metadata, and how calls end.
 
-The backend is a bare server in the test, connected to as an external one.
+The backend is a bare server in the test, connected as an external one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LIVE = "/backend.Backend/AudioTranscriptionLive"
 
 
 class BareBackend(grpc.GenericRpcHandler):
-    """Does with each kind of call what the test says."""
+    """A backend that handles each kind of call as the test scripts it."""
 
     def __init__(self) -> None:
         self.one: Callable[[Any, Any], Any] = self.answer
@@ -102,7 +102,7 @@ async def idle(loader: LoaderUnderTest) -> bool:
 
 
 def raw(channel: aio.Channel) -> Any:
-    """Return the channel for calls with bytes."""
+    """Return a channel for calls with raw bytes."""
     return channel
 
 
@@ -183,7 +183,7 @@ async def test_far_too_large_requests_are_refused_by_grpc(
 async def test_the_control_plane_takes_no_more_than_it_can(
     loader: LoaderUnderTest, bare: BareBackend
 ) -> None:
-    """Its messages are short ones: the gateway's room is not for them."""
+    """Control-plane messages are short: the gateway's larger limit does not apply to them."""
     with pytest.raises(aio.AioRpcError) as failed:
         await loader.control.GetModel(pb.GetModelRequest(name="m" * (2 * LIMIT)))
     assert_too_large(from_rpc_error(failed.value), "request", 2 * LIMIT + 5)
@@ -193,7 +193,7 @@ async def test_the_control_plane_takes_no_more_than_it_can(
 async def test_a_slow_reader_holds_up_the_writer(
     loader: LoaderUnderTest, bare: BareBackend, who: str
 ) -> None:
-    """What is written and not read stays with its writer, not in the loader's memory."""
+    """Unread data stays with the sender, not in the loader's memory."""
     await unary(loader)
     memory = psutil.Process(loader.service.pid).memory_info().rss
     if who == "backend":
@@ -284,7 +284,7 @@ async def test_the_loaders_own_metadata_stay_here(
 
 
 async def test_asyncios_own_loop_does_as_well(loader: LoaderUnderTest) -> None:
-    """Where uvloop is not to be had."""
+    """For platforms without uvloop."""
     loader.add_backend("fake")
     loader.add_model("m", "fake")
     await loader.start("--event-loop", "asyncio")
@@ -301,7 +301,7 @@ async def test_asyncios_own_loop_does_as_well(loader: LoaderUnderTest) -> None:
 async def test_headers_come_before_the_first_message(
     loader: LoaderUnderTest, bare: BareBackend
 ) -> None:
-    """A client may wait for them before it goes on; also if there is nothing in them."""
+    """A client may wait for the headers before it continues, even if they are empty."""
 
     async def begin(requests: Any, context: Any) -> None:
         await context.send_initial_metadata(metadata)
@@ -362,7 +362,7 @@ sys.stdin.read()
 async def test_clients_that_are_killed_leave_no_errors_in_the_log(
     loader: LoaderUnderTest, bare: BareBackend, answers: str
 ) -> None:
-    """Neither while something is being written to them, nor when their answer comes too late."""
+    """Neither during a write to them, nor when their answer comes too late."""
     killed, asked = asyncio.Event(), 0
 
     async def late(request: bytes, context: Any) -> bytes:
@@ -402,7 +402,7 @@ async def test_clients_that_are_killed_leave_no_errors_in_the_log(
 async def test_a_quiet_conversation_is_not_stuck(
     loader: LoaderUnderTest, bare: BareBackend
 ) -> None:
-    """While the client may speak it is its turn; once it has said all it is the backend's."""
+    """While the client may still send, the call is not stuck; after the half-close it can be."""
 
     async def talk(requests: Any, context: Any) -> None:
         await bare.answer_all(requests, context)
@@ -419,7 +419,7 @@ async def test_a_quiet_conversation_is_not_stuck(
     for stuck in (other, call):
         with pytest.raises(aio.AioRpcError, match="no progress"):
             await (stuck if stuck is other else call.read())
-        if stuck is other:  # began later, and so the conversation has been looked at
+        if stuck is other:  # it started later, so the conversation has been checked by now
             await call.write(b"y")
             assert await call.read() == b"y"
             await call.done_writing()

@@ -1,7 +1,8 @@
-"""Calls that are silent for longer than a backend's server allows pings: gRPC's default servers, in three languages.
+"""Silent calls that outlast the pings gRPC's default servers tolerate, in three languages.
 
-A default server takes pings more often than every 5 minutes for an attack and closes the connection with
-"Too many pings". To see that in seconds, the interval of our pings is shortened, not the server's limit.
+A default server treats pings more often than every 5 minutes as an attack and closes the
+connection with "Too many pings". To see that in seconds, the test shortens the interval of our
+pings, not the server's limit.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from tests.tools.foreign_servers import silent_go, silent_js
 PREDICT = "/backend.Backend/Predict"
 
 PING_SECONDS = 1.0
-"""The shortest interval that gRPC keeps to."""
+"""The shortest interval that gRPC honours."""
 SILENCE = 6.0
-"""Seconds: more pings than a default server takes, which are three."""
+"""Seconds: enough for more pings than a default server tolerates, which is three."""
 
-pytestmark = pytest.mark.timeout(300)  # Building the server in Go takes a while the first time.
+pytestmark = pytest.mark.timeout(300)  # Building the Go server takes a while the first time.
 
 
 class Silent(backend_pb2_grpc.BackendServicer):
-    """Answers after a while, as a backend does that reads a prompt or loads a model."""
+    """Answers after a while, like a backend that reads a prompt or loads a model."""
 
     async def Predict(self, request: Any, context: Any) -> backend_pb2.Reply:
         with contextlib.suppress(TimeoutError):
@@ -79,7 +80,7 @@ async def predict(backend: GrpcConnection) -> bytes:
 
 
 async def pinged(address: str) -> CorralError | None:
-    """Make the same call on a channel that pings, as those between our own services do."""
+    """Make the same call on a channel that pings, as channels between our own services do."""
     async with open_channel(address) as channel:
         stub: Any = backend_pb2_grpc.BackendStub(channel)
         try:

@@ -1,6 +1,6 @@
-"""Regression tests of the later defects of LocalAI, 1 to 12, each named after its number.
+"""Regression tests for LocalAI's later defects, 1 to 12, each named after its number.
 
-That none is left out is checked in tests/unit/loader/test_localai_defects.py.
+tests/unit/loader/test_localai_defects.py checks that none is missing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.tools.loader_calls import (
 from tests.tools.running import LoaderUnderTest, eventually
 
 SOON = 10.0
-"""Seconds in which what is not held up by anything ends also on a busy machine."""
+"""Seconds within which an operation that nothing blocks ends, even on a busy machine."""
 
 
 async def test_head_01_a_failure_does_not_keep_the_next_candidates_from_their_try(
@@ -82,7 +82,7 @@ async def test_head_03_loads_in_progress_count_once(loader: LoaderUnderTest) -> 
     await asyncio.gather(*(loader.control.LoadModel(load(name)) for name in "ab"))
     for name in "ab":
         assert not (await model(loader, name)).HasField("last_unload"), "both had their places"
-    # Two cold ones race for places that are taken, and never exceed the limit together.
+    # Two unloaded models race for places that are taken, and never exceed the limit together.
     loads = [asyncio.ensure_future(loader.control.LoadModel(load(name))) for name in "cd"]
     most = 0
     while not all(each.done() for each in loads):
@@ -152,7 +152,7 @@ async def test_head_08_a_crash_is_seen_before_the_next_call(running: LoaderUnder
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(SOON):
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        # Not one call is lost once the death is known.
+        # No call is lost once the death is known.
         reply = await running.data.Predict(prompt("x"), metadata=MODEL)
     assert str(pid).encode() not in reply.message
 
@@ -274,7 +274,7 @@ async def test_head_11_a_model_that_was_too_busy_to_go_is_still_watched(
 
 
 async def test_head_12_watchdogs_change_under_running_calls(loader: LoaderUnderTest) -> None:
-    """Those that run go on, calls that began before are seen, and so is what was loaded before."""
+    """Running calls continue, and calls and models from before the change are watched too."""
     await begin(loader, "alive", "stuck", "idle")
     await loader.start("--max-active-backends", "3")
     await loader.control.LoadModel(load("idle"))
@@ -284,7 +284,7 @@ async def test_head_12_watchdogs_change_under_running_calls(loader: LoaderUnderT
     async with asyncio.timeout(SOON):
         for number in range(20):
             await change(loader, watchdog_busy=number % 2 == 0, watchdog_interval=_ms(20 + number))
-        # Longer than a busy machine keeps a backend waiting that is alive.
+        # Longer than a busy machine delays a healthy backend.
         times = {"watchdog_busy_timeout": Duration(seconds=2), "watchdog_idle_timeout": _ms(500)}
         await change(loader, watchdog_busy=True, watchdog_idle=True, **times)
         while not stuck.done() or (await states(loader))["idle"] != UNLOADED:

@@ -1,6 +1,6 @@
-"""Regression tests of the later defects of LocalAI, 13 to 24, each named after its number.
+"""Regression tests for LocalAI's later defects, 13 to 24, each named after its number.
 
-That none is left out is checked in tests/unit/loader/test_localai_defects.py.
+tests/unit/loader/test_localai_defects.py checks that none is missing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.tools.loader_calls import (
 from tests.tools.running import LoaderUnderTest, eventually, processes_in
 
 SOON = 10.0
-"""Seconds in which what is not held up by anything ends also on a busy machine."""
+"""Seconds within which an operation that nothing blocks ends, even on a busy machine."""
 
 
 async def test_head_13_no_retries_do_not_turn_limits_off_and_nor_do_pins(
@@ -93,7 +93,7 @@ async def test_head_15_a_call_to_a_loaded_model_does_not_look_at_the_folder(
     away = loader.models.rename(loader.home / "away")
     backends = loader.backends.rename(loader.home / "no-backends")
     try:
-        for name in ("m", "m.bin"):  # its name, and that of its file
+        for name in ("m", "m.bin"):  # its name and its file's name
             await loader.data.Predict(prompt("x"), metadata=named(name))
     finally:
         away.rename(loader.models)
@@ -233,7 +233,7 @@ async def test_head_23_stdin_is_dev_null_and_a_zombie_is_not_alive(
 
 
 async def test_head_24_nothing_but_the_loop_touches_its_state(loader: LoaderUnderTest) -> None:
-    """asyncio's debug mode raises where another thread reaches into the loop."""
+    """asyncio's debug mode raises when another thread touches the loop."""
     names = [f"m{number}" for number in range(4)]
     await begin(loader, *names)
     await loader.start(

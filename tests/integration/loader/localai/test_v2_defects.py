@@ -1,6 +1,6 @@
-"""Regression tests of the defects of LocalAI 2, each named after its number.
+"""Regression tests for the defects of LocalAI 2, each named after its number.
 
-That none is left out is checked in tests/unit/loader/test_localai_defects.py.
+tests/unit/loader/test_localai_defects.py checks that none is missing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.tools.processes import free_port
 from tests.tools.running import LoaderUnderTest, eventually, processes_in
 
 SOON = 10.0
-"""Seconds in which what is not held up by anything ends also on a busy machine."""
+"""Seconds within which an operation that nothing blocks ends, even on a busy machine."""
 BUSY = ("--enable-watchdog-busy", "--watchdog-busy-timeout", "500ms", "--watchdog-interval", "50ms")
 
 
@@ -78,7 +78,7 @@ async def test_v2_02_two_first_calls_start_one_process(running: LoaderUnderTest)
 
 
 async def test_v2_03_autoload_uses_external_backends(loader: LoaderUnderTest) -> None:
-    """One that is a program, and one that is an address."""
+    """One backend is a program, the other an address."""
     program = loader.add_backend("program")
     shutil.move(program, loader.home / "program")
     loader.add_model("m")
@@ -95,7 +95,7 @@ async def test_v2_03_autoload_uses_external_backends(loader: LoaderUnderTest) ->
 
 @asynccontextmanager
 async def standalone(folder: Path, address: str) -> AsyncIterator[None]:
-    """Run a scripted backend that nobody supervises."""
+    """Run a scripted backend without a loader."""
     process = await asyncio.create_subprocess_exec(folder / "run.sh", "--addr", address, cwd=folder)
     try:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -135,7 +135,7 @@ async def test_v2_06_parallel_traffic_does_not_hide_a_stuck_call(loader: LoaderU
     stuck = asyncio.ensure_future(refused(loader.data.Predict(prompt("wait"), metadata=MODEL)))
     async with asyncio.timeout(SOON):
         while not stuck.done():
-            with suppress(grpc.aio.AioRpcError):  # the one that is cut with it
+            with suppress(grpc.aio.AioRpcError):  # the call that is cut off with it
                 await loader.data.Predict(prompt("x"), metadata=MODEL)
     assert "no progress" in stuck.result().message
 
@@ -261,7 +261,7 @@ async def test_v2_13_failed_loads_are_told_and_leave_nothing_behind(
     def held() -> tuple[int, int, list[Path]]:
         return process.num_fds(), process.num_threads(), sorted(temporary.rglob("*"))
 
-    await fail(7)  # enough to fill the pool of threads
+    await fail(7)  # enough to fill the thread pool
     descriptors, threads, files = held()
     await fail(5)
 

@@ -1,4 +1,4 @@
-"""Every kind of failure looks the same on every way to a backend."""
+"""Every kind of failure looks the same on every route to a backend."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = {"CountUploads": "stream_unary"}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """One whose gateway takes messages of less than the backend does."""
+    """A world whose gateway has a lower message size limit than the backend."""
     with running_world(tmp_path_factory.mktemp("world"), "--max-message-size", "1MiB") as running:
         yield running
 
@@ -54,7 +54,7 @@ def answers(way: Way) -> bool:
 
 
 def by_client(seen: Outcome) -> Outcome:
-    """Return an outcome without the text of a status that the client's gRPC made, in words that vary."""
+    """Return an outcome without its status text, which the client's gRPC words in varying ways."""
     return replace(seen, details="")
 
 
@@ -120,7 +120,7 @@ def test_rpcs_that_the_backend_does_not_have(world: World) -> None:
 
 
 def test_no_answer(world: World) -> None:
-    """A backend that breaks the protocol; nobody must invent its answer."""
+    """A backend that breaks the protocol; the gateway must not invent its answer."""
     for way in world.ways:
         seen = way.ask("Predict", [b""], ("read",))
         nothing: tuple[Any, ...] = (None,)
@@ -139,7 +139,7 @@ def test_a_message_that_the_client_does_not_take(world: World, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["Predict", "PredictStream", "Forward"])
 def test_a_message_that_the_gateway_does_not_take(world: World, name: str) -> None:
-    """It has a limit of its own, which it names."""
+    """The gateway has its own limit, which its error names."""
     size = 1024**2
     for way in world.ways:
         limited = way.name == "gateway"
@@ -215,7 +215,7 @@ def test_a_client_that_vanishes(world: World) -> None:
 
 
 def test_a_backend_that_dies(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every call in flight is UNAVAILABLE; the loader knows why, and has a new one for the next."""
+    """Calls in flight get UNAVAILABLE; the loader knows why and starts a backend for the next."""
     with running_world(tmp_path_factory.mktemp("world")) as world:
         for way in world.ways:
             names = ["Predict", "PredictStream", "Forward"]

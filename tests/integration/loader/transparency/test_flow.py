@@ -1,4 +1,4 @@
-"""Who sends faster than the other side reads has to wait, on every way; nothing piles up between."""
+"""A sender faster than its reader has to wait, on every route; nothing piles up in between."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ COUNT = 100
 """Messages of 1 MiB: more than all buffers of gRPC and the system hold together."""
 
 STALLED = 40
-"""Messages that may be on their way while nobody reads."""
+"""The most messages in flight while the other side does not read."""
 
 ROOM = 32 * MIB
-"""Memory that the loader may need meanwhile, for one call or for several: windows and a few copies."""
+"""Memory that the loader may use meanwhile, for one call or several: windows and a few copies."""
 
 
 def memory(world: World) -> int:
@@ -30,10 +30,10 @@ def memory(world: World) -> int:
 
 
 def stands_still(way: Way, count: Callable[[], int], most: int) -> None:
-    """Wait until a count has begun and does not change for half a second; at `most` so many are on their way.
+    """Wait until a count has started and is stable for half a second, at no more than `most`.
 
-    The SDK's clients have windows that grow with the time that a busy machine takes to answer: how far they
-    come is up to them.
+    The SDK's clients have windows that grow with the time that a busy machine takes to answer, so
+    their count has no limit.
     """
     seen: list[int] = []
 
@@ -84,7 +84,7 @@ def test_a_backend_that_does_not_read(world: World, name: str) -> None:
 
 
 def test_both_sides_slow(world: World) -> None:
-    """An echo whose answers nobody reads stops the requests too."""
+    """An echo with unread answers stops the requests too."""
 
     def ask(way: Way) -> Outcome:
         talk = Talk(way, ("echo",))
@@ -98,10 +98,10 @@ def test_both_sides_slow(world: World) -> None:
 
 
 def test_many_clients_that_do_not_read(world: World) -> None:
-    """The others do not feel them, and they get all in the end."""
+    """Other clients are not affected, and the slow ones get all their messages in the end."""
     for way in world.ways:
         if way.name == "leased":
-            continue  # its windows may hold all, and then there is nothing to cancel
+            continue  # its windows may hold all of it, and then there is nothing to cancel
         before = memory(world)
         told = (("read",), ("write", MIB // 4, COUNT))
         talks = [Talk(way, *told, name="PredictStream") for _ in range(16)]

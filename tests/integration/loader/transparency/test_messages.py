@@ -1,4 +1,4 @@
-"""Every message of every RPC, and all metadata, are the same on every way to a backend."""
+"""All messages of all RPCs, and all metadata, are the same on every route to a backend."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from tests.tools.ways import Way
 CONTROL = ("LoadModel", "Free")
 ANSWERED = [name for name in METHODS if name not in CONTROL]
 HOP = ("authorization", "user-agent")
-"""Metadata that each hop has of its own."""
+"""Metadata that each hop sets itself."""
 
 
 def batches(name: str, size: int = 12) -> st.SearchStrategy[list[bytes]]:
-    """Return rows of messages that an RPC takes, and of bytes that are no message."""
+    """Return rows of messages that an RPC takes, and of bytes that are not valid messages."""
     one = messages(METHODS[name].input_type) | st.binary(max_size=64)
     return st.lists(one, min_size=size // 2, max_size=size)
 
 
 def echoed(way: Way, name: str, sent: list[bytes]) -> list[bytes]:
-    """Send messages by an RPC of any kind, and return those that a backend sent back."""
+    """Send messages by an RPC of any kind, and return those that a backend echoed."""
     kind = kind_of(name)
     if kind == "stream_stream":
         return list(way.ask(name, sent, ("echo",)).messages)
@@ -67,7 +67,7 @@ def test_any_message_passes(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("name", ANSWERED)
 def test_a_real_backend_answers_the_same(world: World, name: str) -> None:
-    """It parses what it gets, refuses what is no message, and has a state."""
+    """It parses its requests, refuses invalid messages, and has state."""
     method = METHODS[name]
 
     @examples(3)
@@ -81,7 +81,7 @@ def test_a_real_backend_answers_the_same(world: World, name: str) -> None:
 
 
 def bounded(name: str, message: bytes) -> bytes:
-    """Return a request that asks for few tokens, if it asks for any."""
+    """Return the request with a small token limit, if it has one."""
     if name != "PredictStream":
         return message
     try:
@@ -97,7 +97,7 @@ def test_the_control_plane_owns_loading(world: World, name: str) -> None:
     """The one difference in what is passed on: a loader's models are shared."""
     for way in world.ways:
         if way.name == "endpoint":
-            # Its clients know nothing of Corral: to them, all is as they want it.
+            # The endpoint's clients know nothing of Corral, so both methods succeed for them.
             answer = way.ask(name, [b""]).messages[0]
             assert pb.Result.FromString(answer).success
         elif name in way.refuses:
@@ -137,7 +137,7 @@ METADATA = st.lists(
     | st.tuples(_KEYS.map(lambda key: f"{key}-bin"), st.binary(max_size=30)),
     max_size=8,
 ).flatmap(
-    # Keys may come again.
+    # Keys may repeat.
     lambda some: (
         st.lists(st.sampled_from(some), max_size=4).map(lambda more: some + more)
         if some
@@ -172,11 +172,11 @@ def sorted_by_key(metadata: Any) -> list[Any]:
 
 
 def test_much_metadata_passes(world: World) -> None:
-    """As much as servers of gRPC take for certain: 8 KiB."""
+    """8 KiB, which gRPC servers are certain to accept."""
     much = [(f"key-{number}", "v" * 100) for number in range(30)]
     told = (("initial", pairs(much)), ("see",), ("end", "OK", "", pairs(much)))
     for way in world.ways:
-        # The steps are metadata too, so there is room for less on the way to the backend.
+        # The steps are metadata too, so less fits on the way to the backend.
         seen = way.ask("Predict", [b""], *told[1:2], metadata=much)
         assert sum(pair[0].startswith("key-") for pair in seen_by(seen)) == 30, way
         seen = way.ask("Predict", [b""], *told)
@@ -189,7 +189,7 @@ def seen_by(outcome: Outcome) -> list[list[str]]:
 
 
 def test_what_a_way_adds(world: World) -> None:
-    """Only trailing metadata, under names of Corral's own; the backend sees the call as it was made."""
+    """Only trailing metadata, under Corral's own names; the backend sees the original call."""
     secret = base64.b64encode(b"\0\xff").decode()
     for way in world.ways:
         seen = way.ask("Predict", [b""], ("see",), metadata=(("a-bin", b"\0\xff"),))

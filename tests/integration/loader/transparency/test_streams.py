@@ -1,4 +1,4 @@
-"""Messages both ways, and when they come: the same on every way to a backend."""
+"""Messages in both directions and their timing: the same on every route to a backend."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_ping_pong(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 def test_the_client_closes_its_side_first(world: World, name: str) -> None:
-    """The backend learns of it after the last message, and goes on to send."""
+    """The backend sees the half-close after the last message, and keeps sending."""
 
     def ask(way: Way) -> Outcome:
         talk = Talk(way, ("read",), ("write", 5, 100), name=name)
@@ -58,7 +58,7 @@ def test_the_client_closes_its_side_first(world: World, name: str) -> None:
 @pytest.mark.parametrize("code", ["OK", "ABORTED"])
 @pytest.mark.parametrize("name", BOTH)
 def test_the_backend_ends_first(world: World, name: str, code: str) -> None:
-    """It answers without having read all, while the client still sends."""
+    """It answers without reading all requests, while the client is still sending."""
 
     def ask(way: Way) -> Outcome:
         end = ("end", code, "enough" if code != "OK" else "", pairs(INITIAL))
@@ -82,14 +82,14 @@ def test_the_backend_ends_first_without_a_word_of_the_client(world: World) -> No
 
 @pytest.mark.parametrize("name", BOTH)
 def test_a_cancellation_is_no_half_close(world: World, name: str) -> None:
-    """The end of a recording is one thing, its being thrown away another."""
+    """Ending a recording is not the same as discarding it."""
     for way in world.ways:
         talk = Talk(way, ("echo", 1), ("read",), ("write", 5, 1), ("hang",), name=name)
         talk.send(b"one")
         talk.read()
         talk.call.cancel()
         talk.ended("cancelled")
-        # An answer to a half-close would be the second one. A server of gRPC may see one before the
+        # An answer to a half-close would be the second one. A gRPC server may see one before the
         # cancellation; the gateway waits, so as not to add to that.
         assert talk.progress()["sent"] <= 1 or way.name != "gateway"
         assert talk.finish().code is Code.CANCELLED
@@ -109,7 +109,7 @@ def test_the_client_cancels_while_messages_are_on_their_way(world: World) -> Non
 
 @pytest.mark.parametrize("name", ["PredictStream", "Forward"])
 def test_initial_metadata_come_before_the_answer(world: World, name: str) -> None:
-    """Those of a stream; grpcio's clients get all of a single answer at once."""
+    """On streams; grpcio's clients get metadata and a single answer together."""
     kind = kind_of(name)
 
     async def ask(way: Way, id: str) -> Any:
@@ -164,7 +164,7 @@ def test_streams_of_random_sizes_side_by_side(world: World) -> None:
 
 
 def test_the_aio_client(world: World) -> None:
-    """Reads and writes, half-close and end in the order in which the test awaits them."""
+    """Reads, writes, half-close and end happen in the order in which the test awaits them."""
 
     async def ask(way: Way) -> Any:
         told = steps(("echo",), ("write", 2, 1), ("end", "OK", "", pairs(INITIAL)))
