@@ -33,7 +33,7 @@ class _BackendFolders(UnderHome):
 
 
 class _RuntimeFolder(UnderHome):
-    # A home of its own is for a loader of its own: nothing of it stands elsewhere.
+    # CORRAL_HOME separates one loader from another: its sockets belong inside it as well.
     def __call__(self) -> Path:
         runtime = os.environ.get("XDG_RUNTIME_DIR", "")
         if runtime and not os.environ.get("CORRAL_HOME", "").strip():
@@ -62,42 +62,42 @@ class LoaderSettings(ServiceSettings, Tunables):
     """The address of the metrics service to report calls to; empty for none."""
 
     event_loop: EventLoop = "auto"
-    """What the loader runs on: uvloop (a fifth less processor time a call), asyncio, or uvloop if it is there."""
+    """The event loop: uvloop (a fifth less processor time per call), asyncio, or uvloop if installed (auto)."""
 
     stop_timeout: Duration = 30.0
-    """How long ending the backends may take in a stop before the loader exits and its guard kills them."""
+    """How long a stopping loader waits for its backends to end before it exits and its guard kills them."""
 
     models_path: Annotated[Path, localai("LOCALAI_MODELS_PATH", "MODELS_PATH")] = Field(
         default_factory=UnderHome("models")
     )
-    """The folder of model configurations and model files."""
+    """The folder with the model configurations and model files."""
 
     models_interval: Duration = 1.0
-    """How often the models folder is looked at; most changes are noticed at once, network folders' so."""
+    """How often to scan the models folder; most changes are noticed at once, those on network folders by scans."""
 
     backends_path: Annotated[list[Path], localai("LOCALAI_BACKENDS_PATH", "BACKENDS_PATH")] = Field(
         default_factory=_BackendFolders("backends")
     )
-    """Folders of installed backends, searched in this order."""
+    """Folders with installed backends, searched in this order."""
 
     backends_system_path: Annotated[
         Path, localai("LOCALAI_BACKENDS_SYSTEM_PATH", "BACKEND_SYSTEM_PATH")
     ] = Path("/var/lib/local-ai/backends")
-    """The folder of the system's backends, which is only read; those of backends_path win over it."""
+    """The folder with the system's backends, which is only read; backends in backends_path take precedence."""
 
     backend_assets_path: Annotated[
         Path | None, localai("LOCALAI_BACKEND_ASSETS_PATH", "BACKEND_ASSETS_PATH")
     ] = None
-    """The asset folder of a LocalAI 2, which holds `backend-assets`; empty for none."""
+    """The asset folder of a LocalAI 2 installation, which contains `backend-assets`; empty for none."""
 
     disable_autodetect: Annotated[bool, localai("DISABLE_AUTODETECT")] = False
-    """Take llama.cpp's variants in backend_assets_path only by their names, not for this machine."""
+    """Choose llama.cpp variants in backend_assets_path by name only, not by what this machine supports."""
 
     llamacpp_grpc_servers: Annotated[str, localai("LLAMACPP_GRPC_SERVERS")] = ""
-    """Machines that llama.cpp works on too, for its variant in backend_assets_path; empty for none."""
+    """Machines to which the llama.cpp variant in backend_assets_path distributes work; empty for none."""
 
     backends_interval: Duration = 1.0
-    """How often the places of backends are looked at for those that came, went or changed."""
+    """How often to scan for backends that were added, removed or changed."""
 
     external_backend: Annotated[
         NameUris,
@@ -107,32 +107,32 @@ class LoaderSettings(ServiceSettings, Tunables):
             flags=("--external-grpc-backends",),
         ),
     ] = Field(default_factory=dict)
-    """Backends that are not installed: a program's path, or the address of one that runs already."""
+    """Backends that are not installed: the path of a program, or the address of a running backend."""
 
     localai_config_dir: Annotated[Path, localai("LOCALAI_CONFIG_DIR")] = Field(
         default_factory=UnderHome("configuration")
     )
-    """The folder of `external_backends.json`, a map of names like external_backend, which is followed."""
+    """The folder with `external_backends.json`, a map like external_backend; changes to it are followed."""
 
     external_token: Annotated[SecretStr, localai("LOCALAI_GRPC_AUTH_TOKEN")] = SecretStr("")
     """The bearer token for external backends at an address; empty for none."""
 
     llamacpp_parallel: Annotated[int, localai("LLAMACPP_PARALLEL")] = Field(default=0, ge=0)
-    """Slots of llama.cpp for models that do not set them; 0 goes by the GPUs' memory: one without a GPU."""
+    """llama.cpp slots for models that do not set them; 0 chooses by the GPUs' memory (1 without a GPU)."""
 
     disable_guessing: Annotated[bool, localai("LOCALAI_DISABLE_GUESSING")] = False
-    """Read no defaults from GGUF files for what a model's configuration leaves open."""
+    """Do not read defaults for options that a model's configuration leaves open from its GGUF file."""
 
     disable_hardware_defaults: Annotated[bool, localai("LOCALAI_DISABLE_HARDWARE_DEFAULTS")] = False
-    """Choose nothing by the machine's GPUs."""
+    """Do not choose any option by the machine's GPUs."""
 
     xpu: Annotated[bool, localai("XPU")] = False
-    """The GPUs are Intel's: do not map model files into memory unless a model asks for it."""
+    """The GPUs are Intel's: do not map model files into memory unless the model's configuration asks for it."""
 
     models_config_file: Annotated[
         Path | None, localai("LOCALAI_MODELS_CONFIG_FILE", "CONFIG_FILE")
     ] = None
-    """A YAML file with a list of models in addition to the models folder, which wins over it."""
+    """A YAML file with a list of models, added to those in the models folder, which take precedence."""
 
     start_attempts: int = Field(default=20, ge=1)
     """With start_interval, how long a backend may take to answer; LocalAI's `grpc.attempts` overrides."""
@@ -144,25 +144,25 @@ class LoaderSettings(ServiceSettings, Tunables):
     """How long one Health call to a starting backend may take."""
 
     load_timeout: Duration = 300.0
-    """How long a backend may take to read a model, apart from load_timeout_per_gib."""
+    """How long a backend may take to load a model; load_timeout_per_gib is added to it."""
 
     load_timeout_per_gib: Duration = 20.0
-    """What load_timeout grows by for each GiB of the model's file."""
+    """Time added to load_timeout for each GiB of the model's file."""
 
     load_stall_timeout: Duration = 120.0
-    """How long a backend that reads a model may do nothing at all before the load is given up."""
+    """How long a loading backend may do nothing at all before the load fails."""
 
     drain_timeout: Duration = 30.0
-    """How long running calls may go on before their model is unloaded."""
+    """How long an unload waits for running calls to end."""
 
     direct_lease: Duration = Field(default=30.0, gt=0)
     """How long a lease of ResolveModel lasts if the client asks for no duration."""
 
     direct_lease_maximum: Duration = Field(default=600.0, gt=0)
-    """The longest lease of ResolveModel: as long may a client that vanished keep a model from being unloaded."""
+    """The longest lease of ResolveModel, and so the longest time a vanished client can block an unload."""
 
     direct_leases: int = Field(default=1000, ge=0)
-    """How many leases of ResolveModel and HoldModel there may be at a time, over all models."""
+    """The most leases of ResolveModel and HoldModel at a time, over all models."""
 
     force_backend_shutdown: Annotated[bool, localai("LOCALAI_FORCE_BACKEND_SHUTDOWN")] = False
     """Cut the calls that are still running when drain_timeout ends, instead of refusing to unload."""
@@ -170,76 +170,76 @@ class LoaderSettings(ServiceSettings, Tunables):
     load_to_memory: Annotated[list[str], localai("LOCALAI_LOAD_TO_MEMORY", "LOAD_TO_MEMORY")] = (
         Field(default_factory=list)
     )
-    """Models to load at the start, side by side; one that cannot be loaded is reported in the log."""
+    """Models to load at startup, in parallel; the log reports those that cannot be loaded."""
 
     free_timeout: Duration = 5.0
     """How long a backend may take to release its model before it is stopped."""
 
     terminate_timeout: Duration = 10.0
-    """How long a backend may take from SIGTERM to its end before it is killed."""
+    """How long a backend may take to end after SIGTERM before it is killed."""
 
     kill_timeout: Duration = 5.0
-    """How long the system may take from SIGKILL until a process group is gone."""
+    """How long the system may take to remove a process group after SIGKILL."""
 
     release_timeout: Duration = 5.0
-    """How long a GPU's driver may take to free the memory of a backend that has ended."""
+    """How long a GPU's driver may take to free the memory of an ended backend."""
 
     adoption: Literal["off", "crash", "restart"] = "off"
-    """Whether ready backends outlive the loader, for its next start to take them over without loading a
-    model again: never, when it is killed, or also when it is stopped. Backends that watch their parent
-    process are started so that they do not."""
+    """Whether ready backends outlive the loader, so that its next start can adopt them without loading
+    their models again: never (off), when it is killed (crash), or also when it is stopped (restart).
+    Backends that watch their parent process are started in a way that disables this."""
 
     adoption_timeout: Duration = 60.0
-    """How long they wait for a loader with the same state folder before they are ended. One that is taken
-    over must answer Health within health_timeout."""
+    """How long backends left for adoption wait for a loader with the same state folder before they are
+    ended. An adopted backend must answer Health within health_timeout."""
 
     exit_cause_timeout: Duration = 0.5
-    """How long a call that was cut waits to learn how the backend ended."""
+    """How long a call that was cut waits for the cause of the backend's end."""
 
     model_endpoints: Literal["on", "off"] = "on"
-    """Whether each model has an address of its own, which is to its clients a plain backend."""
+    """Whether each model has its own address, at which it behaves like a plain backend."""
 
     runtime_path: Path = Field(default_factory=_RuntimeFolder("run"))
-    """The folder of the models' sockets, `models/<name>.sock`; one that no other loader uses."""
+    """The folder for the models' sockets, `models/<name>.sock`; no other loader may use it."""
 
     endpoint_mode: str = "0600"
-    """The permissions of the models' sockets, octal; write permission allows calls. Folders are opened to match."""
+    """The octal permissions of the models' sockets; write permission allows calls. Folder permissions match."""
 
     endpoint_ports: str = ""
     """Loopback ports for models with `endpoint: {port: auto}`, for example 9100-9199; empty for none."""
 
     endpoint_limit: int = Field(default=10_000, ge=1)
-    """The most models to have an endpoint; those that ask for one in their YAML come first."""
+    """The most models with an endpoint; models that ask for one in their YAML come first."""
 
     endpoint_linger: Duration = 2.0
-    """How long a client that must reconnect may take to close its connection to an endpoint."""
+    """How long a client told to reconnect may take to close its connection to an endpoint."""
 
     endpoint_handshake_timeout: Duration = 20.0
     """How long a client of an endpoint may take to send its HTTP/2 preface."""
 
     endpoint_connect_timeout: Duration = 5.0
-    """How long an endpoint may take to connect to a backend that is ready."""
+    """How long an endpoint may take to connect to a ready backend."""
 
     load_backoff_maximum: Duration = 300.0
-    """The longest time for which a backend is not tried again after failed loads."""
+    """The longest time to wait before a backend is tried again after failed loads."""
 
     quarantine_time: Duration = 600.0
-    """How long a model that crashed five times in a row, never ready for stable_time, is not loaded again."""
+    """How long a model is not loaded after five crashes in a row without being ready for stable_time."""
 
     measure_interval: Duration = 10.0
-    """How often the memory of loaded models is measured."""
+    """How often to measure the memory of loaded models."""
 
     stable_time: Duration = 10.0
-    """How long a model must have been ready for earlier crashes and failures to be forgotten."""
+    """How long a model must be ready before its earlier crashes and failures are forgotten."""
 
     log_lines: int = Field(default=1000, ge=1)
-    """Lines of backend output to keep for each model, in memory: nothing of it is written to disk."""
+    """Lines of backend output to keep in memory for each model; none are written to disk."""
 
     log_bytes: ByteSize = Field(default=4 * 1024**2, ge=64 * 1024)
-    """The most memory that these lines may take for each model."""
+    """The most memory for these lines (log_lines), per model."""
 
     watch_history: int = Field(default=4096, ge=1)
-    """Changes of models to keep for clients that resume a watch."""
+    """Model changes to keep for clients that resume a watch."""
 
     @field_validator("adoption", mode="before")
     @classmethod

@@ -1,7 +1,7 @@
 """The settings that can be changed while the loader runs: their fields, and the values in force.
 
-A change is kept in `runtime_settings.json` in the state folder, under the same names. As in LocalAI, a
-flag or an environment variable at the start wins over what was kept.
+Changes are saved in `runtime_settings.json` in the state folder, under the same names. As in LocalAI, a
+flag or an environment variable at startup takes precedence over a saved value.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A marker on a field: what its number counts."""
+    """Marks a field with the unit of its number."""
 
     name: str
 
 
 class Tunables(BaseModel):
-    """Names, defaults and meanings are LocalAI's where it has them."""
+    """The changeable settings; names, defaults and meanings are LocalAI's where it has the setting."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -44,7 +44,7 @@ class Tunables(BaseModel):
     single_active_backend: Annotated[
         bool, localai("LOCALAI_SINGLE_ACTIVE_BACKEND", "SINGLE_ACTIVE_BACKEND")
     ] = False
-    """One model at once: the same as max_active_backends of 1, unless that is set."""
+    """Load one model at once: the same as max_active_backends of 1, unless that is set."""
 
     force_eviction_when_busy: Annotated[
         bool, localai("LOCALAI_FORCE_EVICTION_WHEN_BUSY", "FORCE_EVICTION_WHEN_BUSY")
@@ -61,7 +61,7 @@ class Tunables(BaseModel):
         localai("LOCALAI_LRU_EVICTION_MAX_RETRIES", "LRU_EVICTION_MAX_RETRIES"),
         Unit("retries"),
     ] = Field(default=30, ge=0)
-    """With lru_eviction_retry_interval, how long a load waits for models in use to become free; 0 refuses at once."""
+    """Retries, one each lru_eviction_retry_interval, while a load waits for models in use; 0 refuses at once."""
 
     lru_eviction_retry_interval: Annotated[
         Duration, localai("LOCALAI_LRU_EVICTION_RETRY_INTERVAL", "LRU_EVICTION_RETRY_INTERVAL")
@@ -72,7 +72,7 @@ class Tunables(BaseModel):
         bool,
         localai("LOCALAI_WATCHDOG_IDLE", "WATCHDOG_IDLE", flags=("--enable-watchdog-idle",)),
     ] = False
-    """Unload models that got no call for watchdog_idle_timeout."""
+    """Unload models without a call for watchdog_idle_timeout."""
 
     watchdog_idle_timeout: Annotated[
         Duration, localai("LOCALAI_WATCHDOG_IDLE_TIMEOUT", "WATCHDOG_IDLE_TIMEOUT")
@@ -116,32 +116,32 @@ class Tunables(BaseModel):
             "GPU_RECLAIMER_THRESHOLD",
         ),
     ] = Field(default=0.95, gt=0, le=1)
-    """The used part of a device's memory above which it is short, between 0 and 1."""
+    """The used fraction of a device's memory, between 0 and 1, above which memory_reclaimer unloads models."""
 
     vram_budget: Annotated[str, localai("LOCALAI_VRAM_BUDGET")] = ""
-    """Memory of each GPU that models may use: 80%, 0.8, 12GB or bytes; empty means no limit."""
+    """Memory that models may use on each GPU: 80%, 0.8, 12GB or bytes; empty means no limit."""
 
     ram_budget: str = ""
-    """The same for the main memory."""
+    """Main memory that models may use: 80%, 0.8, 12GB or bytes; empty means no limit."""
 
     fit_check: bool = True
-    """Before a load, evict models until the new one fits into free memory, or refuse it."""
+    """Before a load, evict models until the new one fits into free memory; refuse it if it cannot fit."""
 
     max_concurrent_backend_requests: Annotated[
         int,
         localai("LOCALAI_MAX_CONCURRENT_BACKEND_REQUESTS", "MAX_CONCURRENT_BACKEND_REQUESTS"),
         Unit("calls"),
     ] = Field(default=1024, ge=1)
-    """Calls in progress and waiting, over all models; more are refused."""
+    """The most calls in progress and waiting, over all models; more are refused."""
 
     queue_size: Annotated[int, Unit("calls")] = Field(default=512, ge=0)
-    """Calls that may wait for one model."""
+    """The most calls that may wait for one model."""
 
     parallel_loads: Annotated[int, Unit("models")] = Field(default=8, ge=1)
-    """Models that may load at the same time."""
+    """The most models that may load at the same time."""
 
     starvation_bound: Duration = 10.0
-    """How long models that are busy, or came back after an eviction, may keep another model waiting."""
+    """How long busy models, or models reloaded after an eviction, may keep another model waiting."""
 
     model_load_failure_cooldown: Annotated[
         Duration,
@@ -151,7 +151,7 @@ class Tunables(BaseModel):
             flags=("--load-backoff",),
         ),
     ] = 10.0
-    """After a failed load, how long the same backend is not tried again; it doubles with each failure."""
+    """How long to wait after a failed load before trying the same backend again; doubles with each failure."""
 
     threads: Annotated[int, localai("LOCALAI_THREADS", "THREADS"), Unit("threads")] = Field(
         default=0, ge=0
@@ -161,7 +161,7 @@ class Tunables(BaseModel):
     context_size: Annotated[
         int, localai("LOCALAI_CONTEXT_SIZE", "CONTEXT_SIZE"), Unit("tokens")
     ] = Field(default=0, ge=0)
-    """Context for models that do not set it, in tokens; 0 takes a GGUF file's, up to 8192, otherwise 4096."""
+    """Context in tokens for models that do not set it; 0 uses the GGUF file's, up to 8192, otherwise 4096."""
 
     f16: Annotated[bool, localai("LOCALAI_F16", "F16")] = False
     """Use half precision for the models' working memory even if their configuration does not ask for it."""
@@ -177,17 +177,17 @@ class Tunables(BaseModel):
 
     @property
     def active_limit(self) -> int:
-        """Models at once; 0 means no limit."""
+        """The most models loaded at once; 0 means no limit."""
         return self.max_active_backends or int(self.single_active_backend)
 
     @property
     def room_timeout(self) -> float:
-        """Seconds that a load waits for models in use to become free."""
+        """Seconds that a load waits for models in use to become idle."""
         return self.lru_eviction_max_retries * self.lru_eviction_retry_interval
 
 
 class Source(Enum):
-    """Where a value comes from."""
+    """Where a setting's value comes from."""
 
     DEFAULT = "default"
     START = "start"
@@ -200,7 +200,7 @@ class LiveSettings:
     def __init__(
         self, at_start: Mapping[str, Any], given: Collection[str], file: Path | None = None
     ) -> None:
-        """`given` names the values that were given at the start; `file` keeps changes over restarts."""
+        """`given` names the settings given at startup; `file` saves changes across restarts."""
         self._file = file
         self._sources = {
             name: Source.START if name in given else Source.DEFAULT
@@ -226,11 +226,11 @@ class LiveSettings:
 
     @property
     def kept(self) -> frozenset[str]:
-        """The names of the values that are kept for the next start."""
+        """The names of the settings saved for the next start."""
         return frozenset(self._kept) if self._file is not None else frozenset()
 
     def update(self, values: Mapping[str, Any]) -> None:
-        """Change these values, all or none. Raises InvalidRequestError that names the bad ones."""
+        """Change all of these settings or none. Raises InvalidRequestError that names the invalid ones."""
         self.now = _changed(self.now, values)
         self._kept |= {name: getattr(self.now, name) for name in values}
         self._sources |= dict.fromkeys(values, Source.RUNTIME)

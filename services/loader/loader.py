@@ -1,4 +1,4 @@
-"""The loader: what the control plane and the gateway ask for, over all models."""
+"""The loader: the operations of the control plane and the gateway, over all models."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Listener = Callable[[str, ModelView | None], None]
 
 
 class Loader:
-    """All models: one supervisor for each that was ever asked for."""
+    """All models: one supervisor for each model that was ever requested."""
 
     def __init__(
         self,
@@ -68,10 +68,10 @@ class Loader:
         force_in_the_end: bool = False,
         leave_ready: bool = False,
     ) -> None:
-        """Take the catalogs; nothing is started before the first call that needs it.
+        """Nothing is started before the first call that needs it.
 
-        `force_in_the_end`: an unload cuts the calls that are still running when the drain time ends.
-        `leave_ready`: at the end, ready instances that are idle stay for the next loader.
+        `force_in_the_end`: an unload cuts the calls that are still running after the drain timeout.
+        `leave_ready`: idle ready instances are left for the next loader on close.
         """
         self._leave_ready = leave_ready
         self._force_in_the_end = force_in_the_end
@@ -104,21 +104,21 @@ class Loader:
         scheduler.listen(self._publish)
 
     def listen(self, listener: Listener) -> None:
-        """Call `listener` after every change of a model: its name, and what it is now, if it still is."""
+        """Call `listener` after every change of a model with its name and view; None if it is gone."""
         self._listeners.append(listener)
 
-    # Noticing what others put into the models folder
+    # Following the models folder
 
     def refresh(self) -> None:
-        """Compare the models folder with what was seen last, and tell of models that came or went.
+        """Scan the models folder, and publish models that were added or removed.
 
         A model whose configuration or file changed is unloaded as soon as no call holds it; the next
-        call loads it anew. Earlier failures of a changed model no longer count.
+        call loads it again. Earlier failures of a changed model no longer count.
         """
         self._follower.refresh()
 
     async def follow_folder(self, interval: float) -> None:
-        """Do so after each change, and every `interval` seconds, for ever."""
+        """Refresh after each change, and every `interval` seconds, until cancelled."""
         await self._follower.follow(interval)
 
     def _revision_is(self, name: str, revision: str) -> None:
@@ -126,16 +126,18 @@ class Loader:
             supervisor.configuration_changed(revision)
             entry = supervisor.entry
             if supervisor.state.phase is Phase.WAITING and entry and entry.revision != revision:
-                with suppress(CorralError):  # whoever waits is told when it is to start
+                with suppress(
+                    CorralError
+                ):  # the waiting calls get the error when the load should start
                     self.begin_load(name)
 
     # Loading and unloading
 
     async def acquire(self, name: str, caller: Caller = ANYONE) -> Lease:
-        """Return a lease for a call on the model, loading it first if it must be.
+        """Return a lease for a call on the model, loading it first if necessary.
 
-        Raises QueueFullError if as many calls as may are there already, DeadlineTooShortError if the call
-        would still wait at its deadline, and DeadlineError if that has passed.
+        Raises QueueFullError if the limits on calls are reached, DeadlineTooShortError if the call would
+        still wait at its deadline, and DeadlineError if the deadline has passed.
         """
         if caller.deadline is not None and caller.deadline <= time.monotonic():
             raise expired()
@@ -145,29 +147,29 @@ class Loader:
                 return lease
             if supervisor.joinable:
                 return await supervisor.leases.join(caller)
-        # Before all that costs; whether somebody makes way is seen then.
+        # Before the expensive part; whether a waiting call is refused instead is decided later.
         self._calls.check(caller.client)
         entry, supervisor, candidates = self._prepare(name)
         return await supervisor.loads.acquire(entry, candidates, calls=True, caller=caller)
 
     async def hold(self, name: str) -> Lease:
-        """Return a lease that holds the model without being a call, loading it first if it must be.
+        """Return a lease that holds the model without being a call, loading it first if necessary.
 
-        It takes no place, waits in no queue and counts for no limit; `Lease.use` makes it count as use.
+        It takes no slot, waits in no queue and counts towards no limit; `Lease.use` makes it count as use.
         """
         entry, supervisor, candidates = self._prepare(name)
         return await supervisor.loads.acquire(entry, candidates, calls=False)
 
     def count_calls(self, instance: Instance, *, stands_still: Callable[[], float]) -> CountedCalls:
-        """Return what counts the calls of a connection to the instance that goes past the gateway.
+        """Return the lease that counts the calls of a connection that bypasses the gateway.
 
-        `stands_still` returns since when the backend owes something, by the monotonic clock.
+        `stands_still` returns since when the backend has owed data, by the monotonic clock.
         """
         supervisor = self._fleet.ensure(instance.model)
         return supervisor.leases.count_calls(instance, stands_still=stands_still)
 
     def entries(self) -> Mapping[str, ModelEntry]:
-        """Return all models by name as they were at the last look, usable or not."""
+        """Return all models by name as of the last scan, usable or not."""
         return self._follower.models.by_name
 
     def probe(self, name: str) -> Lease | None:
@@ -206,7 +208,7 @@ class Loader:
         return self._views.of(entry)
 
     def preload(self, names: Iterable[str]) -> None:
-        """Begin to load these models; what cannot be loaded is logged, and keeps no other from it."""
+        """Begin to load these models; a failure is logged and does not affect the others."""
         for name in names:
             self._tasks.spawn(self._preload(name), name=f"preload {name}")
 
@@ -220,7 +222,7 @@ class Loader:
         self, name: str, *, force: bool, reason: StopReason | None = None
     ) -> ModelView:
         """Unload the model; returns when its process group is gone."""
-        # One whose configuration cannot be used any more may still run, and can be unloaded.
+        # A model whose configuration has become invalid may still run, and can be unloaded.
         supervisor = self._running(name) or self._fleet.get(self._canonical_name(name))
         if supervisor is None:
             return self.get(name)
@@ -233,11 +235,11 @@ class Loader:
             await supervisor.stop(reason, force=True)
         try:
             return self.get(supervisor.name)
-        except ModelNotFoundError:  # its file went while it ran
+        except ModelNotFoundError:  # its file was deleted while it ran
             return self._views.of(supervisor.entry or ModelEntry(supervisor.name))
 
     def pin(self, name: str, pinned: bool) -> ModelView:
-        """Pin or unpin the model; kept over restarts."""
+        """Pin or unpin the model, across restarts."""
         name = self._canonical_name(name)
         self._pins.set(name, pinned)
         self._views.forget(name)
@@ -246,7 +248,7 @@ class Loader:
         return self._views.get(name)
 
     async def drain(self, timeout: float) -> int:
-        """Refuse new work, let calls end for `timeout` seconds, unload all; return how many were cut."""
+        """Refuse new calls, give running ones `timeout` seconds, unload all; return how many were cut."""
         self._refusing = "the loader drains and takes no more calls"
         self._restarts.refuse()
         reason = StopReason(Cause.SHUTDOWN, "the loader drains")
@@ -269,11 +271,11 @@ class Loader:
         await asyncio.gather(*stops, return_exceptions=True)
 
     def report_lost(self, instance: Instance, error: CorralError) -> None:
-        """An external backend does not answer any more; the next call connects anew."""
+        """Called when an external backend stops answering; the next call connects again."""
         self._fleet.ensure(instance.model).report_lost(instance, error)
 
     async def close(self) -> None:
-        """Refuse new work and end every backend, whatever it is doing, unless it may stay."""
+        """Refuse new calls and end every backend, except those left for the next loader."""
         self._refusing = "the loader stops and loads no more models"
         self._restarts.close()
         if self._leave_ready:
@@ -282,10 +284,10 @@ class Loader:
                     self._fleet.remove(supervisor.name)
         await self._stop_all(StopReason(Cause.SHUTDOWN, "the loader stops"))
 
-    # Looking
+    # Reading
 
     def get(self, name: str) -> ModelView:
-        """Return one model, also one that runs though its file is gone. Raises ModelNotFoundError."""
+        """Return one model, even if it runs but its file is gone. Raises ModelNotFoundError."""
         return self._views.get(name)
 
     def backends(self) -> list[Backend]:
@@ -331,11 +333,11 @@ class Loader:
         return entry, supervisor, selection.names
 
     def _running(self, name: str) -> Supervisor | None:
-        """Return the supervisor of a model that was asked for before, without a look at the folder."""
+        """Return the supervisor of a model that was requested before, without scanning the folder."""
         return self._fleet.get(self._follower.known_as(name) or name)
 
     def _canonical_name(self, name: str) -> str:
-        """Return the name of the model that a name, an alias or a file means, usable or not."""
+        """Return the name of the model with this name, alias or file, usable or not."""
         entry = self._models.find(name)
         return entry.config.alias or entry.name
 
@@ -345,7 +347,7 @@ class Loader:
         self._publish(name)
 
     def backends_changed(self, names: Collection[str]) -> None:
-        """Take note that these backends came, went or were replaced."""
+        """Called when these backends were added, removed or replaced."""
         for supervisor in self._fleet:
             supervisor.backends_changed(names)
 
@@ -358,7 +360,7 @@ class Loader:
 
     def _publish(self, name: str) -> None:
         supervisor = self._fleet.get(name)
-        # Not the folder again: this comes with every transition, and for every model at the start.
+        # Without a folder scan: this is called at every transition, and for every model at startup.
         entry = self._follower.models.by_name.get(name)
         if entry is None and supervisor is not None:
             running = supervisor.state.phase not in RESTING
@@ -370,10 +372,10 @@ class Loader:
 
 
 async def _stop_gently(supervisor: Supervisor, reason: StopReason) -> None:
-    """Unload as soon as the calls have ended, however long they take."""
+    """Unload when the running calls have ended, however long they take."""
     while True:
         try:
             await supervisor.stop(reason, force=False)
         except ModelBusyError:
-            continue  # each try lasts as long as the drain time
+            continue  # each attempt lasts for the drain timeout
         return

@@ -73,22 +73,22 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Processes:
-    """What starts processes, records them, and takes over those of an earlier loader."""
+    """The parts that start and record processes, and adopt those of an earlier loader."""
 
     marker: str
     registry: ProcessRegistry
     guard: Guard
     pipes: NamedPipes | None
-    """None if no later loader may take over the backends."""
+    """None if no later loader may adopt the backends."""
     leftovers: Leftovers
     records: Sequence[ProcessRecord]
-    """Backends that an earlier loader left and that may be taken over."""
+    """Backends that an earlier loader left and that may be adopted."""
 
 
 async def build(
     settings: LoaderSettings, stack: AsyncExitStack, health: HealthServicer
 ) -> Sequence[AnyMount]:
-    """Put the loader together; what is entered on the stack ends in reverse order."""
+    """Put the loader together; parts entered on the stack are closed in reverse order."""
     processes = await _processes(settings, stack)
     sockets = stack.enter_context(socket_folder(settings.state_path / "loader"))
     tasks = await stack.enter_async_context(Background())
@@ -165,7 +165,7 @@ async def build(
     )
     await adoption.adopt(processes.records)
     _background(settings, tasks, loader, backends, Watchdog(fleet, live, ledger))
-    # Closed before the loader: direct clients may go on using what it leaves to the next one.
+    # Closed before the loader: direct clients may go on using backends left for the next loader.
     resolutions = Resolutions(
         loader,
         LeaseLimits(settings.direct_lease, settings.direct_lease_maximum, settings.direct_leases),
@@ -192,7 +192,7 @@ async def build(
 
 
 async def _processes(settings: LoaderSettings, stack: AsyncExitStack) -> _Processes:
-    """Lock the state folder, start the guard, and claim what an earlier loader left."""
+    """Lock the state folder, start the guard, and claim the backends that an earlier loader left."""
     loader_id = uuid.uuid4().hex
     marker = f"{LOADER_MARKER}={loader_id}"
     state = settings.state_path / "loader"
@@ -215,7 +215,7 @@ def _backends(settings: LoaderSettings, gpus: Gpus, devices: LocalDevices) -> Ba
 
 
 def backend_sources(settings: LoaderSettings, capability: str) -> list[BackendSource]:
-    """Return where backends are looked for, in the order in which equal names win.
+    """Return the backend sources in order of precedence for equal names.
 
     External backends, what the user installed, the system's, and what comes with Corral.
     """
@@ -315,7 +315,7 @@ def _background(
     backends: BackendCatalog,
     watchdog: Watchdog,
 ) -> None:
-    """Start what runs for as long as the loader does."""
+    """Start the background tasks that run as long as the loader."""
     tasks.spawn(
         backends.follow(settings.backends_interval, loader.backends_changed),
         name="follow the backends",

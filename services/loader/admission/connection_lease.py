@@ -1,4 +1,4 @@
-"""The calls of a connection that goes past the gateway, as leases: each holds its instance, and counts."""
+"""The lease for the calls of a connection that bypasses the gateway."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .meter import CallMeter
 
 
 class CountedCalls(Lease):
-    """One lease for the open calls of one connection; without any, it neither holds nor counts.
+    """One lease for all open calls of a connection; without open calls it neither holds nor counts.
 
-    There is no object for each call: a connection carries tens of thousands a second.
+    There is no object per call, as a connection carries tens of thousands of calls a second.
     """
 
     __slots__ = ("_changed", "_meter", "_on_drain", "_stands_still", "open")
@@ -26,9 +26,9 @@ class CountedCalls(Lease):
         *,
         stands_still: Callable[[], float],
     ) -> None:
-        """`changed` is told when a call has ended for which others may wait.
+        """`changed` is called with the instance when a call ended and others may be waiting for that.
 
-        `stands_still` returns since when the backend owes something, by the monotonic clock.
+        `stands_still` returns since when the backend has owed data, by the monotonic clock.
         """
         self._stands_still = stands_still
         self._changed = changed
@@ -40,15 +40,15 @@ class CountedCalls(Lease):
 
     @property
     def progress(self) -> float:
-        """When the backend last did something that it owed; infinity while it owes nothing."""
+        """When the backend last delivered data that it owed; infinity while it owes none."""
         return self._stands_still() if self.open else math.inf
 
     @progress.setter
     def progress(self, _: float) -> None:
-        """Of no meaning: it is known from the connection."""
+        """Ignored: the connection knows its progress."""
 
     def begin(self, count: int, *, counted: int = 0) -> None:
-        """Count calls that begin; `counted` of them are in the instance's total already."""
+        """Count calls that begin; the instance's total already includes `counted` of them."""
         self.open += count
         calls = self.instance.calls
         calls.hold(count)
@@ -65,16 +65,16 @@ class CountedCalls(Lease):
             self._changed(self.instance)
 
     def on_drain(self, action: Callable[[], object]) -> None:
-        """Call `action` when the instance is to take no more calls."""
+        """Call `action` when the instance takes no more calls."""
         self._on_drain = action
 
     def drain(self) -> None:
-        """The instance is to take no more calls."""
+        """Called when the instance takes no more calls."""
         if self._on_drain is not None:
             self._on_drain()
 
     def release(self) -> None:
-        """Let go, with all calls that are still open."""
+        """End the lease and all open calls."""
         self._on_cut = self._on_drain = None
         self.instance.leases.discard(self)
         if self.open:

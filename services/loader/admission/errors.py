@@ -21,7 +21,10 @@ def queue_full(model: str, waiting: int, retry_after: float) -> QueueFullError:
 def deadline_too_short(
     model: str, *, left: float, wait: float, load_left: float, position: int, waiting: int
 ) -> DeadlineTooShortError:
-    """Return the error for a call whose deadline would pass while it waits: `left` and `wait` in seconds."""
+    """Return the error for a call whose deadline would pass while it waits.
+
+    `left`, `wait` and `load_left` are seconds.
+    """
     why = f"{waiting} calls wait for it already" if waiting else "it is not loaded"
     if load_left:
         why = f"its load takes about {load_left:.1f} s and goes on"

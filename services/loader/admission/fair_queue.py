@@ -1,6 +1,6 @@
-"""Who waits, by client: clients take turns, and each client's own are served in the order in which they came.
+"""A queue that is fair among clients: they take turns, and each one's tickets are served in order.
 
-Pure, without a clock. Every change takes constant time; `position` looks once at each client.
+Pure, without a clock. Every change takes constant time; `position` visits each client once.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Ticket(Protocol):
-    """One that waits; equal to itself only."""
+    """An entry in the queue; equal only to itself."""
 
     @property
     def client(self) -> str:
-        """Whoever shares this shares one turn."""
+        """Tickets with the same client share one turn."""
         ...
 
 
@@ -23,42 +23,42 @@ T = TypeVar("T", bound=Ticket)
 
 
 class FairQueue(Generic[T]):
-    """A queue in which nobody's turn depends on how many others have queued.
+    """A queue in which a client's turn does not depend on how many tickets other clients have.
 
-    A ticket before which its client has n others is served after at most (n + 1) x the number of clients.
+    A ticket behind n others of its client is served after at most (n + 1) x the number of clients.
     """
 
     def __init__(self) -> None:
-        """Begin with nobody."""
-        # The order of the clients is that of their turns.
+        """The queue is empty at first."""
+        # The clients are in the order of their turns.
         self._clients: OrderedDict[str, OrderedDict[T, None]] = OrderedDict()
         self._having: dict[int, dict[str, None]] = {}
-        """Clients by how many tickets they have."""
+        """Clients by their number of tickets."""
         self._most = 0
         self.length = 0
-        """How many wait; the same as len(), for where that is asked at every call."""
+        """The number of waiting tickets, as len(), but faster: it is read at every call."""
 
     def __len__(self) -> int:
-        """Return how many wait."""
+        """Return the number of waiting tickets."""
         return self.length
 
     def __contains__(self, ticket: T) -> bool:
-        """Whether it waits here."""
+        """Whether the ticket waits here."""
         return ticket in self._clients.get(ticket.client, ())
 
     def count(self, client: str) -> int:
-        """Return how many of a client wait."""
+        """Return the number of a client's waiting tickets."""
         return len(self._clients.get(client, ()))
 
     def push(self, ticket: T) -> None:
-        """Add one behind those of its client; a client that had none has its turn after all others."""
+        """Add a ticket behind those of its client; a new client has its turn after all others."""
         own = self._clients.setdefault(ticket.client, OrderedDict())
         own[ticket] = None
         self.length += 1
         self._recount(ticket.client, len(own) - 1, len(own))
 
     def pop(self) -> T:
-        """Take out the one whose turn it is. Raises IndexError if nobody waits."""
+        """Remove and return the next ticket. Raises IndexError if the queue is empty."""
         if not self._clients:
             raise IndexError("the queue is empty")
         client, own = next(iter(self._clients.items()))
@@ -69,7 +69,7 @@ class FairQueue(Generic[T]):
         return ticket
 
     def remove(self, ticket: T) -> None:
-        """Take out one that leaves. Raises KeyError if it does not wait here."""
+        """Remove a ticket. Raises KeyError if it is not in the queue."""
         own = self._clients[ticket.client]
         del own[ticket]
         self.length -= 1
@@ -78,7 +78,7 @@ class FairQueue(Generic[T]):
             del self._clients[ticket.client]
 
     def __iter__(self) -> Iterator[T]:
-        """Go through all in the order in which they are served, if nobody comes or leaves."""
+        """Iterate over the tickets in the order of service, if no ticket is added or removed."""
         lines = deque(iter(own) for own in self._clients.values())
         while lines:
             line = lines.popleft()
@@ -88,17 +88,17 @@ class FairQueue(Generic[T]):
                 break
 
     def position(self, ticket: T) -> int:
-        """Return its place, from 1: as many turns as it takes to be served, if nobody comes or leaves."""
+        """Return the ticket's position, from 1: the turns until it is served, if the queue stays as it is."""
         own = self._clients[ticket.client]
         newest = next(reversed(own)) is ticket
         return self._place(ticket.client, len(own) - 1 if newest else list(own).index(ticket))
 
     def next_position(self, client: str) -> int:
-        """Return the place that one more of this client would have."""
+        """Return the position that another ticket of this client would have."""
         return self._place(client, self.count(client))
 
     def _place(self, client: str, before: int) -> int:
-        """Return the place of one before which its client has so many."""
+        """Return the position of a ticket with `before` others of its client ahead of it."""
         if client not in self._clients:
             return len(self._clients) + 1
         place, ahead = before + 1, 1
@@ -110,10 +110,10 @@ class FairQueue(Generic[T]):
         return place
 
     def crowding(self, client: str) -> T | None:
-        """Return who has to go for a newcomer of this client when no more may wait.
+        """Return the ticket to remove for a new one of this client when the queue is full.
 
-        The newest of the client that has the most, if that one still has as many afterwards as the
-        newcomer's; None if the newcomer has to go itself.
+        It is the newest of the client with the most tickets, if that client then still has as many as
+        the new ticket's client; None if the new ticket must be refused instead.
         """
         if self._most < self.count(client) + 2:
             return None
@@ -128,6 +128,6 @@ class FairQueue(Generic[T]):
                 del self._having[before]
         if now:
             self._having.setdefault(now, {})[client] = None
-        # One more or one fewer: if nobody has that many any more, this client has one fewer.
+        # Counts change by one: if no client has `_most` any more, this client now has the most.
         if now > self._most or self._most not in self._having:
             self._most = now

@@ -1,4 +1,4 @@
-"""Hands out the leases of one model: who gets one now, who waits, and who is refused instead."""
+"""Grants the leases on one model: a call gets one now, waits for one, or is refused."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .waiters import LeaseWaiters
 class Leases:
     """The leases on one model, over all its instances.
 
-    A call takes one of the model's places, and counts in the meter over all models. A load that was asked
-    for holds the instance without being a call: it takes no place, and no limit refuses it.
+    A call takes one of the model's slots, and counts in the meter over all models. A requested load
+    holds the instance without being a call: it takes no slot, and no limit refuses it.
     """
 
     def __init__(
@@ -35,7 +35,10 @@ class Leases:
         entry: Callable[[], ModelEntry | None],
         released: Callable[[Instance], None],
     ) -> None:
-        """`entry` returns the model as loaded last; `released` is called with the instance of each released lease."""
+        """`entry` returns the model as loaded last.
+
+        `released` is called with the instance of each released lease.
+        """
         self.pace = CallDurations()
         self._name = name
         self._meter = meter
@@ -46,15 +49,15 @@ class Leases:
         self._waiters = LeaseWaiters(meter, self._loading)
         self._ready: Instance | None = None
         self._places = 0
-        """Calls that may run at once; 0 for no limit, or while nothing is known of the backend."""
+        """Calls that may run at once; 0 for no limit, or while the backend is not known yet."""
         self._no_room = False
         self._timed: tuple[()] | tuple[str, str, str] = ()
-        """Of which backend and configuration the pace is: their names and revisions."""
+        """The backend's name and revision, and the model's revision, that the durations are from."""
 
-    # What becomes of the model
+    # Changes of the model
 
     def begins(self, instance: Instance) -> None:
-        """An instance is being started, or was taken over."""
+        """Called when an instance is being started, or was adopted."""
         timed = instance.backend.name, instance.backend.revision, instance.entry.revision
         if self._timed and timed != self._timed:
             self.forget_pace()
@@ -63,18 +66,18 @@ class Leases:
         self._places = calls_at_once(instance.entry, instance.backend)
 
     def forget_pace(self) -> None:
-        """The model is another one, or has another backend: how long its calls and loads took says nothing."""
+        """Forget how long calls and loads took: the model or its backend changed."""
         self.pace, self._timed = CallDurations(), ()
 
     def forget_pace_with(self, backends: Collection[str]) -> None:
-        """Do so if its last instance was one of these backends."""
+        """Forget the durations if the last instance used one of these backends."""
         if self._timed and self._timed[0] in backends:
             self.forget_pace()
 
     def state_changed(self, ready: Instance | None, *, loading: bool, loaded: bool = False) -> None:
-        """The model stands otherwise now: `ready` serves calls, or it starts and loads, or neither.
+        """Called when the model's state changed; `ready` is the instance that serves calls, if any.
 
-        `loaded`: this is the end of a load.
+        `loading`: the model starts or loads. `loaded`: a load has just ended.
         """
         self._ready = ready
         self._no_room = False
@@ -83,24 +86,24 @@ class Leases:
             self.pace.loads.append(ready.load_seconds)
 
     def lack_room(self) -> None:
-        """There is no room for the model: who waits is queued for it."""
+        """Called when the model has to wait for memory: its calls are told their positions."""
         self._no_room = True
         self._waiters.tell_positions()
 
-    # Those who ask
+    # Requests
 
     @property
     def calls(self) -> int:
-        """How many calls wait."""
+        """The number of waiting calls."""
         return self._waiters.calls
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody waits, for a call or for the load."""
+        """Whether a call or a requested load waits."""
         return self._waiters.any
 
     def take(self, *, calls: bool, client: str = "") -> Lease | None:
-        """Return a lease if the model is ready and, for a call, has a place. Raises QueueFullError."""
+        """Return a lease if the model is ready and, for a call, has a free slot. Raises QueueFullError."""
         ready = self._ready
         if ready is None:
             return None
@@ -121,15 +124,15 @@ class Leases:
     def count_calls(self, instance: Instance, *, stands_still: Callable[[], float]) -> CountedCalls:
         """Return the lease that counts the calls of a connection which bypasses the gateway.
 
-        `stands_still` returns since when the backend has owed something, by the monotonic clock.
+        `stands_still` returns since when the backend has owed data, by the monotonic clock.
         """
         return CountedCalls(instance, self._released, self._meter, stands_still=stands_still)
 
     def join(self, caller: Caller | None) -> Coroutine[Any, Any, Lease]:
-        """Wait for the load or for a place; the place among those who wait is taken at once.
+        """Wait for the load or for a slot; the request is queued at once, before the result is awaited.
 
-        Without a caller it is no call. Raises QueueFullError, and DeadlineTooShortError if a call's time is
-        over before its turn can come.
+        Without a caller the request is not a call. Raises QueueFullError, and DeadlineTooShortError if a
+        call's deadline would pass before its turn.
         """
         if caller is None:
             return self._waiters.join(None)
@@ -146,7 +149,7 @@ class Leases:
             greedy.refuse(refused)
         if self._meter.full:
             self._meter.make_way(caller.client, retry_after=self.retry_after())
-        # Who waits for the load alone is in no queue: it is served with all others once that is done.
+        # A call that waits only for the load has no position: it is served with the others after it.
         queues = self._ready is not None or self._no_room or 0 < self._places < position
         joining = self._waiters.join(caller, told=queues)
         if queues and caller.queued is not None:
@@ -154,19 +157,19 @@ class Leases:
         return joining
 
     def admit(self) -> None:
-        """Give a lease to whoever can have one now."""
+        """Give leases to the waiting requests that can have one now."""
         self._waiters.admit(self._lease, self._has_place)
         self._waiters.tell_positions()
 
     def fail(self, error: CorralError) -> None:
-        """Raise the error in all who wait."""
+        """Raise the error in all waiting requests."""
         self._waiters.fail(error)
 
     def retry_after(self) -> float:
         """Return after how many seconds a refused call may try again.
 
-        The model's configuration decides (`limits.retry_after_seconds`), else how long the queue is
-        likely to take.
+        The model's configuration decides (`limits.retry_after_seconds`), otherwise the expected wait in
+        the queue.
         """
         entry = self._entry()
         if entry is not None and (configured := entry.config.limits.retry_after_seconds):
@@ -191,7 +194,7 @@ class Leases:
         )
 
     def _load_left(self) -> float:
-        """Return the seconds that the load is likely to take from now on; 0 if nothing is known."""
+        """Return the expected seconds until the load is done; 0 if unknown."""
         if self._ready is not None:
             return 0.0
         since = self._loading.since

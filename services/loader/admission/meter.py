@@ -1,4 +1,4 @@
-"""How many calls may run at once, and how many may wait: for one model, and for all together."""
+"""The limits on running and waiting calls: per model, and over all models."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .wait_estimate import UNKNOWN
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a call, and what they want of a wait."""
+    """The client of a call, its deadline, and its callback for a queued call."""
 
     client: str = ""
-    """Whoever shares this shares one turn among those who wait."""
+    """Waiting calls with the same client share one turn."""
     deadline: float | None = None
-    """When the answer is of no use any more, by the monotonic clock; None for never."""
+    """The call's deadline by the monotonic clock; None without one."""
     queued: Callable[[int], None] | None = None
-    """Called once if the call has to wait in a queue, with its position: 1 is the next. Must not raise."""
+    """Called once with the call's position if it has to wait in a queue: 1 is the next. Must not raise."""
 
 
 ANYONE = Caller()
 
 
 class Queued(Ticket, Protocol):
-    """A call that waits."""
+    """A waiting call."""
 
     def refuse(self, error: CorralError) -> None:
-        """Take it out of its queue, and raise the error in it."""
+        """Remove the call from its queue, and raise the error in it."""
         ...
 
 
@@ -44,31 +44,31 @@ class CallMeter:
     ceiling: Callable[[], int]
     running: int = 0
     queue: FairQueue[Queued] = field(default_factory=FairQueue)
-    """The calls that wait, for whatever model."""
+    """The waiting calls of all models."""
 
     @property
     def waiting(self) -> int:
-        """Calls that wait."""
+        """The number of waiting calls."""
         return self.queue.length
 
     @property
     def total(self) -> int:
-        """Calls in progress and waiting."""
+        """The number of calls in progress and waiting."""
         return self.running + self.queue.length
 
     @property
     def full(self) -> bool:
-        """Whether one more would be too many."""
+        """Whether another call would exceed the ceiling."""
         return self.running + self.queue.length >= self.ceiling()
 
     def check(self, client: str = "", *, retry_after: float = UNKNOWN) -> None:
-        """Raise QueueFullError if one more would be too many, and none of a greedier client's waits."""
+        """Raise QueueFullError if the ceiling is reached and no client with more waiting calls can yield."""
         if self.full and self.queue.crowding(client) is None:
             raise self._refusal(retry_after)
 
     def make_way(self, client: str = "", *, retry_after: float = UNKNOWN) -> None:
-        """Let one more in: if it is one too many, in the place of one of the client that has most of those
-        that wait. Raises QueueFullError if that is the newcomer's own."""
+        """Admit another call; at the ceiling, refuse a waiting call of the client with the most of them
+        instead. Raises QueueFullError if that is the new call's own client."""
         if not self.full:
             return
         refused = self._refusal(retry_after)
@@ -89,8 +89,8 @@ class CallMeter:
 def calls_at_once(entry: ModelEntry | None, backend: Backend | None) -> int:
     """Return how many calls a model takes at once; 0 means no limit.
 
-    Its configuration decides (`limits.max_concurrent`, else `parallel:N` among its options), then the
-    backend's manifest.
+    Its configuration decides (`limits.max_concurrent`, otherwise `parallel:N` among its options), then
+    the backend's manifest.
     """
     if entry is not None and (configured := entry.config.concurrency):
         return configured

@@ -1,4 +1,4 @@
-"""How long a model's calls and loads take, judged by the last ones, and what that means for whoever waits."""
+"""Estimates how long calls wait, from the durations of a model's last calls and loads."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Final
 from services.loader.instances.call_counts import CALLS
 
 EVIDENCE: Final = 8
-"""Calls before which no call is refused for its deadline."""
+"""The least number of known calls before a call is refused for its deadline."""
 
 LOADS: Final = 5
-"""Loads that are remembered."""
+"""Load durations to remember."""
 
 LOAD_EVIDENCE: Final = 2
-"""Loads before which no call is refused for a load: the first one reads the files from disk, later ones from
-the page cache, which may be ten times as quick."""
+"""The least number of known loads before a call is refused for a load: the first one reads the files
+from disk, later ones from the page cache, which may be ten times as fast."""
 
 QUICK: Final = 0.1
-"""The quantile of the calls' durations that is taken for granted: so many in ten are quicker still."""
+"""The quantile of call durations assumed as the least duration: one call in ten is faster."""
 
 CERTAIN: Final = 0.75
-"""The part of the quickest known load that the next one takes at least; caches differ from load to load."""
+"""The least duration of the next load, as a fraction of the fastest known one; caches differ."""
 
 UNKNOWN: Final = 1.0
-"""Seconds until a refused call may try again, where nothing is known (LocalAI's)."""
+"""Seconds until a refused call may retry if no duration is known (LocalAI's value)."""
 
 SOONEST: Final = 0.1
-"""Seconds: no refused call is told to come back sooner, or it would be refused more often than served."""
+"""The shortest suggested retry, in seconds: sooner, a call would be refused more often than served."""
 
 LATEST: Final = 60.0
-"""Seconds: no refused call is told to come back later, as nothing is known of so far ahead."""
+"""The longest suggested retry, in seconds: nothing is known so far ahead."""
 
 
 @dataclass(slots=True)
@@ -43,27 +43,27 @@ class CallDurations:
 
     @property
     def quick(self) -> float:
-        """Return what nearly every call takes at least; 0 without evidence."""
+        """The duration that nearly every call exceeds; 0 with fewer than EVIDENCE calls."""
         if len(self.calls) < EVIDENCE:
             return 0.0
         return sorted(self.calls)[int(QUICK * len(self.calls))]
 
     @property
     def typical(self) -> float:
-        """Return the median of the calls; 0 if there was none."""
+        """The median duration of the calls; 0 without calls."""
         return sorted(self.calls)[len(self.calls) // 2] if self.calls else 0.0
 
     @property
     def load(self) -> float:
-        """Return the quickest of the last loads; 0 if there was none."""
+        """The duration of the fastest of the last loads; 0 without loads."""
         return min(self.loads, default=0.0)
 
 
 def at_least(pace: CallDurations, position: int, places: int, load_left: float) -> float:
-    """Return the seconds that one at `position` (1 is the next) waits even if all goes well.
+    """Return the least seconds that the call at `position` (1 is the next) waits.
 
-    Those who run now may end at once, so the first who wait count for nothing. `places` is how many
-    run at once, 0 for no limit; `load_left` what the load still takes, 0 if it is over.
+    Running calls may end at once, so the first `places` waiting calls may not wait at all. `places` is
+    the number of slots, 0 for no limit; `load_left` the seconds left of the load, 0 if it is over.
     """
     rounds = (position - 1) // places if places else 0
     load = CERTAIN * load_left if len(pace.loads) >= LOAD_EVIDENCE else 0.0
@@ -71,28 +71,28 @@ def at_least(pace: CallDurations, position: int, places: int, load_left: float) 
 
 
 def expected(pace: CallDurations, position: int, places: int, load_left: float) -> float:
-    """Return the seconds that one at `position` is likely to wait; 0 if nothing is known."""
+    """Return the expected seconds that the call at `position` waits; 0 if unknown."""
     return load_left + (position * pace.typical / places if places else 0.0)
 
 
 def retry_after(wait: float) -> float:
-    """Return when whoever is refused may come again, given how long it would have waited; 0 for unknown."""
+    """Return the seconds until a refused call may retry; `wait` is its expected wait, 0 if unknown."""
     return min(max(wait, SOONEST), LATEST) if wait else UNKNOWN
 
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Adds up the time in which it runs, by the clock that is handed in."""
+    """Adds up the time in which it runs; callers pass the current time."""
 
     since: float | None = None
     _before: float = 0.0
 
     def read(self, now: float) -> float:
-        """Return the seconds that it has run."""
+        """Return the seconds for which the stopwatch has run."""
         return self._before + (now - self.since if self.since is not None else 0.0)
 
     def run(self, now: float, *, on: bool) -> None:
-        """Let it run, or halt it; which it may do already."""
+        """Start or stop the stopwatch. Idempotent."""
         if on and self.since is None:
             self.since = now
         elif not on and self.since is not None:

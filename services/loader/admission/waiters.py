@@ -1,4 +1,4 @@
-"""Those who wait for a model: calls for a lease, unloads for its end."""
+"""Requests that wait for a model: calls and loads for a lease, unloads for its end."""
 
 from __future__ import annotations
 
@@ -21,64 +21,64 @@ from .wait_estimate import Stopwatch
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """One that waits for a lease."""
+    """A call or requested load that waits for a lease."""
 
     lease: asyncio.Future[Lease]
     came: float
     loading: float
-    """What the model's stopwatch showed then."""
+    """The reading of the model's stopwatch at that time."""
     queue: LeaseWaiters
     is_call: bool
     client: str = ""
     deadline: float = math.inf
     tell: Callable[[int], None] | None = None
-    """Hears its position; None if it has, or does not ask."""
+    """Called with the position; None if it was called already, or is not wanted."""
 
     def refuse(self, error: CorralError) -> None:
-        """Take it out of its queue, and raise the error in it."""
+        """Remove the waiter from its queue, and raise the error in it."""
         self.queue.withdraw(self)
         if not self.lease.done():
             self.lease.set_exception(error)
 
 
 class LeaseWaiters:
-    """Who waits for a lease, for the load or for a place: clients by turns, see FairQueue."""
+    """Requests that wait for the load or for a slot: clients take turns, see FairQueue."""
 
     def __init__(self, meter: CallMeter, loading: Stopwatch) -> None:
-        """Begin with nobody; the calls that wait here count in `meter` too.
+        """The waiting calls also count in `meter`.
 
-        `loading` runs while the model starts and loads: what a waiter sees of that is its load time.
+        `loading` runs while the model starts and loads; how far it advances during a wait is the load time.
         """
         self._calls: FairQueue[_Waiter] = FairQueue()
         self._others: deque[_Waiter] = deque()
-        """Loads that were asked for: they need no place, and have no turn."""
+        """Requested loads: they need no slot, and take no turn."""
         self._untold = 0
         self._meter = meter
         self._loading = loading
 
     @property
     def calls(self) -> int:
-        """How many calls wait."""
+        """The number of waiting calls."""
         return self._calls.length
 
     @property
     def any(self) -> bool:
-        """Whether anybody waits, a call or another."""
+        """Whether a call or a requested load waits."""
         return bool(self._calls.length or self._others)
 
     def next_position(self, client: str) -> int:
-        """Return the place that one more call of this client would have, from 1."""
+        """Return the position, from 1, that another call of this client would have."""
         return self._calls.next_position(client)
 
     def crowding(self, client: str) -> Queued | None:
-        """Return the call that has to go for a newcomer of this client; None if that is the newcomer."""
+        """Return the call to refuse for a new one of this client; None if the new one must be refused."""
         return self._calls.crowding(client)
 
     def join(self, caller: Caller | None, *, told: bool = False) -> Coroutine[Any, Any, Lease]:
-        """Take a place among those who wait, at once; await the result for the lease.
+        """Queue a request at once; await the result for the lease.
 
-        Without a caller it is no call: it needs none of the model's places, and has no turn. `told`: it
-        hears of its position later, if it comes to that, or has heard of it.
+        Without a caller the request is not a call: it needs no slot, and takes no turn. `told`: the caller
+        already knows its position; otherwise `tell_positions` reports it.
         """
         now = time.monotonic()
         lease: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
@@ -97,7 +97,7 @@ class LeaseWaiters:
         return self._joined(waiter)
 
     def tell_positions(self) -> None:
-        """Tell each call that was not told yet its position: how many turns it is away."""
+        """Report its position, in turns, to each call that does not know it yet."""
         if not self._untold:
             return
         for position, waiter in enumerate(list(self._calls), 1):
@@ -107,7 +107,7 @@ class LeaseWaiters:
         self._untold = 0
 
     def admit(self, lease: Callable[[bool], Lease], free: Callable[[], bool]) -> None:
-        """Give each a lease of its own; calls by turns, and only as long as a place is `free`."""
+        """Give each request its own lease; calls by turns, and only while a slot is `free`."""
         while self._others:
             self._serve(self._others.popleft(), lease)
         while self._calls and free():
@@ -116,14 +116,14 @@ class LeaseWaiters:
             self._serve(waiter, lease)
 
     def fail(self, error: CorralError) -> None:
-        """Raise the error in each."""
+        """Raise the error in each waiting request."""
         failed = [*self._others, *self._calls]
         self._others.clear()
         for waiter in failed:
             waiter.refuse(copy.copy(error))
 
     def withdraw(self, waiter: _Waiter) -> bool:
-        """Take out one that leaves; False if it is not here any more."""
+        """Remove a waiter that gives up; False if it is no longer here."""
         if waiter in self._calls:
             self._calls.remove(waiter)
             self._left(waiter)
@@ -156,12 +156,12 @@ class LeaseWaiters:
         except asyncio.CancelledError:
             waited = self.withdraw(waiter)
             if not waited and not waiter.lease.cancelled() and waiter.lease.exception() is None:
-                waiter.lease.result().release()  # it was served in the moment in which it left
+                waiter.lease.result().release()  # it was served at the moment it gave up
             raise
 
 
 def expired() -> DeadlineError:
-    """Return the error for a call whose time was over before it could begin."""
+    """Return the error for a call whose deadline passed before it could begin."""
     return DeadlineError("the deadline of the call had passed before it could begin")
 
 
@@ -169,19 +169,19 @@ class StopWaiters:
     """Unloads that wait until the process group is gone."""
 
     def __init__(self) -> None:
-        """Begin with nobody."""
+        """No unload waits at first."""
         self._waiters: list[asyncio.Future[None]] = []
 
     def join(self) -> asyncio.Future[None]:
-        """Take a place among those who wait; whoever leaves leaves the others alone."""
+        """Return a future for the end; cancelling it does not affect other waiters."""
         stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Somebody may leave before the answer; an error that nobody takes is none of the log's.
+        # The waiter may give up before the answer; an unretrieved error must not be logged.
         stopped.add_done_callback(lambda answer: answer.exception())
         self._waiters.append(stopped)
         return asyncio.shield(stopped)
 
     def answer(self, error: CorralError | None) -> None:
-        """Tell all that the group is gone, or why it stays."""
+        """Answer all waiters: the group is gone, or the error why it is not."""
         waiters, self._waiters = self._waiters, []
         for stopped in waiters:
             if stopped.done():

@@ -1,4 +1,4 @@
-"""The leases of clients that talk to a backend themselves: who has one, and until when. No clock of its own."""
+"""The leases of clients that call a backend directly, and when they expire. Has no clock."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from services.common.errors import InvalidRequestError, LeaseNotFoundError, TooM
 from services.loader.instances.instance import Instance, Lease
 
 _RETRY_AFTER = 1.0
-"""Seconds until a refused client may try again: leases are short, and one is given back at any time."""
+"""Seconds until a refused client may retry: leases are short, and may be released at any time."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseLimits:
-    """How long leases last, in seconds, and how many there may be."""
+    """The durations of leases, in seconds, and the most leases at a time."""
 
     default: float
     maximum: float
@@ -24,21 +24,21 @@ class LeaseLimits:
 
 @dataclass(eq=False, slots=True)
 class DirectLease:
-    """A client's lease on an instance whose address it has."""
+    """A client's lease on an instance that it calls directly."""
 
     name: str
-    """The model, as the client calls it: an alias stays one."""
+    """The model's name as given by the client, which may be an alias."""
     hold: Lease
     expires: float | None
-    """By the book's clock; None for as long as the stream that it belongs to is open."""
+    """By the book's clock; None if the lease lasts as long as its stream."""
     ended: Callable[[], None]
-    """Called once, when the lease is over for whatever reason."""
+    """Called once when the lease ends, for any reason."""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    """What the client shows for it. Nobody else can guess it."""
+    """The token that identifies the lease to its client; other clients cannot guess it."""
 
     @property
     def instance(self) -> Instance:
-        """What it is a lease on."""
+        """The instance that the lease holds."""
         return self.hold.instance
 
 
@@ -60,7 +60,7 @@ class LeaseBook:
         return tuple(self._leases.values())
 
     def check(self, duration: float | None = None) -> None:
-        """Raise TooManyLeasesError if one more would be too many, InvalidRequestError for a bad duration."""
+        """Raise TooManyLeasesError if the limit is reached, InvalidRequestError for an invalid duration."""
         self._until(duration)
         if len(self._leases) >= self._limits.most:
             raise TooManyLeasesError(
@@ -71,18 +71,18 @@ class LeaseBook:
             )
 
     def grant(self, name: str, hold: Lease, duration: float | None) -> DirectLease:
-        """Enter a hold for `duration` seconds; None takes the default. Counts as a call.
+        """Add a lease for `duration` seconds; None means the default. It counts as a call.
 
-        Raises TooManyLeasesError and InvalidRequestError; the hold is then still the caller's.
+        Raises TooManyLeasesError and InvalidRequestError; the caller must then release `hold`.
         """
         return self._enter(name, hold, self._until(duration), lambda: None)
 
     def attach(self, name: str, hold: Lease, ended: Callable[[], None]) -> DirectLease:
-        """Enter a hold that lasts until it is released; `ended` is called then. Raises TooManyLeasesError."""
+        """Add a lease that lasts until it is released; then call `ended`. Raises TooManyLeasesError."""
         return self._enter(name, hold, None, ended)
 
     def renew(self, name: str, key: str, duration: float | None) -> DirectLease:
-        """Let a lease last from now. Raises LeaseNotFoundError and InvalidRequestError."""
+        """Extend a lease by `duration` from now. Raises LeaseNotFoundError and InvalidRequestError."""
         self.expire()
         lease = self._leases.get(key)
         if lease is None or lease.instance.ended.done():
@@ -94,31 +94,33 @@ class LeaseBook:
         if name not in (lease.name, lease.instance.model):
             raise InvalidRequestError.of("lease", f"is for model {lease.name!r}, not for {name!r}")
         until = self._until(duration)
-        if lease.expires is not None:  # else its stream holds it, for longer than any duration
+        if (
+            lease.expires is not None
+        ):  # otherwise it lasts as long as its stream, whatever the duration
             lease.expires = until
         lease.instance.calls.mark_used()
         return lease
 
     def release(self, key: str) -> None:
-        """End a lease; the instance was in use until now. Idempotent."""
+        """End a lease and mark its instance as used until now. Idempotent."""
         if lease := self._leases.get(key):
             lease.instance.calls.mark_used()
             self._end(lease)
 
     def forget(self, key: str) -> None:
-        """End a lease that nobody used to its end. Idempotent."""
+        """End a lease without marking its instance as used. Idempotent."""
         if lease := self._leases.get(key):
             self._end(lease)
 
     def expire(self) -> None:
-        """End the leases whose time is over."""
+        """End the leases that have expired."""
         now = self._clock()
         for lease in self.leases():
             if lease.expires is not None and lease.expires <= now:
                 self._end(lease)
 
     def next_expiry(self) -> float | None:
-        """Return when `expire` has to be called next; None if no lease expires."""
+        """Return when `expire` must be called next; None if no lease expires."""
         times = (lease.expires for lease in self._leases.values() if lease.expires is not None)
         return min(times, default=None)
 

@@ -1,4 +1,4 @@
-"""Models for clients that talk to a backend themselves: its address and token under a lease, and advice."""
+"""Resolves models for clients that call a backend directly: its address, token, lease and advice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Advice(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Where a model is, for how long, and what to do with the lease on it."""
+    """The address of a model, its lease, and the advice to the lease's holder."""
 
     address: str
     token: str
@@ -41,7 +41,7 @@ class Models(Protocol):
     """The models, as direct clients need them."""
 
     def hold(self, name: str) -> Awaitable[Lease]:
-        """Load the model if it must be, and return a lease that is no call."""
+        """Load the model if necessary, and return a lease that is not a call."""
         ...
 
     def draining(self, instance: Instance) -> str:
@@ -58,7 +58,7 @@ class Models(Protocol):
 
 
 class Resolutions:
-    """Gives out leases, ends them in time, and tells those who hold one by a stream what to do."""
+    """Grants leases, ends them when they expire, and sends advice to clients that hold one by a stream."""
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ class Resolutions:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listen to the models from now on."""
+        """Subscribe to changes of the models."""
         self._models = models
         self._clock = clock
         self._book = LeaseBook(limits, clock)
         self._timer: asyncio.TimerHandle | None = None
         self._news: dict[str, _News] = {}
-        """By lease: those who are told."""
+        """The state of each advice stream, by lease."""
         models.listen(lambda name, model: self._look())
 
     async def resolve(self, name: str, *, lease: str, duration: float | None) -> Resolution:
-        """Return where the model is, loading it if it must be; `lease` is one to renew, or empty.
+        """Return the model's address, loading it if necessary; `lease` is the lease to renew, or empty.
 
-        Raises what a load does, LeaseNotFoundError, TooManyLeasesError and InvalidRequestError.
+        Raises the errors of a load, LeaseNotFoundError, TooManyLeasesError and InvalidRequestError.
         """
         if lease:
             return self._resolution(self._timed(self._book.renew(name, lease, duration)))
@@ -90,15 +90,16 @@ class Resolutions:
         except BaseException:
             hold.release()
             raise
-        # Not at once: whoever ends an instance is in the middle of it.
+        # Not at once: this is called while the instance is still being ended.
         loop = asyncio.get_running_loop()
         hold.on_cut(lambda: loop.call_soon(self._book.forget, granted.key))
         return self._resolution(self._timed(granted))
 
     async def hold(self, name: str) -> AsyncGenerator[Resolution, None]:
-        """Yield where the model is, then each change of the advice, and let go when the reader does.
+        """Yield the model's address, then each change of the advice; release the lease when closed.
 
-        Ends when the lease is released by others; raises what a load does, and why the instance ended.
+        Ends when the lease is released elsewhere; raises the errors of a load, and the error that the
+        instance ended with.
         """
         self._book.check()
         hold = await self._models.hold(name)
@@ -119,18 +120,18 @@ class Resolutions:
                 if found.advice is not news.told:
                     news.told = found.advice
                     yield found
-                    continue  # it may have changed while the reader was busy
+                    continue  # the advice may have changed while the reader was busy
                 await news.changed.wait()
         finally:
             self._news.pop(lease.key, None)
             self._book.release(lease.key)
 
     def release(self, lease: str) -> None:
-        """End a lease, if it is one. Idempotent."""
+        """End a lease, if it exists. Idempotent."""
         self._book.release(lease)
 
     def close(self) -> None:
-        """End every lease: the instances are the loader's alone again."""
+        """End every lease, so that only the loader uses the instances."""
         if self._timer is not None:
             self._timer.cancel()
         self._book.close()
@@ -157,7 +158,7 @@ class Resolutions:
         return Advice.KEEP, ""
 
     def _look(self) -> None:
-        """Wake the streams that have something to tell."""
+        """Wake the streams whose advice has changed."""
         for lease in self._book.leases() if self._news else ():
             news = self._news.get(lease.key)
             if news is not None and self._advice(lease.instance)[0] is not news.told:
@@ -181,7 +182,7 @@ class Resolutions:
 
 
 class _News:
-    """What one stream was told last, and that there is more to tell."""
+    """The advice sent last on one stream, and whether there may be new advice."""
 
     __slots__ = ("changed", "ended", "told")
 

@@ -15,7 +15,7 @@ _LONGEST_FOLDER = 70
 """Bytes: leaves room for a socket's name below the system's 107."""
 
 _DRAWS = 100
-"""Ports to draw before one that another backend was promised is given out again."""
+"""Ports to try before one that was promised to another backend is given out again."""
 
 
 class BackendAddresses:
@@ -73,7 +73,7 @@ def socket_folder(state: Path) -> Iterator[Path]:
 
 
 def _temporary(state: Path) -> Path:
-    # The same one after each start, so that a killed loader leaves one folder and not a new one each time.
+    # The same folder at each start, so that killed loaders leave one folder and not one each.
     digest = hashlib.sha256(str(state.absolute()).encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"corral-{os.getuid()}-{digest}"
     with suppress(OSError):

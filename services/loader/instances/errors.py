@@ -36,9 +36,9 @@ _LACKS_MEMORY = re.compile(
     r"|outofmemory|memoryerror|insufficient memory|not enough memory",
     re.IGNORECASE,
 )
-"""How engines say it: CUDA and HIP, llama.cpp, PyTorch, C++, Python, the C library."""
+"""How engines report it: CUDA and HIP, llama.cpp, PyTorch, C++, Python, the C library."""
 
 
 def lacks_memory(text: str) -> bool:
-    """Whether an error is one for lack of memory, by its words."""
+    """Whether an error's text reports a lack of memory."""
     return _LACKS_MEMORY.search(text) is not None

@@ -1,4 +1,4 @@
-"""When is a starting backend ready? An event, not a poll every few seconds.
+"""Waits until a starting backend is ready: by events, not by a poll every few seconds.
 
 Three things race: the child announces itself on stdout (`ready <name> <address>`, as Corral's own do),
 its socket takes a connection (tried every 10 ms, for foreign ones), or it ends. Then one Health call,
@@ -25,7 +25,7 @@ from services.loader.processes.interface import BackendProcess, Exit
 from .instance import Connection
 
 CONNECT_STEP = 0.01
-"""Seconds between two tries to connect: 10 ms add nothing one would notice to any start."""
+"""Seconds between attempts to connect: 10 ms are not noticeable in any start."""
 SLOW_STEP = 0.1
 """The same after the first seconds, when 10 ms no longer matter, and between two Health calls."""
 _QUICK_SECONDS = 3.0
@@ -89,7 +89,7 @@ class Readiness:
             if not probe.done():
                 await asyncio.wait([probe])  # it closes its connection on the way out
             elif not (handed_over or probe.exception()):
-                await probe.result().close()  # the start was called off in this very moment
+                await probe.result().close()  # the start was cancelled at this very moment
 
     async def _probe(self, process: BackendProcess | None) -> Connection:
         await self._connectable()

@@ -1,4 +1,4 @@
-"""Telling a load that takes long from one that has stopped: the latter does nothing at all."""
+"""Distinguishes a slow load from a stalled one, in which the backend does nothing at all."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .instance import Instance
 T = TypeVar("T")
 
 LOOKS = 10
-"""How often to look within the time after which a load counts as stalled."""
+"""The number of checks within the time after which a load counts as stalled."""
 _LONGEST_STEP = 5.0
 
 
 class StalledError(Exception):
-    """Nothing moved for the whole time."""
+    """The backend did nothing for the whole time."""
 
 
 async def unless_stalled(

@@ -39,7 +39,7 @@ Connect = Callable[[str, str], Connection]
 
 @dataclass(frozen=True, slots=True)
 class StartLimits:
-    """The named waits of a start, in seconds, unless the model's configuration has its own."""
+    """The timeouts of a start, in seconds, unless the model's configuration sets them."""
 
     attempts: int
     interval: float
@@ -66,7 +66,7 @@ class BackendStarter:
         registry: ProcessRegistry,
         external_token: str = "",
     ) -> None:
-        """`environment` is what every backend gets; `registry` learns of each process."""
+        """`environment` is set for every backend; `registry` records each process."""
         self._launcher = launcher
         self._connect = connect
         self._limits = limits
@@ -121,7 +121,7 @@ class BackendStarter:
             self._record(instance, adoptable=instance.process.keep())
 
     async def leave(self, instance: Instance) -> bool:
-        """Let go of the instance for the next loader; False if it cannot do without this one."""
+        """Leave the instance for the next loader; False if it depends on this one."""
         if instance.process is None or not instance.process.leave():
             return False
         if instance.connection is not None:
@@ -129,7 +129,7 @@ class BackendStarter:
         return True
 
     async def stop(self, instance: Instance, *, graceful: bool) -> bool:
-        """End the process group, if there is one; True when nothing is left."""
+        """End the process group, if there is one; True when no process is left."""
         gone = instance.process is None or await instance.process.stop(graceful=graceful)
         if gone:
             self._registry.remove(instance.uid)

@@ -1,4 +1,4 @@
-"""What a model's configuration leaves open: from the model file, the settings, the hardware, or LocalAI.
+"""Defaults for options that a model's configuration leaves open: model file, settings, hardware, LocalAI.
 
 The order and the values are those of LocalAI's newest version: the configuration always wins; then come
 the loader's settings, the model file, and last the fixed defaults. Hardware only adds values that none
@@ -18,13 +18,13 @@ from services.loader.models.gguf import Header
 ALL_GPU_LAYERS: Final = 99_999_999
 BATCH: Final = 512
 CONTEXT: Final = 4096
-"""For a model whose file does not tell what it was trained for."""
+"""For a model whose file does not name the context it was trained for."""
 CONTEXT_STEPS: Final = (8192, 6144, 4096)
-"""The largest context that is taken by itself, and what it is lowered to where it does not fit."""
+"""The largest context chosen by default, and the steps it is lowered to if it does not fit."""
 FIT: Final = 1.2
 """How much larger the smallest GPU must be than what the model needs."""
 LARGEST_BATCH: Final = 8192
-"""A whole input in one batch: the working memory grows with it, so there is an end (ours, not LocalAI's)."""
+"""The cap on a batch for a whole input, as working memory grows with it (ours, not LocalAI's)."""
 LARGEST_BATCH_SMALL_GPU: Final = 2048
 SMALL_GPU: Final = 8 * 1024**3
 SLOTS: Final = ((32 * 1024**3, 8), (8 * 1024**3, 4), (4 * 1024**3, 2))
@@ -59,43 +59,43 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class OptionSettings:
-    """The loader's settings that fill what models leave open; 0 leaves it to the model."""
+    """The loader's settings for options that models leave open; 0 leaves the option to the model."""
 
     threads: int = 0
     context_size: int = 0
     f16: bool = False
     parallel: int = 0
     guessing: bool = True
-    """Whether model files are asked."""
+    """Whether defaults are read from model files."""
     hardware: bool = True
-    """Whether the machine is."""
+    """Whether defaults depend on the machine's GPUs."""
     xpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known beside the configuration."""
+    """The facts that defaults depend on in addition to the configuration."""
 
     settings: OptionSettings = field(default_factory=OptionSettings)
     header: Header | None = None
-    """Of a GGUF file that was asked."""
+    """The header of the model's GGUF file, if it was read."""
     gpus: Mapping[str, int] = field(default_factory=dict)
     """Bytes by name."""
 
     @property
     def smallest_gpu(self) -> int:
-        """Its bytes; 0 without any."""
+        """The bytes of the smallest GPU; 0 without a GPU."""
         return min(self.gpus.values(), default=0)
 
 
 def is_llama(backend: str) -> bool:
-    """Whether a backend of that name is one of llama.cpp's family; an alias of it, or a build, is one."""
+    """Whether the named backend belongs to llama.cpp's family, including aliases and builds."""
     lowered = backend.lower().replace("_", "-")
     return "llama-cpp" in lowered or lowered in ("", "llama", "go-llama", "ik-llama", "turboquant")
 
 
 def context_size(config: ModelConfig, facts: Facts, needs: Callable[[int], int]) -> Value:
-    """Return the context; `needs` tells the bytes that the model needs with a context of so many tokens."""
+    """Return the context size; `needs` returns the model's memory in bytes for a context in tokens."""
     wanted, header = config.context_size, facts.header
     trained = header.trained_context if header else 0
     if wanted is not None and wanted >= 0:
@@ -120,7 +120,7 @@ def context_size(config: ModelConfig, facts: Facts, needs: Callable[[int], int])
 
 
 def batch(config: ModelConfig, facts: Facts, context: int) -> Value:
-    """Return the batch: where whole inputs go through at once, it is as large as the context."""
+    """Return the batch size: the context size if the model processes whole inputs at once."""
     if config.parameters.batch:
         return Value(config.parameters.batch, Source.CONFIG, path=("parameters", "batch"))
     usecases = {usecase.lower() for usecase in config.known_usecases}
@@ -138,7 +138,7 @@ def batch(config: ModelConfig, facts: Facts, context: int) -> Value:
 
 
 def options(config: ModelConfig, backend: str, facts: Facts) -> Value:
-    """Return the lines `name:value`: the configuration's, and those that are added to them."""
+    """Return the `name:value` lines of the configuration, and those added by default."""
     added: list[tuple[str, Source, str]] = []
 
     def add(line: str, source: Source, why: str, *names: str) -> None:
@@ -188,7 +188,7 @@ def options(config: ModelConfig, backend: str, facts: Facts) -> Value:
 
 
 def engine_args(config: ModelConfig, backend: str) -> Value:
-    """Return the arguments for the backend's engine: vLLM's get what makes prompts cheaper."""
+    """Return the arguments for the backend's engine; vLLM gets those that make prompts cheaper."""
     arguments = dict(config.engine_args)
     added = []
     if backend.lower().split("-")[-1] == "vllm":

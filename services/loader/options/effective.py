@@ -1,7 +1,7 @@
-"""What a backend is told at LoadModel, field by field, and where each value comes from.
+"""The fields of LoadModel's request to a backend, and where each value comes from.
 
 The fields are those of `backend.ModelOptions`, the mapping is LocalAI's.
-Pure: the model file was read before.
+Pure: the model file has already been read.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ _AS_WRITTEN: Final[Mapping[str, str]] = {
     "AudioPath": "tts.audio_path",
     "Overrides": "overrides",
 }
-"""Fields that are sent as they stand in the configuration."""
+"""Fields that are sent as written in the configuration."""
 
 
 def effective_values(
@@ -87,8 +87,8 @@ def effective_values(
 ) -> dict[str, Value]:
     """Return the value of each field of LoadModel's request for a backend.
 
-    The same arguments give the same values, the seed of a model that asks for a random one among them: it
-    changes with the revision and with each start of the loader.
+    The same arguments give the same values. This includes the seed of a model that asks for a random
+    one, which changes with the revision and with each start of the loader.
     """
     values = {field: _written(config, path) for field, path in _AS_WRITTEN.items()}
     values |= _files(config, models_path)
@@ -132,7 +132,7 @@ def sent(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def usage_of(values: Mapping[str, Value]) -> Usage:
-    """Return what of these values decides about memory."""
+    """Return the values that determine memory use."""
     size = values.get("ContextSize")
     return Usage(
         context_size=size.value if size else 0,
@@ -146,7 +146,7 @@ def usage_of(values: Mapping[str, Value]) -> Usage:
 
 
 def _written(config: ModelConfig, path: str) -> Value:
-    """Return what stands at a path of the configuration, or the default there."""
+    """Return the value at a path of the configuration, or its default."""
     value = attrgetter(path)(config)
     return Value(value, Source.CONFIG, path=_steps(path)) if _stands(config, path) else Value(value)
 
@@ -165,14 +165,14 @@ def _steps(path: str) -> tuple[str, ...]:
 
 
 def _or(value: Any, path: str, otherwise: Value) -> Value:
-    """Return what the configuration says, if it says anything."""
+    """Return the configured value, or `otherwise` if it is empty."""
     if value is None or value in ("", []):
         return otherwise
     return Value(value, Source.CONFIG, path=_steps(path))
 
 
 def _first(config: ModelConfig, *paths: str) -> Value:
-    """Return what the first path says that is true, else the first that stands there."""
+    """Return the first true value among the paths, otherwise the first configured one."""
     found = [_written(config, path) for path in paths]
     true = (value for value in found if value.value)
     stands = (value for value in found if value.source is Source.CONFIG)
@@ -210,7 +210,7 @@ def _usecases(config: ModelConfig) -> dict[str, Value]:
     return values
 
 
-# Drawn once: whoever asks what will be sent sees the seed that is sent.
+# Drawn once, so that a preview of the options shows the seed that will be sent.
 _OWN: Final = random.SystemRandom().random()
 
 
@@ -221,7 +221,7 @@ def _seed(config: ModelConfig, revision: str) -> Value:
         drawn = random.Random(f"{_OWN}/{config.name}/{revision}").randint(0, _LARGEST_SEED)
         return Value(drawn, Source.DEFAULT, "drawn at random")
     if wanted > _LARGEST_SEED:
-        # Programs draw seeds of 64 bits; the wire has 31. The same one still gives the same.
+        # Programs draw 64-bit seeds; the wire has 31 bits. Equal seeds still give equal results.
         return Value(wanted & _LARGEST_SEED, Source.CONFIG, "cut to 31 bits", path)
     return Value(wanted, Source.CONFIG, path=path)
 

@@ -22,7 +22,7 @@ from .effective import effective_values, sent, usage_of
 _log = get_logger(__name__)
 
 _KEPT = 1024
-"""Headers to keep: they are small, and one is needed at each look at its model."""
+"""Headers to cache: they are small, and every query for a model's options needs its header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True)
 class LoaderDefaults:
-    """The loader's settings that fill what models leave open: fixed ones, and those that change."""
+    """The loader's settings for options that models leave open: fixed ones and changeable ones."""
 
     at_start: OptionSettings
     live: LiveSettings
@@ -47,7 +47,7 @@ class LoaderDefaults:
 
 
 class OptionMaker:
-    """Computes what a backend is sent at LoadModel, and the memory that this needs.
+    """Computes the options sent to a backend at LoadModel, and the memory that they need.
 
     Reads the header of a GGUF file the first time it is needed: blocking, and safe to call from several
     threads.
@@ -59,14 +59,14 @@ class OptionMaker:
         settings: Callable[[], OptionSettings] = OptionSettings,
         gpus: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """`settings` and `gpus` (total bytes by name, `gpu0` and so on) are asked each time."""
+        """`settings` and `gpus` (total bytes by name, such as `gpu0`) are called for each computation."""
         self._models_path = models_path
         self._settings = settings
         self._gpus = gpus
         self._headers: dict[str, _Kept] = {}
 
     def values(self, entry: ModelEntry, backend: str) -> dict[str, Value]:
-        """Return the value of each of its fields, and where it comes from."""
+        """Return the value of each field of LoadModel's request, and where it comes from."""
         settings = self._settings()
         asked = settings.guessing and is_llama(backend)
         facts = Facts(settings, self.header(entry) if asked else None, self._gpus())
@@ -78,7 +78,7 @@ class OptionMaker:
         return sent(self.values(entry, backend))
 
     def predict(self, entry: ModelEntry, backend: Backend) -> Reservation:
-        """Return the memory that the model will need under that backend, and the options behind it."""
+        """Return the memory that the model will need with that backend, and the options used."""
         values = self.values(entry, backend.name)
         header, gpus = self.header(entry), self._gpus()
         found = estimate(entry.config, self._models_path, header, usage_of(values), gpus)

@@ -1,4 +1,4 @@
-"""Between the loader's own types and the messages on the wire."""
+"""Converts between the loader's types and the messages on the wire."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def log_news(news: LogNews) -> pb.StreamLogsResponse:
 
 
 def log_query(message: pb.StreamLogsRequest) -> LogQuery:
-    """Return which lines are wanted; raises InvalidRequestError for what makes no sense."""
+    """Return the query for log lines; raises InvalidRequestError if it is invalid."""
     for number in message.streams:
         if number not in _STREAM_NUMBERS:
             raise InvalidRequestError.of("streams", f"{number} is not a stream of a log")

@@ -1,4 +1,4 @@
-"""Between the scheduler's own types and the messages on the wire: plans, capacity, settings."""
+"""Converts between the scheduler's types and the messages on the wire: plans, capacity, settings."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def device(item: Device, reserved: int, budget: int) -> pb.Device:
 
 
 def waiting(place: int, request: RoomRequest) -> pb.Waiting:
-    """Return the message for a model that waits."""
+    """Return the message for a waiting model."""
     return pb.Waiting(
         model=resource_name(MODELS, request.name),
         position=place,

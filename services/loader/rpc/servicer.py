@@ -51,10 +51,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         drain_timeout: float,
         drained: Callable[[], None],
     ) -> None:
-        """Take the domain objects, and the event that ends the streams which nothing else ends.
-
-        `drained` is called when a drain begins.
-        """
+        """`stopping` ends the streams that nothing else ends; `drained` is called when a drain begins."""
         self._loader = loader
         self._views = views
         self._forecast = forecast
@@ -94,7 +91,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
         try:
             load = self._forecast.next_load(name)
         except CorralError:
-            return []  # the model itself says why
+            return []  # the model's own state has the reason
         values = self._options.values(load.entry, load.backend)
         return effective_options(values, load.entry.config_file, load.lines)
 
@@ -211,7 +208,7 @@ class LoaderServicer(loader_pb2_grpc.LoaderServiceServicer):
     async def GetCapacity(
         self, request: pb.GetCapacityRequest, context: Any
     ) -> pb.GetCapacityResponse:
-        """Return what there is to give."""
+        """Return the capacity of the loader."""
         capacity = self._forecast.capacity()
         return pb.GetCapacityResponse(
             devices=[

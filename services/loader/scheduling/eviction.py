@@ -1,8 +1,8 @@
-"""Which models have to go so that another one fits: a pure function of what is there. No clock, no I/O.
+"""Plans which models to evict so that another one fits: a pure function, without clock or I/O.
 
-A plan never evicts for nothing: victims are named only if the newcomer fits once they are gone, and
-none of them is superfluous. What is starting, loading, busy or pinned is not a victim; what is already
-on its way out is counted on before anybody else has to go.
+A plan never evicts for nothing: it names victims only if the newcomer fits once they are gone, and none
+of them is superfluous. Models that are starting, loading, busy or pinned are not victims; memory of models
+that are already being unloaded is used before others are evicted.
 """
 
 from __future__ import annotations
@@ -14,48 +14,48 @@ from enum import Enum, auto
 from services.common.human_size import size_in_words
 
 SMALL = 256 * 1024**2
-"""Bytes: models below it are no more worth evicting for their size than one another."""
+"""Bytes: smaller models count as this large in `worth_evicting`."""
 
 QUICK = 1.0
-"""Seconds: loads below it are no reason to keep a model; their differences are mostly chance."""
+"""Seconds: shorter loads are no reason to keep a model; their differences are mostly chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Occupant:
-    """A model that has room, or is on its way in or out. Times are seconds."""
+    """A model that holds memory: ready, starting or being unloaded. Times are seconds."""
 
     name: str
     settled: bool = True
-    """It is ready; neither on its way in nor out."""
+    """It is ready: neither starting nor being unloaded."""
     leaving: bool = False
     busy: bool = False
     """Calls hold it or wait for it."""
     pinned: bool = False
     counts: bool = True
-    """It takes one of the places for active models; what runs elsewhere does not."""
+    """It counts towards the limit on active models; external backends do not."""
     groups: frozenset[str] = frozenset()
     memory: Mapping[str, int] = field(default_factory=dict)
     """Bytes by device: reserved, or measured."""
     idle: float = 0.0
-    """Since its last call ended, or since it was ready."""
+    """Since its last call ended, or since it became ready."""
     residence: float = 0.0
-    """Since it was ready."""
+    """Since it became ready."""
     load_seconds: float = 0.0
-    """What it cost to load it."""
+    """How long its load took."""
     came_back: bool = False
-    """It was evicted, and had to be loaded again soon."""
+    """It was evicted, and had to be loaded again soon afterwards."""
     in_demand: bool = False
-    """Its last call ended only a moment ago, so the next one is likely on its way."""
+    """Its last call ended only a moment ago, so another is likely to follow."""
 
     @property
     def size(self) -> int:
-        """All its memory."""
+        """Its memory on all devices, in bytes."""
         return sum(self.memory.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Newcomer:
-    """A model that needs room."""
+    """A model that needs memory and a slot."""
 
     name: str
     counts: bool = True
@@ -67,31 +67,31 @@ class Newcomer:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be there at once."""
+    """The limits and the policy for evictions."""
 
     active: int = 0
     """Models; 0 means no limit."""
     evict_busy: bool = False
-    """Models in use may be evicted, and their calls cut, where idle ones are not enough."""
+    """Models in use may be evicted, and their calls cut, if evicting idle ones is not enough."""
     largest_first: bool = False
     starvation_bound: float = 10.0
-    """Seconds after which a newcomer no longer has to be considerate of models in demand."""
+    """Seconds after which models in demand are no longer spared for a waiting newcomer."""
 
 
 class EvictionMode(Enum):
-    """How a victim goes."""
+    """How a victim is evicted."""
 
     IDLE = auto()
-    """Nobody uses it."""
+    """No call uses it."""
     DRAIN = auto()
-    """Its running calls end first, and new ones have to wait."""
+    """Its running calls end first, and new ones wait."""
     FORCE = auto()
     """Its calls are cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A model that has to go."""
+    """A model to evict."""
 
     name: str
     way: EvictionMode
@@ -102,7 +102,7 @@ class Victim:
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A model that stands in the way and stays for now."""
+    """A model whose memory or slot is needed, but which cannot be evicted now."""
 
     name: str
     why: str
@@ -111,39 +111,39 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What has to happen before a newcomer fits."""
+    """The evictions that make a newcomer fit, or the models that prevent it."""
 
     fits: bool = False
-    """Now, as things are."""
+    """It fits now, without evictions."""
     victims: tuple[Victim, ...] = ()
-    """Once they are gone, it fits."""
+    """Models to evict: once they are gone, it fits."""
     pending: tuple[str, ...] = ()
-    """Those on their way out whose room it needs."""
+    """Models being unloaded whose memory it needs."""
     blockers: tuple[Blocker, ...] = ()
     possible: bool = True
-    """It can fit at all, if those that stay for now go by themselves."""
+    """It can fit at all, once the models that cannot be evicted now are gone."""
     lacking: str = ""
-    """What there is too little of, for people."""
+    """The resources that are short, for people."""
 
     @property
     def blocked(self) -> bool:
-        """Whether nothing can be done for it, and nothing that happens already is enough."""
+        """Whether no eviction helps, and the unloads in progress are not enough."""
         return not self.fits and not self.victims and (bool(self.blockers) or not self.pending)
 
 
 class BlockedRequests:
-    """Newcomers whose plans are blocked: whoever needs as much as one of them is blocked by the same."""
+    """Newcomers whose plans are blocked: any newcomer with at least the same needs is blocked too."""
 
     def __init__(self) -> None:
-        """Begin with none. All that are added and asked about are planned for with the same occupants, or more."""
+        """Valid as long as no occupant leaves between the calls of `add` and `covers`."""
         self._needs: dict[tuple[bool, frozenset[str], bool], list[Mapping[str, int]]] = {}
 
     def add(self, newcomer: Newcomer, starvation_bound: float) -> None:
-        """Take note of one whose plan is blocked."""
+        """Add a newcomer whose plan is blocked."""
         self._needs.setdefault(_kind(newcomer, starvation_bound), []).append(newcomer.memory)
 
     def covers(self, newcomer: Newcomer, starvation_bound: float) -> bool:
-        """Whether one of the same kind, with a need no larger on any device, is among them."""
+        """Whether a blocked newcomer of the same kind needs no more memory on any device."""
         return any(
             all(newcomer.memory.get(device, -1) >= size for device, size in lesser.items())
             for lesser in self._needs.get(_kind(newcomer, starvation_bound), ())
@@ -157,7 +157,7 @@ def _kind(newcomer: Newcomer, starvation_bound: float) -> tuple[bool, frozenset[
 def plan(
     newcomer: Newcomer, occupants: Iterable[Occupant], limits: Limits, free: Mapping[str, int]
 ) -> Plan:
-    """Return how to make room. `free` is what may be given out now, in bytes by device."""
+    """Return the plan for a newcomer. `free`: bytes by device that may be reserved now."""
     others = [occupant for occupant in occupants if occupant.name != newcomer.name]
     need = _Need(newcomer, others, limits, free)
     if need.met_without(()):
@@ -201,12 +201,12 @@ def plan(
 
 
 def _protected(occupant: Occupant, limits: Limits) -> bool:
-    """Whether it was loaded so short a time ago that evicting it now would be thrashing.
+    """Whether the model was loaded so recently that evicting it now would be thrashing.
 
-    When models push each other out again and again, each serves at least as long as its load took,
-    as long as calls for it keep coming; so about half of the time goes into loading. Nobody waits
-    longer for that than the starvation bound. A model that was not evicted before is not protected:
-    without contention nobody has to wait.
+    When models evict each other repeatedly, each one serves for at least as long as its load took while
+    calls for it keep coming, so about half of the time goes into loading. No newcomer waits longer for
+    that than the starvation bound. A model that was not evicted before is not protected: without
+    contention no newcomer has to wait.
     """
     enough = min(occupant.load_seconds, limits.starvation_bound)
     wanted = occupant.busy or occupant.in_demand
@@ -214,7 +214,7 @@ def _protected(occupant: Occupant, limits: Limits) -> bool:
 
 
 class _Need:
-    """What a newcomer needs, against what would be there without some of the others."""
+    """Compares a newcomer's needs with the resources free without some of the other models."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class _Need:
         return not any(short > 0 for short in self._bytes_short(away).values())
 
     def minds(self, occupants: Iterable[Occupant]) -> list[Occupant]:
-        """Return those without which the newcomer would be nearer to its room."""
+        """Return the occupants that hold resources which the newcomer lacks."""
         places_short = self._places_short(self._others) > 0
         devices = {device for device, short in self._bytes_short(set()).items() if short > 0}
         return [
@@ -251,7 +251,7 @@ class _Need:
         ]
 
     def helps(self, occupant: Occupant, gone: Iterable[Occupant]) -> bool:
-        """Whether it is still of use to evict this one, when those others go."""
+        """Whether evicting this occupant still helps when the others in `gone` are gone."""
         away = {other.name for other in gone}
         there = [other for other in self._others if other.name not in away]
         if self.conflicts(occupant):
@@ -262,7 +262,7 @@ class _Need:
         return any(short.get(device, 0) > 0 and size for device, size in occupant.memory.items())
 
     def lacking(self) -> str:
-        """Say what there is too little of."""
+        """Return the resources that are short, for people."""
         parts = []
         groups = sorted(
             {
@@ -308,22 +308,22 @@ def _choose(
     pools: Sequence[tuple[EvictionMode, list[Occupant]]],
     limits: Limits,
 ) -> list[tuple[Occupant, EvictionMode]]:
-    """Return the fewest worth evicting so that the need is met; empty if it cannot be."""
+    """Return the models to evict, none of them superfluous; empty if the need cannot be met."""
     chosen: list[tuple[Occupant, EvictionMode]] = []
 
     def gone(without: Occupant | None = None) -> list[Occupant]:
         return leaving + [occupant for occupant, _ in chosen if occupant is not without]
 
-    # Those who wait are asked again and again, and most of them for nothing.
+    # Waiting newcomers are planned for repeatedly, mostly without a result, so check first.
     if not need.met_without([*leaving, *(occupant for _, pool in pools for occupant in pool)]):
         return []
     for way, pool in pools:
         for occupant in sorted(pool, key=_order(limits)):
             if not need.met_without(gone()) and need.helps(occupant, gone()):
-                chosen.append((occupant, way))  # noqa: PERF401 - each changes what the next one is asked
+                chosen.append((occupant, way))  # noqa: PERF401 - each choice affects the next check
     if not need.met_without(gone()):
         return []
-    # A large one that came later in the order may have made earlier ones unnecessary.
+    # A large model chosen later may have made earlier choices unnecessary.
     for occupant, way in reversed(list(chosen)):
         if need.met_without(gone(occupant)):
             chosen.remove((occupant, way))
@@ -337,13 +337,13 @@ def _order(limits: Limits) -> Callable[[Occupant], tuple[float, float, str]]:
 
 
 def worth_evicting(occupant: Occupant) -> float:
-    """Return idle time x size / cost of loading: among equals, the least recently used goes first."""
+    """Return idle time x size / load time: among equals, the least recently used is evicted first."""
     size = max(occupant.size, SMALL) / SMALL
     return occupant.idle * size / max(occupant.load_seconds, QUICK)
 
 
 def first_to_go(occupants: Iterable[Occupant], limits: Limits, device: str = "") -> Occupant | None:
-    """Return the idle model that is the least worth keeping, of those with memory on the device."""
+    """Return the model least worth keeping with memory on the device, idle ones first."""
     idle = [
         occupant
         for occupant in occupants

@@ -1,4 +1,4 @@
-"""The memory that models have and need: predicted before a load, measured after it, remembered for the next."""
+"""The memory of models: predicted before a load, measured after it, remembered for the next."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from .eviction import Occupant
 _log = get_logger(__name__)
 
 MORE = 1.5
-"""By what an estimate grows after a load that ended for lack of memory: enough not to need a third try often."""
+"""Factor on an estimate after a load that lacked memory: large enough to rarely need a third try."""
 
 MOST = 0.9
-"""The part of what a device has for all models beyond which no such estimate is kept."""
+"""The largest raised estimate to keep, as a fraction of the device's memory for all models."""
 
 _LOOK = 0.2
-"""Seconds for which a reading of the devices is good while several decisions are made at once."""
+"""Seconds for which a reading of the devices is reused by decisions made together."""
 
 
 class Measure(Protocol):
-    """Measures backends."""
+    """Measures the memory of backends."""
 
     def measure(self, group: int, uid: str) -> dict[str, int]:
-        """Return bytes by device for a process group and its instance; empty if nothing is left. Blocking."""
+        """Return bytes by device for a process group and its instance; empty if none is left. Blocking."""
         ...
 
 
 Predict = Callable[[ModelEntry, Backend], Reservation]
-"""Estimates what a model needs from its files and settings, unless its configuration says it. Blocking."""
+"""Estimates a model's memory from its files and settings, unless it is configured. Blocking."""
 
 
 class Ledger:
-    """Predicts, measures and remembers what models need, and tells what is free."""
+    """Predicts, measures and remembers the memory of models, and computes how much is free."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Ledger:
         footprints: Footprints,
         release_timeout: float,
     ) -> None:
-        """`release_timeout`: seconds that the memory of an ended backend may take to be free."""
+        """`release_timeout`: seconds that freeing the memory of an ended backend may take."""
         self._devices = devices
         self._predict = predict
         self._measure = measure
@@ -66,10 +66,10 @@ class Ledger:
         self._release_timeout = release_timeout
         self._reading: tuple[float, tuple[Device, ...]] = (0.0, ())
         self._most: dict[str, int] = {}
-        """What a guess that is kept may come to, in bytes by device."""
+        """The largest raised estimate to keep, in bytes by device."""
 
     def devices(self) -> tuple[Device, ...]:
-        """Return the devices as they are now, or were a moment ago."""
+        """Return the devices, read now or at most 0.2 s ago."""
         at, devices = self._reading
         if not devices or time.monotonic() - at > _LOOK:
             devices = self._devices.read()
@@ -77,7 +77,7 @@ class Ledger:
         return devices
 
     def reserve(self, entry: ModelEntry, backend: Backend, *, more: bool) -> Reservation:
-        """Return what to reserve for a model; with `more`, after a load that lacked memory. Blocking."""
+        """Return the reservation for a model; `more`: its last load lacked memory. Blocking."""
         predicted = self._predict(entry, backend)
         if backend.external:
             return Reservation(options=predicted.options, backend=predicted.backend)
@@ -90,7 +90,7 @@ class Ledger:
         if not more:
             return predicted
         raised = {device: int(size * MORE) for device, size in predicted.memory.items()}
-        # A guess that could never be met would keep the model out for ever.
+        # An estimate that can never be met would prevent the model from loading forever.
         kept = {
             device: max(predicted.memory[device], min(size, self._most.get(device, size)))
             for device, size in raised.items()
@@ -99,13 +99,13 @@ class Ledger:
         return replace(predicted, memory=raised, basis=Basis.LEARNED)
 
     def free(self, occupants: Iterable[Occupant], settings: Tunables) -> dict[str, int]:
-        """Return what may be given out beside the occupants, in bytes by device; no entry means no limit."""
+        """Return the bytes by device that are free alongside the occupants; no entry means no limit."""
         found = {}
         occupants = list(occupants)
         for device in self.devices():
             reserved = sum(each.memory.get(device.name, 0) for each in occupants)
             budget = budget_of(device, settings)
-            # What is only on its way in is not missing from the device yet.
+            # Models that are starting have not yet taken their memory from the device.
             coming = sum(
                 each.memory.get(device.name, 0)
                 for each in occupants
@@ -122,7 +122,7 @@ class Ledger:
         return found
 
     def rooms(self, occupants: Iterable[Occupant], settings: Tunables) -> tuple[DeviceUsage, ...]:
-        """Return each device with what the occupants have of it."""
+        """Return each device with the memory that the occupants reserve on it."""
         occupants = list(occupants)
         return tuple(
             DeviceUsage(
@@ -134,7 +134,7 @@ class Ledger:
         )
 
     async def take_measure(self, instance: Instance) -> bool:
-        """Measure a loaded instance and remember it; whether there was anything to measure."""
+        """Measure and remember the memory of a loaded instance; False if it could not be measured."""
         if instance.process is None:
             return False
         measured = await asyncio.to_thread(
@@ -145,18 +145,18 @@ class Ledger:
         key = _key(instance.entry, instance.backend)
         known = {} if not instance.memory else self._footprints.get(key) or {}
         instance.set_memory(measured)
-        # What it has between calls is not all that it ever needed: a figure comes down once a load at most.
+        # Memory use between calls is below the peak, so a remembered value is lowered once per load at most.
         more = {device: size for device, size in measured.items() if size > known.get(device, -1)}
         self._footprints.learn(key, more)
         return True
 
     async def released(self, instance: Instance) -> None:
-        """Return when nothing is left of the memory of an instance whose processes are gone.
+        """Return when the memory of an instance whose processes are gone is free.
 
-        A GPU's driver may need a moment; a load that began in it would fail.
+        A GPU's driver may need a moment; a load that began before then would fail.
         """
         if instance.process is None or not (instance.memory.keys() - {RAM}):
-            return  # main memory is back when the processes are gone
+            return  # main memory is free when the processes are gone
         pid = instance.process.pid
 
         async def free() -> bool:
@@ -169,7 +169,7 @@ class Ledger:
 
 
 def budget_of(device: Device, settings: Tunables) -> int:
-    """Return what models may have of a device together; 0 means no limit but its own."""
+    """Return the bytes that all models may use on a device; 0 means all of its memory."""
     text = settings.ram_budget if device.name == RAM else settings.vram_budget
     budget = parse_budget(text, "ram_budget" if device.name == RAM else "vram_budget")
     return 0 if budget == WHOLE else budget.of(device.total)

@@ -1,4 +1,4 @@
-"""The room that a model takes, as the scheduler and the watchdogs see it."""
+"""A loaded model as the scheduler and the watchdogs see it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from services.loader.models.catalog import ModelEntry
 from .eviction import Occupant
 
 _MOMENT = 1.0
-"""Seconds after a call in which the next one is likely on its way."""
+"""Seconds after a call within which another is likely."""
 
 _THRASHING = 60.0
-"""Seconds: a model that was evicted and is wanted again within them was evicted too early."""
+"""Seconds: a model that is needed again this soon after its eviction was evicted too early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def occupant(
     counts: bool,
     last_unload: LastUnload | None,
 ) -> Occupant:
-    """Return what there is to know of a model that has room; `wanted` says that somebody waits for it."""
+    """Return the scheduler's view of a model that holds memory; `wanted`: calls or loads wait for it."""
     now = time.monotonic()
     ready = instance is not None and instance.ready_since > 0
     idle = now - instance.calls.idle_since if instance and ready else 0.0

@@ -1,8 +1,8 @@
-"""Who may load, and who has to go for it. One queue for all models; every decision is a pure plan.
+"""Decides which model may load and which are evicted for it: one queue, every decision a pure plan.
 
-A model asks before each start. It is granted room at once if it fits, when those that have to go for it
-are gone, or when others leave by themselves; it is refused when that cannot happen, or not in time. Whoever
-was granted counts with its whole reservation from that moment on, so two loads never share the same room.
+A model asks before each start. Its request is granted at once if it fits, otherwise when its victims or
+other models are gone; it is refused when that cannot happen, or not in time. A granted model counts with
+its whole reservation from that moment on, so two loads never share the same memory.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from .eviction import BlockedRequests, EvictionMode, Limits, Newcomer, Occupant,
 _log = get_logger(__name__)
 
 STEP = 0.1
-"""Seconds between two looks while somebody waits: what changes by time alone sends no event."""
+"""Seconds between scheduling passes while models wait: changes by time alone send no event."""
 
 SHARE = 20
-"""Those looks take no more than this part of the time, however many wait."""
+"""Those passes take at most 1/SHARE of the time, however many models wait."""
 
 EXACT = 32
-"""Waiting models that each of those looks plans for though a lesser one was just found not to fit: what keeps
-them, in words, is seen in turn."""
+"""Waiting models that each of those passes plans for although a smaller one does not fit: their wait
+reasons are updated in turn."""
 
 CLAIMS = 16
-"""Models that starve, beyond which nobody behind them is looked at: each makes a look longer."""
+"""At most this many starving models are considered before the rest of the queue is skipped: each
+adds to the cost of a scheduling pass."""
 
 TELL = 1.0
-"""Seconds between two changes that others are told of: the figures in the text never stand still."""
+"""The least seconds between two published wait reasons: the figures in them change all the time."""
 
 
 class Tenant(Protocol):
@@ -50,12 +51,12 @@ class Tenant(Protocol):
         ...
 
     def occupancy(self) -> Occupant | None:
-        """Return the room it has; None if it has none."""
+        """Return its memory and slot; None if it holds none."""
         ...
 
     @property
     def loading(self) -> bool:
-        """Whether it is on its way in, past the queue."""
+        """Whether it is starting or loading, after its request was granted."""
         ...
 
     def evict(self, reason: StopReason, *, force: bool) -> None:
@@ -65,7 +66,7 @@ class Tenant(Protocol):
 
 @dataclass(slots=True, eq=False)
 class RoomRequest:
-    """A model that asks for room."""
+    """A model's request for memory and a slot."""
 
     name: str
     memory: Mapping[str, int]
@@ -79,37 +80,37 @@ class RoomRequest:
     waits_for: str = ""
     """What it waits for, for people."""
     told: str = ""
-    """What others were told of that last, and when."""
+    """The wait reason published last; `told_at` is when."""
     told_at: float = -math.inf
 
     planned: float = -math.inf
-    """When it was planned for last; by the monotonic clock."""
+    """When the request was last planned for, by the monotonic clock."""
 
     _paused: float | None = None
 
     def pause(self, now: float, *, paused: bool) -> None:
-        """Stop or start the clock of its patience.
+        """Stop or restart the clock for the request's waiting time.
 
-        Time without a slot, or behind a model that is just being loaded, is no time in which anybody
-        could have made room: else whoever comes up would be drained by the next one at once.
+        Time without a slot, or behind a model that is being loaded, does not count, as no eviction could
+        have helped then: otherwise a model would be drained for the next one as soon as it is ready.
         """
         if self._paused is not None:
             self.asked += now - self._paused
         self._paused = now if paused else None
 
     def newcomer(self, now: float) -> Newcomer:
-        """Return it as the plan sees it."""
+        """Return the request as the input of a plan."""
         return Newcomer(self.name, self.counts, self.groups, self.memory, now - self.asked)
 
     def claim(self) -> Occupant:
-        """Return it as those see it that may not overtake it: as if it had its room."""
+        """Return the request as an occupant, for requests behind it, which may not overtake it."""
         return Occupant(
             self.name, settled=False, counts=self.counts, groups=self.groups, memory=self.memory
         )
 
 
 class Scheduler:
-    """The queue for room, and the evictions that it causes."""
+    """The queue of room requests, and the evictions that they cause."""
 
     def __init__(
         self,
@@ -118,9 +119,9 @@ class Scheduler:
         free: Callable[[Iterable[Occupant], Tunables], Mapping[str, int]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`free` returns the bytes by device that are left by the occupants."""
+        """`free` returns the bytes by device that are free alongside the occupants."""
         self._tenants: dict[str, Tenant] = {}
-        """Models that have room, by name."""
+        """Models that hold memory, by name."""
         self._listeners: list[Callable[[str], None]] = []
         self._settings = settings
         self._free = free
@@ -136,26 +137,26 @@ class Scheduler:
         self._listeners.append(listener)
 
     def add(self, tenant: Tenant) -> None:
-        """Count a model among those that have room, from when it was granted until it is gone."""
+        """Add a model whose request was granted; it stays until `remove`."""
         self._tenants[tenant.name] = tenant
 
     def remove(self, name: str) -> None:
-        """Forget a model that has no room any more."""
+        """Remove a model that no longer holds memory."""
         self._tenants.pop(name, None)
 
     def occupants(self) -> list[Occupant]:
-        """Return the models that have room, as they are now."""
+        """Return the current state of the models that hold memory."""
         found = (tenant.occupancy() for tenant in self._tenants.values())
         return [occupant for occupant in found if occupant is not None]
 
     @property
     def queue(self) -> tuple[RoomRequest, ...]:
-        """Those who wait, in their order."""
+        """The waiting requests, in order."""
         return tuple(self._queue)
 
     @property
     def in_demand(self) -> bool:
-        """Whether anybody waits."""
+        """Whether any request waits."""
         return bool(self._queue)
 
     def position(self, name: str) -> int:
@@ -169,17 +170,17 @@ class Scheduler:
         return next((request.waits_for for request in self._queue if request.name == name), "")
 
     def ask(self, request: RoomRequest) -> None:
-        """Queue a request; it is granted or refused by its callbacks, perhaps before this returns."""
+        """Queue a request; its callback `granted` or `refused` is called, perhaps before this returns."""
         self._queue.append(request)
         self.wake()
 
     def withdraw(self, name: str) -> None:
-        """Forget the request of a model."""
+        """Remove the request of a model."""
         self._queue = [request for request in self._queue if request.name != name]
         self.wake()
 
     def wake(self) -> None:
-        """Look again: something changed."""
+        """Run a scheduling pass: something changed."""
         self._look(frozenset())
 
     def _look_round(self) -> None:
@@ -194,7 +195,7 @@ class Scheduler:
         self._deciding = True
         began = time.perf_counter()
         try:
-            # Each decision changes what the next one starts from, and there are no more than this many.
+            # Each decision affects the next one; their number is bounded by the models and requests.
             while self._decide(exact):
                 pass
         finally:
@@ -207,7 +208,7 @@ class Scheduler:
             self._timer = asyncio.get_running_loop().call_later(delay, self._look_round)
 
     def plan(self, request: RoomRequest) -> Plan:
-        """Return what would happen for a request now, without doing it."""
+        """Return the plan for a request now, without carrying it out."""
         occupants = self.occupants()
         settings = self._settings.now
         free = self._free(occupants, settings)
@@ -216,15 +217,16 @@ class Scheduler:
     # Decisions
 
     def _decide(self, exact: Collection[str]) -> bool:
-        """Do the next thing there is to do; False if there is nothing.
+        """Carry out the next decision; False if there is none.
 
-        Those who need as much as one that does not fit are passed over, but for `exact` and newcomers.
+        Requests that need at least as much as one that does not fit are skipped, except for new ones and
+        those of the models in `exact`.
         """
         self._again = False
         settings = self._settings.now
         crowded = 0 < settings.active_limit < len(self._tenants)
         if not self._queue and not crowded:
-            return False  # most wakes: nothing waits, and nobody has to be asked
+            return False  # most wakes: no request waits, so no occupancy has to be computed
         occupants = self.occupants()
         if crowded and self._enforce_limit(occupants, settings):
             return True
@@ -251,7 +253,7 @@ class Scheduler:
                 if decided.blocked:
                     blocked.add(newcomer, settings.starvation_bound)
             if now - request.asked >= settings.starvation_bound:
-                # Those behind it must not take away what it waits for.
+                # Requests behind it must not take the memory that it waits for.
                 claims += 1
                 if claims == CLAIMS:
                     break
@@ -288,7 +290,9 @@ class Scheduler:
     def _give_up(self, request: RoomRequest, decided: Plan, now: float) -> bool:
         """Refuse a request that cannot be met, or not in time."""
         if decided.pending and not decided.victims and not decided.blockers:
-            return False  # it fits when those are gone that are leaving, which has deadlines of its own
+            return (
+                False  # it will fit after the unloads in progress, which have their own deadlines
+            )
         settings = self._settings.now
         if decided.possible and now - request.asked < settings.room_timeout:
             return False
@@ -297,7 +301,7 @@ class Scheduler:
         return True
 
     def _enforce_limit(self, occupants: Sequence[Occupant], settings: Tunables) -> bool:
-        """After the limit was lowered: evict what is too much."""
+        """Evict models above the limit, after it was lowered."""
         staying = [each for each in occupants if each.counts and not each.leaving]
         if len(staying) <= settings.active_limit:
             return False
@@ -325,7 +329,7 @@ class Scheduler:
 
 
 def limits(settings: Tunables) -> Limits:
-    """Return what the settings say about evictions."""
+    """Return the eviction limits in the settings."""
     return Limits(
         active=settings.active_limit,
         evict_busy=settings.force_eviction_when_busy,
@@ -335,7 +339,7 @@ def limits(settings: Tunables) -> Limits:
 
 
 def _drains(decided: Plan) -> bool:
-    """Whether it takes the end of running calls, which may never come, to carry it out."""
+    """Whether carrying out the plan has to wait for running calls, which may never end."""
     return any(victim.way is EvictionMode.DRAIN for victim in decided.victims)
 
 

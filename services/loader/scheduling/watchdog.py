@@ -1,6 +1,6 @@
-"""Watches over loaded models: those that nobody uses, those that are stuck, and the memory they take.
+"""Unloads loaded models that are idle or stuck, or when memory is short.
 
-What is overdue is a pure question of times; the loop asks it, acts, and never waits for what it began.
+Whether a model is overdue is a pure function of times; the loop never waits for the unloads it begins.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .scheduler import limits
 _log = get_logger(__name__)
 
 SETTLE = 2.0
-"""Seconds after a model has gone for want of memory before the next one may: its memory comes back late."""
+"""Seconds between unloads for lack of memory: memory is freed some time after an unload."""
 
 
 class Watched(Protocol):
@@ -37,11 +37,11 @@ class Watched(Protocol):
 
     @property
     def instance(self) -> Instance | None:
-        """What holds it."""
+        """Its instance."""
         ...
 
     def occupancy(self) -> Occupant | None:
-        """Return the room it has; None if it has none."""
+        """Return its memory and slot; None if it holds none."""
         ...
 
     def evict(self, reason: StopReason, *, force: bool) -> None:
@@ -52,10 +52,10 @@ class Watched(Protocol):
 def overdue(
     occupant: Occupant, stuck: float | None, settings: Tunables
 ) -> tuple[StopReason, bool] | None:
-    """Return why a model has to go now, and whether by force; None if it may stay.
+    """Return why a model must be unloaded now, and whether by force; None if it may stay.
 
-    `stuck`: seconds since the call that stands still the longest made progress; None without calls. A
-    pinned model is not unloaded for being idle; one that is stuck is of no use to anybody.
+    `stuck`: seconds without progress of the call that has stalled the longest; None without calls. A
+    pinned model is not unloaded when idle, but is when stuck.
     """
     if not occupant.settled or occupant.leaving:
         return None
@@ -76,7 +76,7 @@ def overdue(
 
 
 def short_of_memory(devices: Iterable[Device], threshold: float) -> Device | None:
-    """Return the first device whose memory is used to more than the threshold, whoever uses it."""
+    """Return the first device with memory use above the threshold, by any process."""
     for device in devices:
         if device.total and 1 - device.available / device.total > threshold:
             return device
@@ -84,7 +84,7 @@ def short_of_memory(devices: Iterable[Device], threshold: float) -> Device | Non
 
 
 class Watchdog:
-    """The loop that looks."""
+    """The loop that checks models and unloads them."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Watchdog:
         settings: LiveSettings,
         ledger: Ledger,
     ) -> None:
-        """`models` are iterated over again in each round."""
+        """`models` is iterated over at each check."""
         self._models = models
         self._settings = settings
         self._ledger = ledger
@@ -101,7 +101,7 @@ class Watchdog:
         settings.listen(self._changed.set)
 
     async def watch(self) -> None:
-        """Look every `watchdog_interval`, for ever; not at all while every watchdog is off."""
+        """Check every `watchdog_interval` until cancelled; not while every watchdog is off."""
         while True:
             settings = self._settings.now
             on = settings.watchdog_idle or settings.watchdog_busy or settings.memory_reclaimer
@@ -116,7 +116,7 @@ class Watchdog:
                 pass
 
     def look(self) -> None:
-        """Look once, and begin to unload what is overdue."""
+        """Check once, and begin to unload overdue models."""
         settings = self._settings.now
         occupants = []
         for model in list(self._models):
@@ -136,7 +136,7 @@ class Watchdog:
     def _reclaim(self, occupants: list[Occupant], settings: Tunables) -> None:
         now = time.monotonic()
         if any(occupant.leaving for occupant in occupants):
-            self._quiet_until = now + SETTLE  # one at a time, and its memory comes back late
+            self._quiet_until = now + SETTLE  # one at a time, and its memory is freed late
             return
         if now < self._quiet_until or not occupants:
             return

@@ -1,4 +1,4 @@
-"""Taking over the instances that an earlier loader left ready, so that no model is loaded anew."""
+"""Adopts the ready instances of an earlier loader, so that their models need not be loaded again."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _log = get_logger(__name__)
 
 
 class Starter(Protocol):
-    """Connects to backends that run already."""
+    """Connects to running backends."""
 
     async def adopt(self, instance: Instance, record: ProcessRecord, logs: LogBook) -> Connection:
         """Fill in the instance's process; return the connection once it answers. Raises CorralError."""
         ...
 
     def loaded(self, instance: Instance) -> None:
-        """Take note that the instance holds its model: the next loader could use it."""
+        """Record the instance as loaded: the next loader can adopt it."""
         ...
 
     async def stop(self, instance: Instance, *, graceful: bool) -> bool:
-        """End it, also after a failure; True when nothing is left."""
+        """End the instance, also after a failed start; True when no process is left."""
         ...
 
 
 class Adoption:
-    """Hands recorded instances to the supervisors of their models, before anybody asks for these."""
+    """Hands recorded instances to the supervisors of their models, before the first request."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Adoption:
         leftovers: Leftovers,
         watch: GroupWatch,
     ) -> None:
-        """`watch` is the guard that watches over the instances already (see `Leftovers.claim`)."""
+        """`watch` is the guard that already watches the instances (see `Leftovers.claim`)."""
         self._models = models
         self._backends = backends
         self._fleet = fleet
@@ -64,9 +64,9 @@ class Adoption:
         self._watch = watch
 
     async def adopt(self, records: Sequence[ProcessRecord]) -> None:
-        """Take these over, all at once; those that cannot be used are ended.
+        """Adopt these instances concurrently; those that cannot be used are ended.
 
-        Of several of one model, which only a fault can leave, the one that was ready last stays.
+        If a fault left several instances of one model, the one that became ready last is kept.
         """
         newest: dict[str, ProcessRecord] = {}
         for record in sorted(records, key=lambda record: record.ready or 0.0):
@@ -79,7 +79,7 @@ class Adoption:
     async def _adopt(self, record: ProcessRecord) -> None:
         try:
             entry = self._models.find(record.model)
-            if entry.name != record.model:  # found by its file, and called otherwise by now
+            if entry.name != record.model:  # found by its file, but renamed since
                 raise ModelNotFoundError.of(record.model)
         except CorralError as error:
             _log.warning("a backend is ended instead of adopted", pid=record.pid, why=str(error))
@@ -113,7 +113,7 @@ class Adoption:
         supervisor.configuration_changed(revision)
 
     def _backend(self, record: ProcessRecord) -> tuple[Backend, bool]:
-        """Return the backend that runs, and whether the one installed now is the same."""
+        """Return the running backend, and whether it is the version installed now."""
         try:
             found = self._backends.find(record.backend)
         except CorralError:
@@ -122,5 +122,5 @@ class Adoption:
 
 
 def _as_loaded(entry: ModelEntry, record: ProcessRecord, *, same: bool) -> ModelEntry:
-    # No model ever has an empty revision: with it, the instance is outdated whatever its files are now.
+    # No model has an empty revision, so it makes the instance outdated whatever its files are now.
     return replace(entry, revision=record.model_revision if same else "")

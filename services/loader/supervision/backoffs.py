@@ -1,4 +1,4 @@
-"""Which backends a model has to wait for after failures, and until when."""
+"""The back-off of a model's backends after failures."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from . import errors
 
 @dataclass(frozen=True, slots=True)
 class _Wait:
-    """A wait of one candidate."""
+    """The back-off of one candidate."""
 
     deadline: float
-    """By the monotonic clock, which decides: the other one may be set."""
+    """By the monotonic clock, which decides: the system clock may be changed."""
     until: float
     """Seconds since the epoch, for people."""
 
     @property
     def left(self) -> float:
-        """Seconds that are left; 0 if it is over."""
+        """Seconds left; 0 if the back-off is over."""
         return max(self.deadline - time.monotonic(), 0.0)
 
 
 class Backoffs:
-    """The waits of one model, by candidate. Times are seconds since the epoch."""
+    """The back-offs of one model, by candidate. Times are seconds since the epoch."""
 
     def __init__(
         self,
@@ -40,7 +40,10 @@ class Backoffs:
         quarantine: float,
         ended: Callable[[str], None],
     ) -> None:
-        """`quarantine` is the wait in seconds after too many crashes; `ended` hears whose wait is over."""
+        """`quarantine`: seconds to wait after too many crashes.
+
+        `ended` is called with the candidate whose back-off is over.
+        """
         self._model = model
         self._backoff = backoff
         self._quarantine = quarantine
@@ -59,14 +62,14 @@ class Backoffs:
         return wait.until if wait is not None else None
 
     def arm(self, candidate: str, failures: int, *, quarantine: bool) -> None:
-        """Let a candidate wait as long as belongs to so many failures in a row."""
+        """Start a candidate's back-off for this many consecutive failures."""
         delay = self._backoff().delay(failures)
         if quarantine:
             delay = max(delay, self._quarantine)
         self._waits[candidate] = _Wait(time.monotonic() + delay, time.time() + delay)
 
     def disarm(self, candidate: str | None = None) -> None:
-        """Forget the wait of a candidate, or of all."""
+        """Forget the back-off of one candidate, or of all."""
         if candidate is not None:
             self._waits.pop(candidate, None)
             return
@@ -75,7 +78,7 @@ class Backoffs:
             self._timer.cancel()
 
     def watch(self, state: Lifecycle) -> None:
-        """Tell when the model, which rests now, may be tried again."""
+        """Call `ended` when the model, which is not running, may be tried again."""
         if self._timer is not None:
             self._timer.cancel()
         candidate, wait = self._deciding(state)
@@ -83,14 +86,17 @@ class Backoffs:
         self._timer = asyncio.get_running_loop().call_later(delay, self._ended, candidate)
 
     def _deciding(self, state: Lifecycle) -> tuple[str, _Wait | None]:
-        """Return the candidate, and its wait, with which the model may be tried again."""
+        """Return the candidate whose back-off decides when the model may be tried again, and that back-off."""
         if not self._waits:
             return "", None
         choose = max if state.quarantined else min
         return choose(self._waits.items(), key=lambda item: item[1].deadline)
 
     def usable(self, state: Lifecycle, candidates: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the candidates that need not wait. Raises LoadBackoffError or CrashLoopError if all must."""
+        """Return the candidates not in back-off.
+
+        Raises LoadBackoffError if all are, or CrashLoopError in quarantine.
+        """
         waiting = [name for name in candidates if self.until(name)]
         usable = tuple(name for name in candidates if name not in waiting)
         if waiting and (not usable or state.quarantined):
@@ -98,7 +104,7 @@ class Backoffs:
         return usable
 
     def error(self, state: Lifecycle) -> CorralError:
-        """Return what a call is told that comes too early."""
+        """Return the error for a call made before the back-off is over."""
         _, wait = self._deciding(state)
         left = max(wait.left if wait is not None else 0.0, 0.001)
         if state.quarantined:

@@ -1,4 +1,4 @@
-"""What all supervisors share."""
+"""The dependencies that all supervisors share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Ledger(Protocol):
     """The memory that models need."""
 
     def reserve(self, entry: ModelEntry, backend: Backend, *, more: bool) -> Reservation:
-        """Return what a model needs; with `more`, more than it had the last time. Blocking."""
+        """Return the memory to reserve; with `more`, more than the last time. Blocking."""
         ...
 
     async def released(self, instance: Instance) -> None:
@@ -43,13 +43,13 @@ class Pinned(Protocol):
     """The pins of models."""
 
     def pinned(self, name: str, configured: bool) -> bool:
-        """Whether the model is pinned; `configured` is what its configuration says."""
+        """Whether the model is pinned; `configured` is `pinned` in its configuration."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisorDependencies:
-    """What all supervisors share."""
+    """The dependencies that all supervisors share."""
 
     starter: Starter
     backends: Backends
@@ -67,6 +67,6 @@ class SupervisorDependencies:
     tasks: Background
 
     def backoff(self) -> Backoff:
-        """Return the back-off after failed loads, as the settings are now."""
+        """Return the back-off after failed loads, from the settings in force."""
         initial = self.settings.now.model_load_failure_cooldown
         return Backoff(initial=initial, maximum=max(initial, self.backoff_maximum))

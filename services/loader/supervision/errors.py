@@ -1,4 +1,4 @@
-"""The errors that a load, an unload or the end of an instance gives to its callers."""
+"""The errors that callers get from a load, an unload or the end of an instance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.loader.lifecycle.events import Failure
 
 
 def ended(model: str, why: str, failure: Failure | None) -> CorralError:
-    """Return what the calls of an instance that goes away are told."""
+    """Return the error for the calls of an instance that is being stopped."""
     if failure is not None and isinstance(failure.error, CorralError):
         return failure.error
     return ModelUnloadedError(
@@ -30,7 +30,7 @@ def ended(model: str, why: str, failure: Failure | None) -> CorralError:
 def all_failed(
     model: str, failures: tuple[Failure, ...], not_tried: Mapping[str, str] | None = None
 ) -> CorralError:
-    """Return one error for what each candidate failed with, and for those that were none."""
+    """Return one error for the failures of all candidates, and for backends that were not tried."""
     others = "\n".join(f"[{name}]: {why}" for name, why in (not_tried or {}).items())
     if len(failures) == 1:
         error = failures[0].error
@@ -49,7 +49,7 @@ def all_failed(
 
 
 def backing_off(model: str, left: float, failures: tuple[Failure, ...]) -> LoadBackoffError:
-    """Return the error for a call that comes `left` seconds too early after a failure."""
+    """Return the error for a call made when `left` seconds of the back-off remain."""
     cause = all_failed(model, failures)
     return LoadBackoffError(
         f"model {model!r} is not tried again for {left:.1f} s, because its last load failed: {cause}",
@@ -60,7 +60,7 @@ def backing_off(model: str, left: float, failures: tuple[Failure, ...]) -> LoadB
 
 
 def quarantined(model: str, left: float, crashes: int, failures: Iterable[Failure]) -> CorralError:
-    """Return the error for a call to a model whose backend crashed again and again."""
+    """Return the error for a call to a model in quarantine after repeated crashes."""
     last = "; ".join(str(failure.error) for failure in failures)
     return CrashLoopError(
         f"model {model!r} crashed {crashes} times in a row and is in quarantine for {left:.0f} s: {last};"
@@ -72,7 +72,7 @@ def quarantined(model: str, left: float, crashes: int, failures: Iterable[Failur
 
 
 def busy(instance: Instance, waited: float) -> ModelBusyError:
-    """Return the error for an unload that running calls, or leases of direct clients, did not allow."""
+    """Return the error for an unload blocked by running calls or by leases of direct clients."""
     model, direct = instance.model, instance.calls.direct
     held = f"{instance.calls.active} running calls" + (
         f" and {direct} direct leases" if direct else ""

@@ -1,4 +1,4 @@
-"""The supervisors of all models that were ever asked for."""
+"""The supervisors of all models that were ever requested."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .supervisor import Supervisor
 
 
 class Fleet:
-    """Makes the supervisors, and finds them by the names of their models."""
+    """Creates supervisors, and finds them by model name."""
 
     def __init__(
         self, dependencies: SupervisorDependencies, *, log_lines: int, log_bytes: int
     ) -> None:
-        """`log_lines` and `log_bytes` bound what is kept of each model's output."""
+        """`log_lines` and `log_bytes` limit the output kept for each model."""
         self._dependencies = dependencies
         self._log_lines = log_lines
         self._log_bytes = log_bytes
@@ -28,11 +28,11 @@ class Fleet:
         self._listeners.append(listener)
 
     def get(self, name: str) -> Supervisor | None:
-        """Return the model's supervisor; None if the model was never asked for."""
+        """Return the model's supervisor; None if the model was never requested."""
         return self._supervisors.get(name)
 
     def ensure(self, name: str) -> Supervisor:
-        """Return the model's supervisor, making it on first use."""
+        """Return the model's supervisor, creating it on first use."""
         supervisor = self._supervisors.get(name)
         if supervisor is None:
             logs = LogBook(self._log_lines, self._log_bytes)
@@ -43,7 +43,7 @@ class Fleet:
         return supervisor
 
     def remove(self, name: str) -> None:
-        """Forget the supervisor of a model whose instance was left to the next loader."""
+        """Forget the supervisor of a model whose instance was left for the next loader."""
         del self._supervisors[name]
 
     def names(self) -> tuple[str, ...]:

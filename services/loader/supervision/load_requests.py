@@ -1,4 +1,4 @@
-"""Requests that one model be loaded: they start a load, or join the one in progress."""
+"""Requests to load one model: each starts a load, or joins the one in progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .backoffs import Backoffs
 
 
 class Loadable(Protocol):
-    """The model that is loaded, as its supervisor keeps it."""
+    """The part of a supervisor that load requests need."""
 
     state: Lifecycle
     entry: ModelEntry | None
@@ -30,7 +30,7 @@ class Loadable(Protocol):
 
 
 class LoadRequests:
-    """What callers ask of one model that may not be loaded yet."""
+    """Requests for one model, which may not be loaded yet."""
 
     def __init__(self, model: Loadable, post: Callable[[events.Event], None]) -> None:
         """`post` is called with each event that a request causes."""

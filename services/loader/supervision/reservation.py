@@ -1,4 +1,4 @@
-"""The reservation of one model: what it was granted, and what it asks for before each start."""
+"""The reservation of one model: requested before each start, and held while it is loaded."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _log = get_logger(__name__)
 
 
 class ModelReservation:
-    """Asks the scheduler for room; the answer is posted as an event."""
+    """Asks the scheduler for a reservation; the answer is posted as an event."""
 
     def __init__(
         self, name: str, dependencies: SupervisorDependencies, post: Callable[[Event], None]
     ) -> None:
-        """Begin with no memory; `post` takes the answers."""
+        """`post` is called with the events that answer a request."""
         self.current = Reservation()
-        """The memory it was granted, or asks for."""
+        """The memory that the model was granted, or asks for."""
         self.counts = True
-        """Whether it takes one of the places for active models."""
+        """Whether the model counts towards the limit on active models."""
         self._name = name
         self._scheduler = dependencies.scheduler
         self._ledger = dependencies.ledger
         self._backends = dependencies.backends
         self._post = post
         self._asked = 0.0
-        """When the round in progress asked first; by the monotonic clock."""
+        """When the first candidate of the round in progress asked, by the monotonic clock."""
 
     @property
     def waits_for(self) -> str:
@@ -44,20 +44,21 @@ class ModelReservation:
         return self._scheduler.waits_for(self._name)
 
     def taken_by(self, instance: Instance, reservation: Reservation) -> None:
-        """Set the reservation of an instance that runs already."""
+        """Set the reservation of an adopted instance."""
         self.current, self.counts = reservation, not instance.backend.external
 
     async def estimate(
         self, entry: ModelEntry, candidate: str, *, more: bool
     ) -> tuple[Reservation, bool]:
-        """Return what a start with this backend needs, and whether it takes a place. Never raises."""
+        """Return the reservation for a start with this backend, and whether it counts towards the limit on
+        active models. Never raises."""
         try:
             backend = self._backends.find(candidate)
             needs = await asyncio.to_thread(self._ledger.reserve, entry, backend, more=more)
             return needs, not backend.external
         except CorralError:
-            pass  # the start will say what is wrong
-        except Exception:  # noqa: BLE001 - whatever it was, nobody must wait for it
+            pass  # the start will fail with the same error
+        except Exception:  # noqa: BLE001 - an unexpected error must not leave calls waiting
             _log.exception("what a model needs is not known", model=self._name, backend=candidate)
         return Reservation(), True
 
@@ -70,10 +71,10 @@ class ModelReservation:
         generation: int,
         first: bool,
     ) -> bool:
-        """Ask for what `estimate` returned; True if there is no room now.
+        """Ask for the reservation that `estimate` returned; True if it does not fit now.
 
-        Posts `Granted` or `Refused`, perhaps before this returns. `first`: no other candidate of the
-        round has asked before; the next one goes on waiting where the last one stood.
+        Posts `Granted` or `Refused`, perhaps before this returns. `first`: this is the first candidate
+        of the round to ask; later ones keep the time since which the first has waited.
         """
         self.current, self.counts = needs
         if first:

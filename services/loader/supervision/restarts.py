@@ -1,4 +1,4 @@
-"""Loads pinned models again that crashed: whoever pins one wants it to be there."""
+"""Reloads pinned models that crashed, as a pin means that the model should stay loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .supervisor import Supervisor
 _log = get_logger(__name__)
 
 _PAUSE: Final = 1.0
-"""Seconds between two loads of a model, at least."""
+"""The least seconds between two loads of a model."""
 
 
 class Restarts:
@@ -32,27 +32,27 @@ class Restarts:
         settings: LiveSettings,
         tasks: Background,
     ) -> None:
-        """`begin_load` begins the load of a model by its name; `pinned` is whether it is pinned."""
+        """`begin_load` begins to load the named model; `pinned` returns whether a model is pinned."""
         self._pinned = pinned
         self._begin_load = begin_load
         self._settings = settings
         self._tasks = tasks
         self._closing = asyncio.Event()
         self._recent: set[str] = set()
-        """Models that were loaded again a moment ago."""
+        """Models that were reloaded less than a cooldown ago."""
         self._refusing = False
 
     def refuse(self) -> None:
-        """Load none any more."""
+        """Reload no more models."""
         self._refusing = True
 
     def close(self) -> None:
-        """Load none any more, and let go of those that wait for their next load."""
+        """Reload no more models, and end the waits before further reloads."""
         self._refusing = True
         self._closing.set()
 
     def look(self, supervisor: Supervisor) -> None:
-        """Load the model if it is pinned, and has crashed."""
+        """Reload the model if it is pinned and has crashed."""
         name, state, entry = supervisor.name, supervisor.state, supervisor.entry
         if state.phase is not Phase.STOPPED or not state.crashed or self._refusing or entry is None:
             return
@@ -61,7 +61,7 @@ class Restarts:
             self._tasks.spawn(self._restart(supervisor), name=f"restart {name}")
 
     async def _restart(self, supervisor: Supervisor) -> None:
-        """Load once; what is refused, because there is no room for instance, is tried again later."""
+        """Reload once; a refused load, for lack of memory for instance, is retried later."""
         try:
             self._begin_load(supervisor.name)
         except CorralError as error:

@@ -42,12 +42,12 @@ _log = get_logger(__name__)
 
 _GIB = 1024**3
 _LAST_LINES = 0.05
-"""Seconds for the pipes of an ended process to run dry; longer only if a helper holds them open."""
+"""Seconds to drain the pipes of an ended process; more is needed only if a helper holds them open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """The named waits of a model's life, in seconds."""
+    """The timeouts of a model's lifecycle, in seconds."""
 
     load: float
     load_per_gib: float
@@ -67,20 +67,20 @@ class Starter(Protocol):
         ...
 
     def loaded(self, instance: Instance) -> None:
-        """Take note that the instance holds its model: the next loader could use it."""
+        """Record the instance as loaded: the next loader can adopt it."""
         ...
 
     async def leave(self, instance: Instance) -> bool:
-        """Let go of the instance for the next loader; False if it cannot do without this one."""
+        """Leave the instance for the next loader; False if it depends on this one."""
         ...
 
     async def stop(self, instance: Instance, *, graceful: bool) -> bool:
-        """End what `start` began, also after a failure; True when nothing is left."""
+        """End the started instance, also after a failed start; True when no process is left."""
         ...
 
 
 class Options(Protocol):
-    """Computes the options that a backend is sent."""
+    """Computes the options sent to a backend."""
 
     def sent(self, entry: ModelEntry, backend: str) -> Mapping[str, Any]:
         """Return the options by the field of LoadModel's request. Blocking."""
@@ -88,7 +88,7 @@ class Options(Protocol):
 
 
 class Activity(Protocol):
-    """Tells whether a process does anything at all."""
+    """Detects whether an instance's processes are doing anything."""
 
     def __call__(self, instance: Instance) -> Awaitable[object]:
         """Return something that changes whenever the instance's processes do anything."""
@@ -99,7 +99,7 @@ Post = Callable[[Event], None]
 
 
 class Runner:
-    """Carries out what is to be done about the instances of one model."""
+    """Starts, loads, watches and stops the instances of one model."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Runner:
         post: Post,
         spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
     ) -> None:
-        """`released` returns when the memory of an instance that has ended is seen to be free."""
+        """`released` returns when the memory of an ended instance is seen to be free."""
         self._name = name
         self._starter = starter
         self._find_backend = find_backend
@@ -135,12 +135,12 @@ class Runner:
         self._exit_reported = 0
         """The generation whose exit was reported last."""
 
-    # Up
+    # Starting and loading
 
     def start(
         self, generation: int, candidate: str, entry: ModelEntry, begun: Callable[[Instance], None]
     ) -> None:
-        """Start a backend; `begun` gets the instance. Reports `Answered` or `AttemptFailed`."""
+        """Start a backend; `begun` is called with the instance. Posts `Answered` or `AttemptFailed`."""
         self._work = self._spawn(self._start(generation, candidate, entry, begun), "start")
 
     async def _start(
@@ -160,7 +160,7 @@ class Runner:
         except CorralError as error:
             self._fail(generation, candidate, error)
             return
-        except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must hear of it
+        except Exception as error:  # noqa: BLE001 - the waiting calls need an error in any case
             _log.exception("starting a backend failed", model=self._name, backend=candidate)
             text = f"starting {candidate} failed: {type(error).__name__}: {error}"
             self._fail(generation, candidate, BackendStartError(text))
@@ -169,9 +169,9 @@ class Runner:
         self._post(Answered(generation))
 
     def load(self, instance: Instance, candidate: str, options: Mapping[str, Any] | None) -> None:
-        """Make the backend load the model. Reports `Loaded` or `AttemptFailed`.
+        """Make the backend load the model. Posts `Loaded` or `AttemptFailed`.
 
-        `options` are those of the reservation; without, they are computed now.
+        `options` are those of the reservation; if None, they are computed now.
         """
         self._work = self._spawn(self._load(instance, candidate, options), "load")
 
@@ -187,7 +187,7 @@ class Runner:
                 return
             self._fail(generation, candidate, ModelLoadError(f"could not load model: {error}"))
             return
-        except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must hear of it
+        except Exception as error:  # noqa: BLE001 - the waiting calls need an error in any case
             _log.exception("loading failed", model=self._name, backend=candidate)
             text = f"could not load model: {type(error).__name__}: {error}"
             self._fail(generation, candidate, ModelLoadError(text))
@@ -210,7 +210,7 @@ class Runner:
         limit = self._timeouts.load + self._timeouts.load_per_gib * self._size_gib(instance)
         loading = instance.connection.load(options, limit)
         if instance.process is None:
-            return await loading  # what goes on elsewhere cannot be seen
+            return await loading  # the activity of an external backend cannot be seen
         try:
             return await unless_stalled(
                 loading, lambda: self._activity(instance), self._timeouts.load_stall
@@ -227,10 +227,10 @@ class Runner:
         except (OSError, ValueError):
             return 0.0
 
-    # Its end
+    # Ending
 
     def watch(self, instance: Instance) -> None:
-        """Report `Exited` as soon as the process has ended by itself."""
+        """Post `Exited` when the process has ended by itself."""
         self._exit = None
         if instance.process is not None:
             self._exit = self._spawn(self._watch(instance, instance.process), "watch")
@@ -265,7 +265,7 @@ class Runner:
     def stop(
         self, current: Callable[[], Instance | None], generation: int, *, graceful: bool
     ) -> None:
-        """End the instance, whatever it is doing. Reports `GroupGone` when nothing of it is left."""
+        """End the instance, whatever it is doing. Posts `GroupGone` when no process of it is left."""
         if instance := current():
             instance.mark_stopping()
         self._spawn(self._stop(current, generation, graceful), "stop")
@@ -276,12 +276,12 @@ class Runner:
         if self._work is not None and self._work is not asyncio.current_task():
             self._work.cancel()
             await asyncio.wait([self._work])
-        # Only now: a start that was just called off may have made one meanwhile.
+        # Only now: the start that was just cancelled may have created an instance meanwhile.
         if instance := current():
             instance.mark_stopping()
             try:
                 await self._end(instance, graceful)
-            except Exception:  # noqa: BLE001 - whatever it was, nobody must wait for it for ever
+            except Exception:  # noqa: BLE001 - an unexpected error must not leave calls waiting forever
                 _log.exception("ending a backend failed", model=self._name, pid=instance.pid)
             self._logs.append(Stream.LOADER, "stopped", generation, Level.INFO)
         self._post(GroupGone(generation))

@@ -1,7 +1,7 @@
-"""Drives one model through its lifecycle: performs the effects, and reports what happens as events.
+"""Drives one model through its lifecycle: performs the effects, and posts what happens as events.
 
 Everything that changes the state goes through `_post`, which runs to the end without awaiting, so no
-two events ever interleave. Whatever takes time runs in a task of its own and comes back as an event.
+two events ever interleave. Work that takes time runs in its own task and reports back as an event.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Supervisor:
         self.entry: ModelEntry | None = None
         """The model as it was when its load began."""
         self.not_tried: Mapping[str, str] = {}
-        """Backends that are no candidates, and why."""
+        """Backends that are not candidates, and why."""
         self.last_unload: LastUnload | None = None
         self.leases = Leases(
             name,
@@ -95,7 +95,7 @@ class Supervisor:
         self._timers = Timers(self._post)
         self._forced = False
 
-    # What others ask for
+    # Requests
 
     @property
     def loading(self) -> bool:
@@ -108,7 +108,7 @@ class Supervisor:
         return self.state.phase in (Phase.WAITING, Phase.STARTING, Phase.LOADING, Phase.READY)
 
     def adopt(self, instance: Instance, reservation: Reservation) -> None:
-        """Take over a backend that holds the model already."""
+        """Adopt a backend that has already loaded the model."""
         self.entry, self.instance = instance.entry, instance
         self.reservation.taken_by(instance, reservation)
         instance.renumber(self.state.generation + 1)
@@ -117,9 +117,9 @@ class Supervisor:
         self._runner.watch(instance)
 
     async def leave(self) -> bool:
-        """Let go of an idle instance without ending it, for the next loader; False if it must be ended.
+        """Leave an idle instance running for the next loader; False if it must be ended.
 
-        It is the last that this supervisor does.
+        The supervisor must not be used afterwards.
         """
         instance = self.instance
         if self.state.phase is not Phase.READY or instance is None:
@@ -141,19 +141,19 @@ class Supervisor:
         await stopped
 
     def evict(self, reason: StopReason, *, force: bool) -> None:
-        """Begin to unload."""
+        """Begin to unload the model."""
         self._stop(reason, force=force)
 
     def reset(self) -> None:
-        """Forget earlier failures: something changed, or somebody knows better."""
+        """Forget earlier failures: something changed, or the caller asks for a retry."""
         self._post(events.Changed())
 
     def report_lost(self, instance: Instance, error: CorralError) -> None:
-        """An external backend does not answer any more; the next call connects anew."""
+        """Called when an external backend stops answering; the next call connects again."""
         self._post(events.Exited(instance.generation, Failure(instance.backend.name, error)))
 
     def configuration_changed(self, revision: str) -> None:
-        """Take note of the configuration's revision now; an instance of another one is stopped when idle."""
+        """Called with the configuration's revision; an instance of another revision is stopped when idle."""
         known = self.entry is not None and self.entry.revision
         if known and known != revision and self.state.phase in RESTING:
             self._post(events.Changed())
@@ -164,7 +164,7 @@ class Supervisor:
             self._tell_holders(instance, before)
 
     def backends_changed(self, names: Collection[str]) -> None:
-        """Take note that these names mean something else now: what failed with them may work."""
+        """Called when the backends of these names changed: loads that failed with them may work now."""
         state, entry = self.state, self.entry
         if state.phase in RESTING and entry is not None:
             involved = {penalty.candidate for penalty in state.penalties}
@@ -180,14 +180,14 @@ class Supervisor:
         try:
             found = self._dependencies.backends.find(instance.backend.name)
         except BackendNotFoundError:
-            return  # it is gone, and this instance is all that is left of it
+            return  # the backend was removed; only this instance of it is left
         before = instance.leaving
         instance.compare_backend(found.revision)
         self._stop_if_outdated(instance)
         self._tell_holders(instance, before)
 
     def occupancy(self) -> Occupant | None:
-        """Return the room the model has; None if it has none."""
+        """Return the model's memory and slot; None if it holds none."""
         phase, instance = self.state.phase, self.instance
         if not _has_room(phase):
             return None
@@ -206,7 +206,7 @@ class Supervisor:
 
     @property
     def memory(self) -> Mapping[str, int]:
-        """Bytes by device: measured, else what was reserved; nothing if it has no room."""
+        """Bytes by device: measured if possible, otherwise reserved; empty if the model is not loaded."""
         if self.instance is not None and self.instance.memory:
             return self.instance.memory
         return {} if self.state.phase in RESTING else self.reservation.current.memory
@@ -216,7 +216,7 @@ class Supervisor:
     def _post(self, event: events.Event) -> None:
         self._events.append(event)
         if self._posting:
-            return  # an effect that reports at once; the loop below takes it next
+            return  # posted by an effect at once; the loop below handles it next
         self._posting = True
         began = self.state
         try:
@@ -239,13 +239,13 @@ class Supervisor:
             and self.state.phase is not Phase.READY
             and self.leases.wanted
         ):
-            # Calls that waited for a place are not part of what ends: they wait for the next instance.
+            # Calls that wait for a slot do not end with the instance: they wait for the next one.
             self._post(events.LoadRequested(before.candidates))
         if self.state.phase is Phase.BACKOFF and before.phase is not Phase.BACKOFF:
             self.backoffs.watch(self.state)
         if isinstance(event, events.GroupGone) and before.phase is Phase.STOPPING:
             self._stops.answer(None)
-        # Asking for room is no state that others see, unless there is none: then the scheduler tells.
+        # Others do not see the WAITING phase until memory is short; then the scheduler publishes it.
         if self.state != before and self.state.phase is not Phase.WAITING:
             self._changed(self)
 
@@ -301,7 +301,7 @@ class Supervisor:
                 self._current().end(errors.ended(self.name, self.state.message, failure))
             case effects.Detach():
                 error = errors.ended(self.name, self.state.message, None)
-                # In a turn of its own: the connection whose call ended last is still handling that frame.
+                # In a later turn of the loop: the connection of the last call is still handling its last frame.
                 asyncio.get_running_loop().call_soon(self._current().end, error)
             case effects.StopGroup(generation, graceful):
                 self._runner.stop(lambda: self.instance, generation, graceful=graceful)
@@ -336,7 +336,7 @@ class Supervisor:
         self._post(events.StopRequested(reason, force))
 
     def _drain(self, instance: Instance) -> None:
-        instance.drain()  # in the same step as the look at who holds it
+        instance.drain()  # in the same step as the check for leases
         if not instance.calls.holds:
             self._post(events.Drained(instance.generation))
         else:
@@ -364,15 +364,15 @@ class Supervisor:
             self._stop(StopReason(Cause.CHANGED, why), force=False)
 
     def _tell_holders(self, instance: Instance, before: str) -> None:
-        """Direct clients hold it also while they do not call; they have to be asked to let go."""
+        """Publish that direct clients, whose leases hold the instance between calls, should release it."""
         if instance.calls.direct and instance.leaving != before:
             self._changed(self)
 
-    # Those who wait
+    # Waiting calls
 
     def _fail_waiters(self, failures: tuple[Failure, ...]) -> None:
         if self.state.phase is Phase.BACKOFF and self.state.after is After.CRASHED:
-            # They did not see the crash; to them it is the reason why they must wait.
+            # These calls did not see the crash; for them it is the reason why they must wait.
             self.leases.fail(self.backoffs.error(self.state))
         else:
             every = (*_left_out(self.state, failures), *failures)
@@ -395,6 +395,6 @@ def _has_room(phase: Phase) -> bool:
 def _left_out(state: Lifecycle, failures: tuple[Failure, ...]) -> Iterable[Failure]:
     """Return why other candidates were not tried in the round that failed."""
     if failures != state.failures:
-        return ()  # that others failed earlier says nothing to whom an unload or a lack of room ends the wait
+        return ()  # the wait ended for an unload or lack of memory; earlier failures are not the cause
     tried = {failure.candidate for failure in failures}
     return (each.failure for each in state.penalties if each.candidate not in tried)

@@ -1,4 +1,4 @@
-"""Events that are due after a time, until they are called off."""
+"""Timers that post events, until they are cancelled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Timers:
     """The timers of one model."""
 
     def __init__(self, post: Callable[[Event], None]) -> None:
-        """`post` takes each event when it is due."""
+        """`post` is called with each event when it is due."""
         self._post = post
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -23,7 +23,7 @@ class Timers:
         self._timers.append(loop.call_later(delay, self._post, event))
 
     def cancel(self) -> None:
-        """Call off all."""
+        """Cancel all timers."""
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()

@@ -1,4 +1,4 @@
-"""What the loader tells of what it has to give, and of what a load would be."""
+"""The loader's capacity (memory, models, loads, calls), and a preview of a model's next load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.loader.scheduling.scheduler import RoomRequest
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What there is to give, and who waits for it. A limit of 0 means none."""
+    """The memory and limits of the loader, and the requests that wait. A limit of 0 means no limit."""
 
     rooms: tuple[DeviceUsage, ...]
     active_models: int
@@ -26,10 +26,10 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class NextLoad:
-    """What the next load of a model would be."""
+    """A preview of a model's next load."""
 
     entry: ModelEntry
     backend: str
-    """The first one to be tried."""
+    """The first backend to be tried."""
     lines: Lines | None
     """The lines of the model's configuration, if it has any."""

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[T]):
-    """The new value of one key; None when it is gone."""
+    """The new value of one key; None if it was removed."""
 
     sequence: int
     key: str
@@ -26,8 +26,8 @@ class Change(Generic[T]):
 class ChangeLog(Generic[T]):
     """A bounded log of changes, read by any number of subscribers at their own pace.
 
-    Nothing is queued for a subscriber: one that falls behind the log's capacity is told so, and
-    begins again with a snapshot, so a slow one costs no memory and delays nobody.
+    Nothing is queued for a subscriber: one that falls behind the log's capacity has to begin again with
+    a snapshot, so a slow subscriber costs no memory and does not delay the others.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -54,9 +54,9 @@ class ChangeLog(Generic[T]):
         return f"{self._epoch}.{sequence}"
 
     def position(self, token: str) -> int | None:
-        """Return the sequence to go on after; None when that part of the history is not here.
+        """Return the sequence to resume after; None if that part of the history is not kept.
 
-        Raises InvalidRequestError for what is no token at all.
+        Raises InvalidRequestError if the token is malformed.
         """
         epoch, dot, number = token.partition(".")
         if not (dot and epoch and number.isdecimal() and number.isascii()):
@@ -69,7 +69,7 @@ class ChangeLog(Generic[T]):
         return sequence
 
     async def follow(self, after: int) -> AsyncIterator[Change[T]]:
-        """Yield the changes after a sequence; ends when the subscriber has fallen behind."""
+        """Yield the changes after a sequence; end when the subscriber has fallen behind."""
         while self._holds(after):
             changed = self._changed
             if after == self._last:

@@ -1,4 +1,4 @@
-"""What would happen at a model's next load, and what there is to give: looked at, without doing anything."""
+"""Previews a model's next load, and reports the capacity, without changing anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .capacity import Capacity, NextLoad
 
 
 class Forecast:
-    """Answers for all models."""
+    """Previews loads and reports the capacity, for all models."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Forecast:
         settings: LiveSettings,
         calls: CallMeter,
     ) -> None:
-        """Answer from these; nothing is changed."""
+        """The arguments are only read."""
         self._models = models
         self._backends = backends
         self._fleet = fleet
@@ -50,9 +50,9 @@ class Forecast:
         return select_from(self._backends, entry.config, model_file)
 
     def next_load(self, name: str) -> NextLoad:
-        """Return what the next load of the model would be. Blocking: it reads the model's file again.
+        """Return a preview of the model's next load. Blocking: it reads the model's file again.
 
-        Raises what the load would be refused with; a disabled model is looked at all the same.
+        Raises the error that the load would be refused with; a disabled model is previewed nevertheless.
         """
         entry = self._models.find(name)
         if not entry.config.disabled:
@@ -67,7 +67,7 @@ class Forecast:
         return NextLoad(entry, backend, self._models.lines(entry))
 
     async def plan(self, name: str) -> tuple[Plan, Reservation]:
-        """Return what loading the model would evict now, and the memory that it is expected to need."""
+        """Return the evictions that loading the model would need now, and its expected memory."""
         entry = self._models.resolve(name)
         supervisor = self._fleet.get(entry.name)
         if supervisor is not None and supervisor.state.phase not in (*RESTING, Phase.WAITING):
@@ -85,7 +85,7 @@ class Forecast:
         return self._scheduler.plan(request), needs
 
     def capacity(self) -> Capacity:
-        """Return what there is to give: memory, and places for models and calls."""
+        """Return the capacity: memory, and the limits on models, loads and calls."""
         occupants = self._scheduler.occupants()
         settings = self._settings.now
         return Capacity(

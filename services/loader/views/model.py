@@ -1,4 +1,4 @@
-"""A model as others see it: one immutable picture of configuration, state and instance."""
+"""Immutable views of a model: its configuration, state and instance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.loader.scheduling.occupancy import LastUnload
 from services.loader.supervision.supervisor import Supervisor
 
 UNLOADED = "UNLOADED"
-"""The name of the state in which nothing runs and nothing failed; all others are those of Phase."""
+"""The name of the state in which nothing runs and nothing failed; the others are named as in Phase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +74,19 @@ class ModelView:
     crashes: int
     last_unload: LastUnload | None
     endpoints: tuple[str, ...] = ()
-    """Addresses of its own, where it is a plain backend."""
+    """The model's own addresses, at which it behaves like a plain backend."""
     endpoint_error: str = ""
-    """Why it lacks an address that it should have."""
+    """Why the model lacks an address that it should have."""
 
     @property
     def etag(self) -> str:
-        """A digest of everything else."""
+        """A digest of all fields."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFilter:
-    """Which models; every condition that is set must hold."""
+    """A filter for models; every condition that is set must hold."""
 
     states: frozenset[str] = frozenset()
     backend: str = ""
@@ -94,7 +94,7 @@ class ModelFilter:
     name_contains: str = ""
 
     def matches(self, model: ModelView) -> bool:
-        """Whether the model is meant."""
+        """Whether the model matches the filter."""
         return (
             (not self.states or model.state in self.states)
             and (not self.backend or model.backend == self.backend)
@@ -111,7 +111,7 @@ def view(
     endpoints: tuple[str, ...] = (),
     endpoint_error: str = "",
 ) -> ModelView:
-    """Return the picture of a model now."""
+    """Return the view of a model now."""
     state = supervisor.state if supervisor else None
     phase = state.phase if state else Phase.STOPPED
     instance = supervisor.instance if supervisor else None
@@ -148,7 +148,7 @@ def _state(phase: Phase, supervisor: Supervisor | None) -> str:
     if phase is Phase.STOPPED:
         return UNLOADED
     if phase is Phase.WAITING and supervisor and not supervisor.reservation.waits_for:
-        return Phase.STARTING.name  # it asks for room, and will know in a moment
+        return Phase.STARTING.name  # its request is about to be answered
     return phase.name
 
 
@@ -188,7 +188,7 @@ def _failures(supervisor: Supervisor | None) -> tuple[FailureView, ...]:
 
 
 def instance_view(instance: Instance) -> InstanceView:
-    """Return the picture of an instance now."""
+    """Return the view of an instance now."""
     return InstanceView(
         uid=instance.uid,
         generation=instance.generation,

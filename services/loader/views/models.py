@@ -1,4 +1,4 @@
-"""What all models look like to others now."""
+"""The current views of all models."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from .model import ModelFilter, ModelView, view
 
 
 class ModelEndpoint(Protocol):
-    """The address of a model at which it looks like a backend."""
+    """The endpoint of a model, at which it behaves like a backend."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where clients reach it now."""
+        """The addresses at which clients reach it now."""
         ...
 
 
 class Views:
-    """Makes the pictures of models; of those that rest it keeps them."""
+    """Creates the views of models; those of models that were never requested are cached."""
 
     def __init__(self, models: ModelCatalog, fleet: Fleet, pins: Pins) -> None:
-        """Begin without endpoints; see `endpoint_is`."""
+        """There are no endpoints at first; see `endpoint_is`."""
         self._models = models
         self._fleet = fleet
         self._pins = pins
         self._endpoints: dict[str, tuple[ModelEndpoint | None, str]] = {}
         self._resting: dict[str, tuple[ModelEntry, ModelView]] = {}
-        """Pictures of models that nobody asked for, which change only with their configuration or a pin."""
+        """Views of models that were never requested, which change only with configuration, pin or endpoint."""
 
     def pinned(self, entry: ModelEntry) -> bool:
         """Whether the model is pinned."""
@@ -47,11 +47,11 @@ class Views:
         self.forget(name)
 
     def forget(self, name: str) -> None:
-        """Take note that a model looks otherwise now, whatever its configuration is."""
+        """Drop the cached view of a model that changed in other ways than its configuration."""
         self._resting.pop(name, None)
 
     def of(self, entry: ModelEntry) -> ModelView:
-        """Return the picture of a model."""
+        """Return the view of a model."""
         supervisor = self._fleet.get(entry.name)
         if supervisor is not None:
             return self._picture(entry, supervisor)
@@ -62,7 +62,7 @@ class Views:
         return kept[1]
 
     def get(self, name: str) -> ModelView:
-        """Return one model, also one that runs though its file is gone. Raises ModelNotFoundError."""
+        """Return one model, even if it runs but its file is gone. Raises ModelNotFoundError."""
         supervisor = self._fleet.get(name)
         try:
             entry = self._models.find(name)
@@ -73,7 +73,7 @@ class Views:
         return self.of(entry)
 
     def select(self, condition: ModelFilter) -> list[ModelView]:
-        """Return the models that match, sorted by name; those that run though their file is gone too."""
+        """Return the matching models, sorted by name, including those that run but whose file is gone."""
         entries = self._models.models()
         views = [self.of(entry) for entry in entries.values()]
         gone = [

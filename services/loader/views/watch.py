@@ -12,7 +12,7 @@ from .models import Views
 
 
 class ChangeKind(Enum):
-    """What one piece of news says."""
+    """The kind of a message to a subscriber."""
 
     SNAPSHOT = auto()
     SNAPSHOT_END = auto()
