@@ -123,9 +123,18 @@ def python_texts(name: str, source: str) -> Iterator[Text]:
             yield Text(name, line, token.string, users=False)
         elif token.type == tokenize.STRING:
             shown = line not in docs or bool(HELP.search(name))
-            yield Text(name, line, " ".join(token.string.split()), users=own and shown)
+            # What is in the braces of an f-string is code, not prose.
+            prose = (
+                re.sub(r"\{[^{}]*\}", "", token.string) if "f" in _prefix(token) else token.string
+            )
+            yield Text(name, line, " ".join(prose.split()), users=own and shown)
         elif tokenize.tok_name[token.type] == "FSTRING_MIDDLE":
             yield Text(name, line, token.string, users=own)
+
+
+def _prefix(token: tokenize.TokenInfo) -> str:
+    """Return the letters before a string's first quote."""
+    return re.split("[\"']", token.string, maxsplit=1)[0].lower()
 
 
 def main() -> int:

@@ -212,7 +212,7 @@ class LoaderSettings(ServiceSettings, Tunables):
     """The most models with an endpoint; models that ask for one in their YAML come first."""
 
     endpoint_linger: Duration = 2.0
-    """How long a client told to reconnect may take to close its connection to an endpoint."""
+    """How long a client that was asked to reconnect may take to close its connection to an endpoint."""
 
     endpoint_handshake_timeout: Duration = 20.0
     """How long a client of an endpoint may take to send its HTTP/2 preface."""

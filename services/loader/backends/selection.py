@@ -73,7 +73,7 @@ def select(
     if suitable:
         # A backend that does not declare its formats is better than none, and worse than one that
         # does.
-        why = f"it does not say that it reads {kind} files, and others do"
+        why = f"it does not list {kind} files among those it reads, and others do"
         excluded |= {item.name: why for item in silent}
     else:
         suitable = silent

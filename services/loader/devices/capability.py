@@ -77,10 +77,10 @@ class Machine:
 def detect(machine: Machine) -> Capability:
     """Find the capability. Blocking for about a millisecond; never raises; ask once and keep it."""
     if forced := machine.environ.get(FORCE):
-        return Capability(forced, f"{FORCE} says so")
+        return Capability(forced, f"set by {FORCE}")
     run_file = Path(machine.environ.get(RUN_FILE) or machine.root / _RUN_FILE)
     if written := read_text(run_file).strip():
-        return Capability(written, f"{run_file} says so")
+        return Capability(written, f"set in {run_file}")
     if machine.system == "Darwin":
         if machine.arm64:
             return Capability("metal", "macOS on Apple's processors")
@@ -91,7 +91,7 @@ def detect(machine: Machine) -> Capability:
     if not vendor:
         return Capability(DEFAULT, "no GPU found")
     if (vram := machine.vram(vendor)) <= SMALL_VRAM:
-        known = f"has {vram / (1 << 30):.1f} GiB of memory" if vram else "tells no memory"
+        known = f"has {vram / (1 << 30):.1f} GiB of memory" if vram else "reports no memory"
         return Capability(
             DEFAULT,
             f"the {vendor} GPU {known}, and up to {SMALL_VRAM >> 30} GiB only the processor is used;"

@@ -117,8 +117,8 @@ class Resolutions:
                     raise hold.instance.ended.result()
                 news.changed.clear()
                 found = self._resolution(lease)
-                if found.advice is not news.told:
-                    news.told = found.advice
+                if found.advice is not news.sent:
+                    news.sent = found.advice
                     yield found
                     continue  # the advice may have changed while the reader was busy
                 await news.changed.wait()
@@ -161,7 +161,7 @@ class Resolutions:
         """Wake the streams whose advice has changed."""
         for lease in self._book.leases() if self._news else ():
             news = self._news.get(lease.key)
-            if news is not None and self._advice(lease.instance)[0] is not news.told:
+            if news is not None and self._advice(lease.instance)[0] is not news.sent:
                 news.changed.set()
 
     def _timed(self, lease: DirectLease) -> DirectLease:
@@ -184,10 +184,10 @@ class Resolutions:
 class _News:
     """The advice sent last on one stream, and whether there may be new advice."""
 
-    __slots__ = ("changed", "ended", "told")
+    __slots__ = ("changed", "ended", "sent")
 
     def __init__(self) -> None:
-        self.told: Advice | None = None
+        self.sent: Advice | None = None
         self.ended = False
         self.changed = asyncio.Event()
 

@@ -89,7 +89,7 @@ class BackendStarter:
                 await self.stop(instance, graceful=False)
         raise BackendNotReadyError(
             f"grpc service not ready: backend {instance.backend.name} does not listen on the port it"
-            " was told; is it a program that ignores --addr?"
+            " was given; is it a program that ignores --addr?"
         )
 
     async def adopt(self, instance: Instance, record: ProcessRecord, logs: LogBook) -> Connection:

@@ -361,7 +361,7 @@ def _victim(occupant: Occupant, way: EvictionMode) -> Victim:
     how = {
         EvictionMode.IDLE: f"idle for {occupant.idle:.0f} s",
         EvictionMode.DRAIN: "in use; its running calls end first",
-        EvictionMode.FORCE: "in use; its calls are cut, as force_eviction_when_busy says",
+        EvictionMode.FORCE: "in use; its calls are cut, as force_eviction_when_busy is set",
     }[way]
     size = f", {size_in_words(occupant.size)}" if occupant.size else ""
     why = f"{how}{size}, took {occupant.load_seconds:.1f} s to load"

@@ -130,7 +130,7 @@ def test_memory_that_is_not_known(tmp_path: Path) -> None:
     pci(tmp_path, INTEL)
     found = detect(machine(tmp_path))
     assert found.name == "default"
-    assert "the intel GPU tells no memory" in found.why
+    assert "the intel GPU reports no memory" in found.why
     assert f"set {FORCE}=intel" in found.why
 
 
