@@ -1,7 +1,7 @@
-"""Show that each invariant has a test that sees when it is broken: `make prove`, or with `--only 3`.
+"""Show that each invariant has a test that fails when it is broken: `make prove`, or `--only 3`.
 
-Each break of scripts/breaks is applied to a copy of the tree, and its test must fail there. That it
-passes without the break is looked at first.
+Each break of scripts/breaks is applied to a copy of the tree, and its test must fail there. Before
+that, all the tests must pass without any break.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scripts.breaks import BREAKS, Break
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("services", "backends", "protos", "sdk", "scripts", "tests", "pyproject.toml")
 TIMEOUT = 300.0
-"""Seconds for one test; one that hangs has seen the break too, but should fail sooner."""
+"""Seconds for one test; a test that hangs has caught the break too, but should fail sooner."""
 
 PASSED, FAILED = 0, 1  # pytest's; others mean that it could not run the test
 
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def copied(folder: Path) -> Path:
-    """Copy the tree; return where it is."""
+    """Copy the tree; return the copy's path."""
     ignore = shutil.ignore_patterns("__pycache__", ".*")
     for part in PARTS:
         source, target = ROOT / part, folder / part
@@ -52,7 +52,7 @@ def copied(folder: Path) -> Path:
 
 
 def prove(tree: Path, breaks: Sequence[Break]) -> int:
-    """Try each break in the tree, which is whole again afterwards."""
+    """Try each break in the tree, and restore the tree afterwards."""
     code, output = run(tree, dict.fromkeys(each.test for each in breaks))
     if code != PASSED:
         print(output)
@@ -73,13 +73,14 @@ def prove(tree: Path, breaks: Sequence[Break]) -> int:
 
 
 def try_break(tree: Path, each: Break) -> tuple[bool, str]:
-    """Apply a break, run its test, and take the break back; whether the test failed."""
+    """Apply a break, run its test, and revert; return whether the test failed, and its output."""
     file = tree / each.file
     whole = file.read_text()
     if whole.count(each.old) != 1:
         return False, f"    {each.file} does not have this text once:\n{each.old}"
     broken = whole.replace(each.old, each.new)
-    compile(broken, each.file, "exec")  # a break is no syntax error, which any test would see
+    # A break must not be a syntax error, which any test would catch.
+    compile(broken, each.file, "exec")
     file.write_text(broken)
     try:
         code, output = run(tree, [each.test])
@@ -89,7 +90,7 @@ def try_break(tree: Path, each: Break) -> tuple[bool, str]:
 
 
 def run(tree: Path, tests: Collection[str]) -> tuple[int, str]:
-    """Run tests in the tree; return pytest's exit code and what it wrote."""
+    """Run tests in the tree; return pytest's exit code and output."""
     path = os.pathsep.join([str(tree), str(tree / "sdk" / "python")])
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     try:

@@ -1,4 +1,4 @@
-"""Invariants 1 to 7: loads, those who wait and call, failures and what follows them."""
+"""Invariants 1 to 7: loads, waiting and running calls, failures and their consequences."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BREAKS = (
     ),
     Break(
         1,
-        "one load after the other",
+        "loads run one after the other",
         f"{LOADER}/scheduling/scheduler.py",
         "if loads >= settings.parallel_loads:",
         "if loads:",
@@ -46,7 +46,7 @@ BREAKS = (
     ),
     Break(
         2,
-        "the caller who leaves ends the load",
+        "a caller that leaves stops the load",
         f"{LOADER}/supervision/load_requests.py",
         "        self._post(events.LoadRequested(usable))\n        return await joining\n",
         "        self._post(events.LoadRequested(usable))\n"
@@ -60,7 +60,7 @@ BREAKS = (
     ),
     Break(
         2,
-        "a load is called off when nobody waits for it any more",
+        "a load is cancelled when no caller waits for it any more",
         f"{LOADER}/admission/waiters.py",
         "            waited = self.withdraw(waiter)\n",
         "            waited = self.withdraw(waiter)\n"
@@ -70,7 +70,7 @@ BREAKS = (
     ),
     Break(
         2,
-        "who leaves in the moment in which it is served keeps its lease",
+        "a caller that leaves at the moment it is served keeps its lease",
         f"{LOADER}/admission/waiters.py",
         "waiter.lease.result().release()",
         "waiter.lease.result()",
@@ -78,7 +78,7 @@ BREAKS = (
     ),
     Break(
         2,
-        "who cannot wait for the load does not begin it",
+        "a caller that cannot wait for the load does not start it",
         f"{LOADER}/supervision/load_requests.py",
         "            self._post(events.LoadRequested(usable))\n            raise\n",
         "            raise\n",
@@ -102,7 +102,7 @@ BREAKS = (
     ),
     Break(
         3,
-        "who waited gets its lease a moment after the model is loaded",
+        "a waiting call gets its lease shortly after the model is loaded, not at once",
         f"{LOADER}/admission/waiters.py",
         "            self._serve(waiter, lease)\n",
         "            asyncio.get_running_loop().call_soon(self._serve, waiter, lease)\n",
@@ -110,7 +110,7 @@ BREAKS = (
     ),
     Break(
         4,
-        "the idle watchdog does not ask who is in use",
+        "the idle watchdog ignores whether a model is in use",
         f"{LOADER}/scheduling/watchdog.py",
         "        and not occupant.busy\n",
         "",
@@ -118,7 +118,7 @@ BREAKS = (
     ),
     Break(
         4,
-        "the end of the drain time cuts the calls",
+        "the end of the drain time cuts off running calls",
         f"{LOADER}/lifecycle/machine.py",
         '            kept = replace(state, phase=Phase.READY, message="", stop=None, reload=())\n'
         "            return kept, (RefuseStop(state.generation), AdmitWaiters(state.generation))",
@@ -127,7 +127,7 @@ BREAKS = (
     ),
     Break(
         4,
-        "a direct client's lease holds nothing",
+        "a direct client's lease does not hold its instance",
         f"{LOADER}/direct/lease_book.py",
         "        hold.instance.calls.open_direct()\n",
         "        hold.instance.calls.open_direct()\n        hold.release()\n",
@@ -135,7 +135,7 @@ BREAKS = (
     ),
     Break(
         4,
-        "the lease of a direct client that vanished stays",
+        "the lease of a direct client that vanished is not released",
         f"{LOADER}/direct/resolver.py",
         "            self._book.release(lease.key)\n",
         "",
@@ -143,7 +143,7 @@ BREAKS = (
     ),
     Break(
         4,
-        "a stream holds its lease to its first message only",
+        "a stream holds its lease only until its first message",
         f"{LOADER}/gateway/call.py",
         "                await write(response)\n",
         "                lease.release()\n                await write(response)\n",
@@ -177,7 +177,7 @@ BREAKS = (
     ),
     Break(
         5,
-        "a look at a model begins its idle time anew",
+        "a probe restarts a model's idle time",
         f"{LOADER}/admission/leases.py",
         "        return Lease(self._ready, self._released, holds=False)",
         "        self._ready.calls.mark_loaded()\n"
@@ -186,7 +186,7 @@ BREAKS = (
     ),
     Break(
         6,
-        "the end of a process is found out by looking every other second",
+        "the exit of a process is found by polling every two seconds",
         f"{LOADER}/supervision/runner.py",
         "        how = await process.wait()\n",
         "        how = await process.wait()\n        await asyncio.sleep(2)\n",
@@ -194,7 +194,7 @@ BREAKS = (
     ),
     Break(
         6,
-        "health changes with the next look only",
+        "health changes only with the next poll",
         f"{LOADER}/wiring.py",
         "    loader.listen(reported.changed)\n",
         "    async def poll() -> None:\n"
@@ -209,7 +209,7 @@ BREAKS = (
     ),
     Break(
         6,
-        "calls in flight get gRPC's own words, not the cause",
+        "calls in flight get gRPC's own message, not the cause",
         f"{LOADER}/gateway/call.py",
         "        if gone and (cause := await instance.wait_ended(self._cause_timeout)):\n",
         "        if instance.outdated and (cause := await instance.wait_ended(self._cause_timeout)):\n",
@@ -217,7 +217,7 @@ BREAKS = (
     ),
     Break(
         6,
-        "however often it crashes, it is loaded again at once",
+        "a model is loaded again at once, however often it crashes",
         f"{LOADER}/lifecycle/machine.py",
         "    if crashes == 1:\n",
         "    if crashes:\n",
@@ -241,7 +241,7 @@ BREAKS = (
     ),
     Break(
         7,
-        "who comes too early is not told when to come back",
+        "a call during a back-off gets no time to retry",
         f"{LOADER}/supervision/errors.py",
         '        retry_after=left,\n        metadata={"cause": cause.reason},\n',
         '        metadata={"cause": cause.reason},\n',
@@ -249,7 +249,7 @@ BREAKS = (
     ),
     Break(
         7,
-        "the wait after a failure stays though the configuration has changed",
+        "the back-off after a failure stays although the configuration has changed",
         f"{LOADER}/supervision/load_requests.py",
         "        if model.entry is not None and model.entry.revision != entry.revision:\n"
         "            self._post(events.Changed())\n"
@@ -259,7 +259,7 @@ BREAKS = (
     ),
     Break(
         7,
-        "a change ends the wait, but the failures count on",
+        "a change ends the back-off, but the failures still count",
         f"{LOADER}/lifecycle/machine.py",
         "    cleared = replace(state, crashes=0, penalties=())\n",
         "    cleared = replace(state, crashes=0)\n",

@@ -15,7 +15,7 @@ BREAKS = (
     ),
     Break(
         4,
-        "an unload does not tell clients to connect anew",
+        "an unload does not ask clients to reconnect",
         f"{LOADER}/endpoints/http2.py",
         '    return frame(GOAWAY, 0, 0, struct.pack(">II", last, code) + why)\n',
         '    return b""\n',

@@ -1,4 +1,4 @@
-"""Invariants 8 to 12: ends, deaths, changes, and that no call is held up or left hanging."""
+"""Invariants 8 to 12: unloads, deaths, changes, and that no call is held up or left hanging."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BREAKS = (
     ),
     Break(
         8,
-        "only the first process is ended, not its group and those that left it",
+        "only the first process is stopped, not its group and the processes that left it",
         f"{LOADER}/processes/group.py",
         "            members = self._members()\n",
         "            members = []\n",
@@ -40,7 +40,7 @@ BREAKS = (
     ),
     Break(
         8,
-        "the memory of what has ended is taken for free at once",
+        "the memory of a stopped backend counts as free at once",
         f"{LOADER}/supervision/runner.py",
         "            await self._released(instance)\n",
         "            pass\n",
@@ -48,7 +48,7 @@ BREAKS = (
     ),
     Break(
         8,
-        "a driver that still holds memory is not waited for",
+        "an unload does not wait for a driver that still holds memory",
         f"{LOADER}/scheduling/ledger.py",
         "            await wait_until(free, timeout=self._release_timeout",
         "            await wait_until(lambda: True, timeout=self._release_timeout",
@@ -56,7 +56,7 @@ BREAKS = (
     ),
     Break(
         9,
-        "the guard is not told of a group",
+        "a group is not registered with the guard",
         f"{LOADER}/processes/local.py",
         "        self._around.watch.add(child.pid, spec.uid)\n",
         "",
@@ -64,7 +64,7 @@ BREAKS = (
     ),
     Break(
         9,
-        "backends do not bear the loader's marker",
+        "backends do not carry the loader's marker",
         f"{LOADER}/processes/environment.py",
         "    environment[name] = value\n",
         "",
@@ -72,7 +72,7 @@ BREAKS = (
     ),
     Break(
         9,
-        "the guard forgets those that left their group",
+        "the guard forgets processes that left their group",
         f"{LOADER}/processes/guard.py",
         "        found = len(groups) + kill_marked(markers, left)\n",
         "        found = len(groups)\n",
@@ -88,7 +88,7 @@ BREAKS = (
     ),
     Break(
         9,
-        "what an earlier loader left is taken over, and then loaded anew",
+        "a backend that an earlier loader left is adopted, and then loaded again",
         f"{LOADER}/supervision/adoption.py",
         'revision=record.model_revision if same else "")',
         'revision="")',
@@ -96,7 +96,7 @@ BREAKS = (
     ),
     Break(
         9,
-        "adoption is on, and the guard is not told to keep what is ready",
+        "adoption is on, but ready backends are not marked for the guard to keep",
         f"{LOADER}/processes/group.py",
         "        self._around.watch.keep(self._pid, self._uid)\n",
         "",
@@ -104,7 +104,7 @@ BREAKS = (
     ),
     Break(
         9,
-        "what an earlier loader left is neither taken over nor ended",
+        "a backend that an earlier loader left is neither adopted nor stopped",
         f"{LOADER}/processes/leftovers.py",
         "            found = find_marked(markers, spared=left)\n",
         "            found = find_marked(set(), spared=left)\n",
@@ -130,7 +130,7 @@ BREAKS = (
     ),
     Break(
         10,
-        "any change in the folder is one of all models",
+        "any change in the folder counts as a change of every model",
         f"{LOADER}/loader.py",
         "        if supervisor := self._fleet.get(name):\n"
         "            supervisor.configuration_changed(revision)\n",
@@ -140,7 +140,7 @@ BREAKS = (
     ),
     Break(
         11,
-        "the loop itself waits for the end of a process",
+        "the event loop blocks until a process ends",
         f"{LOADER}/processes/group.py",
         "        await asyncio.wait([self._exit], timeout=timeout)\n",
         "        while self._group() and time.monotonic() - began < timeout:\n"
@@ -158,7 +158,7 @@ BREAKS = (
     ),
     Break(
         11,
-        "a model's file is read on the loop before its load",
+        "a model's file is read on the event loop before its load",
         f"{LOADER}/supervision/runner.py",
         "        assert instance.connection is not None\n        limit =",
         "        assert instance.connection is not None\n"
@@ -168,7 +168,7 @@ BREAKS = (
     ),
     Break(
         11,
-        "each call that ends plans for every model that waits",
+        "each call that ends makes a plan for every waiting model",
         f"{LOADER}/scheduling/scheduler.py",
         "            if not (known and blocked.covers(newcomer, settings.starvation_bound)):\n",
         "            if request:\n",
@@ -192,7 +192,7 @@ BREAKS = (
     ),
     Break(
         12,
-        "who is refused is not told when to come back",
+        "a refused call gets no time to retry",
         f"{LOADER}/admission/errors.py",
         '        retry_after=retry_after,\n        metadata={"model": model, "queue_length"',
         '        metadata={"model": model, "queue_length"',
@@ -200,7 +200,7 @@ BREAKS = (
     ),
     Break(
         12,
-        "who is refused is not told how many wait",
+        "a refused call does not get the number of waiting calls",
         f"{LOADER}/admission/errors.py",
         '        metadata={"model": model, "queue_length": str(waiting)},\n',
         '        metadata={"model": model},\n',
@@ -208,7 +208,7 @@ BREAKS = (
     ),
     Break(
         12,
-        "a client has the next turn again for as long as it has calls",
+        "a client keeps getting the next turn as long as it has calls",
         f"{LOADER}/admission/fair_queue.py",
         "            self._clients.move_to_end(client)\n",
         "            pass\n",
@@ -224,7 +224,7 @@ BREAKS = (
     ),
     Break(
         12,
-        "a queue that one client fills is full for all",
+        "a queue that one client fills is full for all clients",
         f"{LOADER}/admission/leases.py",
         "            greedy = self._waiters.crowding(caller.client)\n",
         "            greedy = None\n",
@@ -232,7 +232,7 @@ BREAKS = (
     ),
     Break(
         12,
-        "a ceiling that one client's waiting calls reach is reached for all",
+        "a ceiling that one client's waiting calls reach applies to all clients",
         f"{LOADER}/admission/meter.py",
         "        greedy = self.queue.crowding(client)\n",
         "        greedy = None\n",
@@ -240,7 +240,7 @@ BREAKS = (
     ),
     Break(
         12,
-        "a call is queued to die",
+        "a call is queued although it cannot meet its deadline",
         f"{LOADER}/admission/leases.py",
         "        if pace.at_least(self.pace, position, self._places, loads) <= left:\n",
         "        if left:\n",
@@ -248,7 +248,7 @@ BREAKS = (
     ),
     Break(
         12,
-        "a call is refused for its deadline though nothing is known",
+        "a call is refused for its deadline without evidence of the wait",
         f"{LOADER}/admission/wait_estimate.py",
         "        if len(self.calls) < EVIDENCE:\n",
         "        if not self.calls:\n",
@@ -256,7 +256,7 @@ BREAKS = (
     ),
     Break(
         12,
-        "whose time is over takes a place from who waits",
+        "a call past its deadline takes a slot from a waiting call",
         f"{LOADER}/admission/waiters.py",
         "        if now >= waiter.deadline:\n",
         "        if now < 0:\n",
@@ -264,7 +264,7 @@ BREAKS = (
     ),
     Break(
         12,
-        "a refused call is told the same time whatever the queue's length",
+        "a refused call gets the same time to retry whatever the queue's length",
         f"{LOADER}/admission/leases.py",
         "        return pace.retry_after(wait)\n",
         "        return pace.UNKNOWN\n",

@@ -1,4 +1,4 @@
-"""A client that knows nothing but backend.proto: what somebody without any Corral code writes.
+"""A client that knows only backend.proto, as a developer without any Corral code would write it.
 
 usage: plain_client.py STUBS ADDRESS JSON
 STUBS is a folder with the code generated from backend.proto alone. JSON: {"metadata": [[key, value]],

@@ -1,4 +1,4 @@
-"""What the README shows works as it is written, but for the address and the model's name."""
+"""The README's examples work as written, except for the address and the model's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client with nothing but backend.proto gets from the gateway what the backend itself says."""
+"""A client with only backend.proto gets the same answers from the gateway as from the backend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMOLLM = "smollm2-135m-instruct"
 
 
 async def ask(stubs: Path, address: str, **order: Any) -> list[dict[str, Any]]:
-    """Let the plain client make a call; return the answers."""
+    """Make a call with the plain client; return its answers."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, CLIENT, stubs, address, json.dumps(order)),
         stdout=asyncio.subprocess.PIPE,

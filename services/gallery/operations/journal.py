@@ -85,7 +85,7 @@ class Journal:
             return self._connect()
 
     def _claim(self) -> None:
-        """Take the lock: two galleries would run each operation twice, into the same files.
+        """Acquire the lock: two galleries would run each operation twice, into the same files.
 
         The system releases it when the process ends, even if it is killed.
         """

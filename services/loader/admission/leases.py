@@ -86,7 +86,7 @@ class Leases:
             self.pace.loads.append(ready.load_seconds)
 
     def lack_room(self) -> None:
-        """Called when the model has to wait for memory: its calls are told their positions."""
+        """Called when the model has to wait for memory: reports its calls their positions."""
         self._no_room = True
         self._waiters.tell_positions()
 

@@ -1,4 +1,4 @@
-"""Distinguishes a slow load from a stalled one, in which the backend does nothing at all."""
+"""Distinguishes a slow load from a stalled one, where the backend does nothing at all."""
 
 from __future__ import annotations
 

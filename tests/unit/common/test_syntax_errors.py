@@ -1,4 +1,4 @@
-"""What is wrong with a text is said in our words, with its place, whichever library found it."""
+"""Syntax errors are reported in our own words, with their place, whichever library found them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""LocalAI's defects: those that need no process, and that none is left out.
+"""LocalAI's defects: the tests that need no process, and a check that none is left out.
 
-The others are in tests/integration/loader/localai. Each test bears the number of its defect.
+The others are in tests/integration/loader/localai. Each test's name has its defect's number.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ CANNOT = {
     " its leader is not waited for, or known by its start time",
     "HEAD 24": "there is one thread that touches the state; debug mode raises where another tries",
 }
-"""Parts that cannot occur here, and why; what can is tested."""
+"""Parts of defects that cannot occur here, and why; the other parts are tested."""
 
 
 def numbers_tested() -> Iterator[str]:

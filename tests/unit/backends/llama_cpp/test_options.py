@@ -1,4 +1,4 @@
-"""ModelOptions and their `Options`: what becomes a parameter, what is reported, what is refused."""
+"""ModelOptions and their `Options`: which become parameters, are reported, or are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,8 @@ def test_mapping(header: gguf.Header, fields: dict[str, Any], path: str, value: 
 def test_encoders_embed_by_themselves(headers: dict[str, gguf.Header]) -> None:
     made = plan(headers["embed"], ContextSize=100_000, Options=["parallel:2"])
     assert made.parameters["embedding"] is True
-    assert "pooling_type" not in made.parameters  # the file says it
-    # No more positions than the model has, for each slot; a whole input fits one batch.
+    assert "pooling_type" not in made.parameters  # the file specifies it
+    # At most the model's own number of positions for each slot; a whole input fits in one batch.
     assert made.parameters["n_ctx"] == made.parameters["n_ubatch"] == 512
     reranker = plan(headers["rerank"])
     assert reranker.parameters["pooling_type"] == settings.pooling("rank")
@@ -157,7 +157,7 @@ def test_what_is_ignored_is_listed(header: gguf.Header) -> None:
 
 
 def test_every_field_is_either_used_or_listed(header: gguf.Header) -> None:
-    """A field that the contract gains later must not be dropped in silence."""
+    """A field that the contract gains later must not be dropped silently."""
     for field in pb.ModelOptions.DESCRIPTOR.fields:
         if field.message_type is None and not field.is_repeated:
             value: Any = {"string": "1", "bool": True}.get(_kind(field), 1)
@@ -234,7 +234,7 @@ WORDS = {
 
 @pytest.mark.parametrize("name", sorted(settings.SETTINGS))
 def test_every_setting_exists_in_the_engine(header: gguf.Header, name: str) -> None:
-    """The table's paths and kinds are those of the installed engine."""
+    """The table's paths and kinds match the installed engine."""
     path = settings.SETTINGS[name].path
     if path in ("max_queue", "direct_io", "prompt_cache_all", "cache_prompt"):
         pytest.skip("not a parameter of the engine")

@@ -1,4 +1,4 @@
-"""The error classes, and their way to a google.rpc.Status and back."""
+"""The error classes, and their conversion to a google.rpc.Status and back."""
 
 import grpc
 import pytest
@@ -13,7 +13,7 @@ from services.common.rpc import status
 
 
 def all_errors(base: type[CorralError] = CorralError) -> list[type[CorralError]]:
-    # Other packages may add their own in the same process; these are the ones with a place here.
+    # Other packages may add error classes in the same process; these are the ones of `errors`.
     found = [cls for cls in base.__subclasses__() if cls.__module__ == errors.__name__]
     return [*found, *(child for cls in found for child in all_errors(cls))]
 

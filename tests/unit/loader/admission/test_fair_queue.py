@@ -1,4 +1,4 @@
-"""Property tests of the turns that clients take: nobody starves, nobody is lost, every place is the true one."""
+"""Property tests of the clients' turns: no call starves or is lost, every position is correct."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Call:
     client: str
     number: int
     bound: int = 0
-    """Turns after which it must have been served."""
+    """The number of turns within which it must be served."""
 
 
 class Waiting(RuleBasedStateMachine):
-    """Calls that come, leave, are evicted and are served, in any order."""
+    """Calls that arrive, leave, are evicted and are served, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ class Waiting(RuleBasedStateMachine):
         self.gone: list[Call] = []
         self.number = 0
         self.turns: dict[Call, int] = {}
-        """How many others were served while it waited."""
+        """The number of other calls served while it waited."""
         self.clients: dict[Call, set[str]] = {}
-        """Who else had calls in the queue while it waited."""
+        """The clients that had calls in the queue while it waited."""
         self.before: dict[Call, int] = {}
-        """How many of its client it found."""
+        """The number of its client's calls already in the queue when it arrived."""
 
     @rule(client=CLIENTS)
     def come(self, client: str) -> None:
@@ -53,12 +53,12 @@ class Waiting(RuleBasedStateMachine):
             greedy = self.queue.crowding(client)
             counts = self.counts()
             if greedy is None:
-                assert max(counts.values()) <= counts[client] + 1, "it has its share already"
+                assert max(counts.values()) <= counts[client] + 1, "the client has its share"
                 return
             assert counts[greedy.client] == max(counts.values())
-            assert counts[greedy.client] - 1 >= counts[client] + 1, "not merely the other way round"
+            assert counts[greedy.client] - 1 >= counts[client] + 1, "not just a swap of shares"
             own = [call for call in self.there if call.client == greedy.client]
-            assert greedy is own[-1], "the newest goes"
+            assert greedy is own[-1], "the client's newest call is evicted"
             self.go(greedy)
         self.number += 1
         call = Call(client, self.number)
@@ -83,7 +83,7 @@ class Waiting(RuleBasedStateMachine):
         self.there.remove(call)
         self.gone.append(call)
         after = self.places()
-        assert all(after[each] <= places[each] for each in after), "nobody is put back"
+        assert all(after[each] <= places[each] for each in after), "no call moves back in the queue"
 
     @rule()
     @precondition(lambda self: self.there)
@@ -98,7 +98,7 @@ class Waiting(RuleBasedStateMachine):
         for each in self.there:
             self.turns[each] += 1
             rounds = self.before[each] + 1
-            assert self.turns[each] < rounds * len(self.clients[each]), "it starves"
+            assert self.turns[each] < rounds * len(self.clients[each]), "a call starves"
 
     def counts(self) -> dict[str, int]:
         counts: dict[str, int] = defaultdict(int)
@@ -141,7 +141,7 @@ def test_clients_are_served_by_turns(clients: list[str]) -> None:
         queue.push(Call(client, number))
     served = [queue.pop() for _ in clients]
     rounds = [sum(e.client == call.client for e in served[:i]) for i, call in enumerate(served)]
-    assert rounds == sorted(rounds), "nobody has a second turn before all had their first"
+    assert rounds == sorted(rounds), "no client has a second turn before all have had their first"
     with pytest.raises(IndexError):
         queue.pop()
 

@@ -1,4 +1,4 @@
-"""Who may call a model now, who waits for how long, and who is refused, with real supervisors in a small world."""
+"""Which calls are admitted, how long others wait, and which are refused, with real supervisors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def entry(places: int = 1, name: str = "a", **limits: Any) -> ModelEntry:
 
 
 class Calls:
-    """Calls of a model, and what they are told."""
+    """Calls of a model, and the queue positions they receive."""
 
     def __init__(self, world: World, wanted: ModelEntry) -> None:
         self.world, self.entry = world, wanted
@@ -85,7 +85,7 @@ class Calls:
         await eventually(lambda: self.supervisor.state.phase is Phase.READY, what="the model")
 
     async def running(self) -> Lease:
-        """Return a call that runs."""
+        """Return the lease of a running call."""
         (first,) = await self.begin("first")
         await self.up()
         return await first
@@ -120,7 +120,7 @@ async def test_they_take_turns_too_where_all_wait_for_one_load(world: World) -> 
     await calls.up()
     await eventually(lambda: len(calls.served) == 2, what="both places taken")
     assert sorted(calls.served) == ["many", "one"]
-    assert calls.told == [("many", 1), ("many", 2)], "who is served after the load was in no queue"
+    assert calls.told == [("many", 1), ("many", 2)], "calls served after the load never queued"
     for _ in range(2):
         next(task for task in waiting if task.done() and task.result()._released).result().release()
     await eventually(lambda: len(calls.served) == 4, what="the others")
@@ -143,7 +143,7 @@ async def test_a_full_queue_makes_way_for_who_has_less_of_it(world: World) -> No
         await many.pop()
     (three,) = await calls.begin("one")
     with pytest.raises(QueueFullError):
-        await three  # it has its share
+        await three  # the client already has its share
     for task in (*many, one, two):
         lease.release()
         await eventually(lambda: len(calls.served) > 1, what="the next")

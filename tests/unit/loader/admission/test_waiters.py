@@ -1,4 +1,4 @@
-"""Those who wait for a lease, and leave: nothing may be left in their hands."""
+"""Calls that leave while they wait for a lease: they must not keep one."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def make() -> tuple[LeaseWaiters, CallMeter, Instance]:
 async def test_who_leaves_in_the_moment_in_which_it_is_served_leaves_no_lease() -> None:
     waiters, meter, instance = make()
     waiting = asyncio.ensure_future(waiters.join(ANYONE))
-    await asyncio.sleep(0)  # it waits now
+    await asyncio.sleep(0)  # the call waits now
     waiters.admit(lambda calls: Lease(instance, lambda _: None), lambda: True)
-    waiting.cancel()  # it was served, and has not noticed yet
+    waiting.cancel()  # it was served, but has not noticed yet
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert not instance.leases and not instance.calls.holds

@@ -1,4 +1,4 @@
-"""All backends together: found by every name that means them, and followed while they change."""
+"""The catalog of all backends: found by each of their names, and kept current as they change."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_just_installed_it_is_found_and_the_change_is_still_told(tmp_path: Path)
     add(tmp_path, "new", "{")
     backends.refresh()
     add(tmp_path, "new", "{}")
-    assert not backends.find("new").error, "mended, it is found at once too"
+    assert not backends.find("new").error, "once fixed, it is found at once too"
 
 
 def test_asked_from_many_threads_while_it_changes(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_asked_from_many_threads_while_it_changes(tmp_path: Path) -> None:
         try:
             while not done.is_set():
                 question()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test must hear of it
+        except Exception as error:  # noqa: BLE001 - the test must fail on any error
             wrong.append(repr(error))
 
     questions = (backends.refresh, lambda: backends.find("all"), lambda: backends.find("b1"))

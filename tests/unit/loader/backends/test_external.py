@@ -1,4 +1,4 @@
-"""External backends: a program, an address, or a mistake that says so."""
+"""External backends: a program, an address, or a mistake that is reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_address_is_dialled(uri: str) -> None:
 def test_a_mistake_is_an_error_and_never_an_address(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LocalAI takes whatever is no file for an address, and connects to it for 40 seconds."""
+    """LocalAI takes anything that is no file for an address, and connects to it for 40 seconds."""
     monkeypatch.chdir(tmp_path)
     assert external("x", uri).error
 
@@ -84,7 +84,7 @@ def test_the_file_is_followed_and_the_setting_wins(tmp_path: Path) -> None:
     assert addresses() == {"a": "127.0.0.1:1", "b": "127.0.0.1:3"}
     for broken in ("{", "[]", '{"b": 5}', '{"": "x:1"}', '"' + "\ud800" + '"'):
         file.write_bytes(broken.encode(errors="surrogatepass"))
-        assert addresses() == {"a": "127.0.0.1:1", "b": "127.0.0.1:3"}, "what it said before stays"
+        assert addresses() == {"a": "127.0.0.1:1", "b": "127.0.0.1:3"}, "valid entries stay"
         assert str(file) in source.problem()
     file.write_text("{}")
     assert addresses() == {"a": "127.0.0.1:1"} and source.problem() == ""

@@ -1,4 +1,4 @@
-"""Folders of backends as they are found: one broken folder never hides the others."""
+"""Discovery of backend folders: one broken folder never hides the others."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_unchanged_metadata_is_not_read_again(tmp_path: Path) -> None:
     first = source.read()
     file = folder / "metadata.json"
     before = file.stat()
-    # Other bytes under the same stamp: only one who reads them again notices.
+    # Different bytes with the same stamp: only reading the file again would reveal them.
     file.write_text(file.read_text().replace("1.2.3", "9.9.9"))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert source.read()[0] is first[0]

@@ -1,4 +1,4 @@
-"""What the names of LocalAI's builds say: the engine, and the hardware that a build needs."""
+"""What the names of LocalAI's builds mean: the engine, and the hardware that a build needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.loader.backends.names import (
     unmet,
 )
 
-# The concrete builds in LocalAI's index of backends: what stands before an engine, and what that needs.
+# The concrete builds in LocalAI's index of backends: an engine's prefix, and what it requires.
 HARDWARE = {
     "cpu-": (),
     "cuda12-": ("nvidia-cuda-12",),

@@ -58,7 +58,7 @@ def gguf(tmp_path: Path) -> Path:
 
 
 def test_a_gguf_goes_to_those_that_read_it_llama_cpp_first(gguf: Path) -> None:
-    """Not to whoever comes first in the alphabet: LocalAI's issue 9287, where opus won."""
+    """Not to the first in the alphabet: LocalAI's issue 9287, where opus won."""
     names = ("bonsai", "opus", "piper", "llama-cpp", "whisper", "qwen3-tts-cpp", "unheard-of")
     selection = chosen(gguf, Listed(*names))
     assert selection.names == ("llama-cpp", "bonsai")

@@ -106,7 +106,8 @@ def test_nvidia_on_arm_needs_no_memory_of_its_own(
 
 def test_another_make_on_arm(tmp_path: Path) -> None:
     pci(tmp_path, AMD)
-    assert name(machine(tmp_path, arm=True, vram=8 * GIB)) == "nvidia-l4t"  # a driver says nvidia
+    # A driver reports an nvidia GPU.
+    assert name(machine(tmp_path, arm=True, vram=8 * GIB)) == "nvidia-l4t"
     assert name(machine(tmp_path, arm=True)) == "default"
 
 

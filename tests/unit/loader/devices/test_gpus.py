@@ -1,4 +1,4 @@
-"""All GPUs together. NVIDIA's library is a stand-in object, as no machine that runs the tests has the driver."""
+"""All GPUs together. NVIDIA's library is a fake, as no test machine has the driver."""
 
 import threading
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ GIB = 1 << 30
 
 
 class Library:
-    """Stands in for the driver: two GPUs, which fail or hang when told to."""
+    """A fake driver with two GPUs, which fail or hang on request."""
 
     def __init__(self) -> None:
         self.asked = self.opened = 0
@@ -153,9 +153,9 @@ def test_a_driver_that_hangs_delays_once(gpus: Gpus, clock: Clock, library: Libr
         clock.now = now
         assert gpus.read() == before
     assert library.asked == 2
-    eventually_sync(lambda: asking() == 1, what="no thread but the one that hangs")
+    eventually_sync(lambda: asking() == 1, what="no thread except the hanging one")
     library.answers.set()
-    eventually_sync(lambda: asking() == 0, what="the end of that one")
+    eventually_sync(lambda: asking() == 0, what="the end of the hanging thread")
     clock.now = 2000
     assert free(gpus) == [3, 3]
 

@@ -1,4 +1,4 @@
-"""Calls of NVIDIA's library through its real interface: a C library with the same functions stands in for it.
+"""Calls to NVIDIA's library through its real interface; a fake C library has the functions.
 
 No machine that runs the tests has the driver. The library below has the names, argument types and
 structures of `nvml.h`; it is compiled when there is a compiler.

@@ -49,7 +49,7 @@ class Machine(RuleBasedStateMachine):
         self.instance = self._made()
         self.given: list[DirectLease] = []
         self.until: dict[str, float | None] = {}
-        """What must be in force, and until when."""
+        """The leases that must be in force, and when each expires."""
         self.ended: list[str] = []
         self.releases = 0
 
@@ -122,7 +122,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_in_force_holds_and_nothing_else(self) -> None:
-        # Renewing expires too, whatever the time is.
+        # `renew` may have expired leases already; expire them in any case.
         self.book.expire()
         self.until = {k: t for k, t in self.until.items() if t is None or t > self.now}
         assert {lease.key for lease in self.book.leases()} == set(self.until)
@@ -164,7 +164,7 @@ async def world() -> AsyncIterator[World]:
 
 
 class Models:
-    """What the loader is to direct clients, over the supervisors of a small world."""
+    """The loader as direct clients see it, with the supervisors of a small world."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -210,7 +210,7 @@ async def test_an_unload_waits_for_leases(world: World) -> None:
     resolutions.release(second.lease)
     await goes(world, "a")
     await stop
-    # Whoever asked meanwhile has the next instance.
+    # The request made during the drain gets the next instance.
     await comes_up(world, "a")
     assert (await waits).instance.generation > first.instance.generation
     resolutions.close()

@@ -1,4 +1,4 @@
-"""The folder of the endpoints, its settings, the header blocks, and what an endpoint answers itself."""
+"""The endpoints' folder and settings, the header blocks, and the answers of an endpoint itself."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_settings() -> None:
     assert settings.endpoint_mode == "0600"
 
 
-# What an endpoint says itself
+# Answers of an endpoint itself
 
 
 def test_answers_are_the_contracts_messages() -> None:

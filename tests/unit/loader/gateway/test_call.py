@@ -1,4 +1,4 @@
-"""What the gateway does that no backend can tell from outside."""
+"""Behaviour of the gateway that no backend can observe from outside."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PREDICT = "/backend.Backend/Predict"
 
 
 class Turnstile:
-    """Lets calls in when the test says, after a wait in a queue."""
+    """Admits calls when the test opens it, after a wait in a queue."""
 
     def __init__(self, address: str) -> None:
         self.instance = Instance(
@@ -63,7 +63,7 @@ class Turnstile:
 
 
 class Backends(grpc.GenericRpcHandler):
-    """Sends metadata at both ends, and tells how the client's messages ended."""
+    """Sends initial and trailing metadata, and records how the client's messages ended."""
 
     def __init__(self) -> None:
         self.ends: list[str] = []
@@ -85,7 +85,7 @@ class Backends(grpc.GenericRpcHandler):
             while (message := await context.read()) is not aio.EOF:
                 await context.write(message)
             with suppress(TimeoutError):
-                # To a server too, gRPC ends a cancelled call's messages a moment before it says so.
+                # On a server too, gRPC ends a call's messages before it reports the cancellation.
                 async with asyncio.timeout(0.2):
                     await asyncio.Event().wait()
             self.ends.append("half-closed")
@@ -132,7 +132,7 @@ async def world(position: int = 3) -> AsyncIterator[World]:
 async def test_a_call_that_waits_is_told_its_position_at_once() -> None:
     async with world() as here:
         stream = here.channel.stream_stream(LIVE)(timeout=10)
-        # A unary call learns of it as early, but grpc.aio keeps it until the answer comes.
+        # A unary call receives it as early, but grpc.aio holds it back until the answer arrives.
         assert dict(await stream.initial_metadata()) == {"corral-queue-position": "3"}
         assert not stream.done() and not here.backend.ends
         stream.cancel()
@@ -141,7 +141,7 @@ async def test_a_call_that_waits_is_told_its_position_at_once() -> None:
         assert await call == b"x"
         assert dict(await call.initial_metadata()) == {"corral-queue-position": "3"}
         trailing = dict(await call.trailing_metadata())
-        # What the backend sent first can be sent no more.
+        # Initial metadata was already sent, so the backend's arrives with the trailing metadata.
         assert trailing["first"] == "1" and trailing["last"] == "2"
         assert (trailing["corral-queue-ms"], trailing["corral-load-ms"]) == ("1234.5", "500.0")
 
@@ -220,7 +220,7 @@ async def test_the_end_of_a_clients_messages(end: str) -> None:
 
 
 class Client:
-    """A client's side of a call that has ended its messages, or that gRPC ended for it."""
+    """The client's side of a call whose messages were ended by the client, or by gRPC."""
 
     read_to_the_end = False
 
@@ -236,7 +236,7 @@ class Client:
 
 
 class Writer:
-    """A backend's side."""
+    """The backend's side."""
 
     closed = False
 
@@ -249,7 +249,7 @@ class Writer:
 
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_the_end_of_a_cancelled_calls_messages_is_not_passed_on(*, cancelled: bool) -> None:
-    """gRPC ends them a moment before it says that the client cancelled."""
+    """gRPC ends the messages shortly before it reports that the client cancelled."""
     client, writer, turnstile = Client(), Writer(), Turnstile("127.0.0.1:1")
     turnstile.open.set()
     method = methods()[LIVE]

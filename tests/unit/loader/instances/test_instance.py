@@ -1,4 +1,4 @@
-"""What happens to an instance, and who may change it."""
+"""An instance's state, and which code may change it."""
 
 from __future__ import annotations
 

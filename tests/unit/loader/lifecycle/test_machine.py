@@ -71,7 +71,7 @@ PROCESSES = {Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING, Phase.S
 
 
 def likely(state: Lifecycle) -> list[Event]:
-    """What mostly happens next; what is drawn blindly hardly ever gets a model to be ready."""
+    """The likely next events; purely random events hardly ever make a model ready."""
     at, failure = state.generation, Failure(state.candidate, ERROR)
     failed = AttemptFailed(at, failure)
     events: dict[Phase, list[Event]] = {
@@ -120,7 +120,7 @@ def test_an_event_of_an_earlier_generation_changes_nothing(events: list[Event]) 
 @settings(max_examples=200)
 @given(HISTORIES)
 def test_a_process_is_started_only_when_none_is_there(events: list[Event]) -> None:
-    """Invariant 1: two of one model never run side by side, so callers can only share one."""
+    """Invariant 1: a model never has two processes at once, so callers have to share one."""
     running: set[int] = set()
     for before, event, (after, effects) in run(events):
         if isinstance(event, GroupGone) and before.phase is Phase.STOPPING:
@@ -161,7 +161,7 @@ def test_each_start_is_followed_by_exactly_one_stop(events: list[Event]) -> None
 @settings(max_examples=200)
 @given(HISTORIES)
 def test_nobody_waits_for_ever(events: list[Event]) -> None:
-    """A call that waits is admitted or failed before the model rests, and rests only so long."""
+    """A waiting call is admitted or failed before the model is stopped, failed or in back-off."""
     waiting = False
     for before, event, (after, effects) in run(events):
         if isinstance(event, LoadRequested) and event.candidates:
@@ -180,7 +180,7 @@ def test_room_that_is_asked_for_is_taken_or_given_back(events: list[Event]) -> N
     asked = False
     for before, event, (after, effects) in run(events):
         if isinstance(event, Granted | Refused) and after != before:
-            asked = False  # that was the answer, also where the next candidate asks at once
+            asked = False  # the request was answered, even if the next candidate asks at once
         for effect in effects:
             if isinstance(effect, AskRoom):
                 assert not asked
@@ -194,7 +194,7 @@ def test_room_that_is_asked_for_is_taken_or_given_back(events: list[Event]) -> N
 @settings(max_examples=200)
 @given(HISTORIES)
 def test_a_ready_model_goes_only_when_idle_forced_or_dead(events: list[Event]) -> None:
-    """Invariant 4: between ready and stopping there is a drain, a force, or the process's end."""
+    """Invariant 4: a ready model stops only after a drain, by force, or when its process exits."""
     for before, event, (after, _) in run(events):
         if before.phase is Phase.READY and after.phase is Phase.STOPPING:
             assert isinstance(event, Exited) or (isinstance(event, StopRequested) and event.force)
@@ -207,7 +207,7 @@ def test_a_ready_model_goes_only_when_idle_forced_or_dead(events: list[Event]) -
 @settings(max_examples=200)
 @given(HISTORIES)
 def test_only_what_failed_has_to_wait(events: list[Event]) -> None:
-    """Invariant 7: a penalty is the current candidate's own; a change lifts all."""
+    """Invariant 7: a penalty applies to the current candidate only; a change clears all of them."""
     for before, event, (after, effects) in run(events):
         for effect in effects:
             if isinstance(effect, ArmBackoff):

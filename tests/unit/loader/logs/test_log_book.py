@@ -1,4 +1,4 @@
-"""The log of a model: what is kept, what a reader gets, and what it is told of the rest."""
+"""A model's log: the lines kept, those that a reader gets, and how missed lines are reported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_newest_lines_are_kept_within_both_limits(
         )
         used = sum(sys.getsizeof(line.text) for line in kept)
         assert len(kept) <= most and used <= size
-        # Nothing is thrown away without need; 16 bytes a line are the columns'.
+        # No line is dropped unnecessarily; the columns take 16 bytes a line.
         if len(kept) < min(most, len(written)):
             _, _, text = written[-len(kept) - 1]
             assert used + 16 * len(kept) + sys.getsizeof(text) + 16 > size
@@ -125,7 +125,7 @@ def test_history(batches: list[tuple[Stream, list[str]]], after: int, tail: int,
 def test_following_has_neither_gap_nor_repetition(
     batches: list[tuple[Stream, list[str]]], most: int, data: st.DataObject
 ) -> None:
-    """However slow the reader is: each line was either received or told as missed, once."""
+    """However slow the reader is, each line is received or reported as missed, exactly once."""
 
     async def scenario() -> None:
         book = LogBook(most)
@@ -168,7 +168,7 @@ async def test_history_that_is_overtaken_ends_where_it_was(pushed_out: int) -> N
     book.extend(OUT, ["x"] * 10, 1)
     async with aclosing(book.read(LogQuery())) as reader:
         first = await anext(reader)
-        # The reader holds the lines of a block; those of the next one may go meanwhile.
+        # The reader holds the lines of one block; those of the next may be dropped meanwhile.
         book.extend(ERR, ["y"] * pushed_out, 1)
         rest = [news async for news in reader]
     assert first.line and first.line.sequence == 1

@@ -1,4 +1,4 @@
-"""A models folder as it is found, and as it changes: nothing hides anything else, and nothing is read twice."""
+"""A models folder, at first and as it changes: no file hides another, and none is read twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.loader.models.config_file import read_file
 
 
 def write(folder: Path, name: str, text: str, *, age: float = 60) -> None:
-    """Write a file that was changed so many seconds ago."""
+    """Write a file whose last change was `age` seconds ago."""
     (folder / name).write_text(text)
     then = time.time() - age
     os.utime(folder / name, (then, then))
@@ -27,7 +27,7 @@ def write(folder: Path, name: str, text: str, *, age: float = 60) -> None:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that are read from now on."""
+    """The names of the files read from now on."""
     names: list[str] = []
 
     def read(path: str, *, maximum: int) -> bytes:
@@ -75,7 +75,7 @@ def test_a_call_reads_no_more_than_a_slice(tmp_path: Path, reads: list[str]) -> 
     assert catalog.models() == {}
     for number in range(200):
         write(tmp_path, f"m{number}.yaml", f"name: m{number}\n")
-    catalog._looked = model_catalog._Look(0, time.time(), 0)  # as if it had been looked at just now
+    catalog._looked = model_catalog._Look(0, time.time(), 0)  # as if it had just been scanned
     assert catalog.look(50, "m137").by_name["m137"]
     assert len(reads) == 50
     assert len(catalog.look().by_name) == 200

@@ -1,4 +1,4 @@
-"""What is wrong with a model's file is told with file, line, field and remedy; the rest of it is kept."""
+"""Errors in a model's file are reported with file, line, field and fix; the rest of it is kept."""
 
 from __future__ import annotations
 

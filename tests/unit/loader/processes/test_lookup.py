@@ -1,4 +1,4 @@
-"""Telling a process of ours from one that only has its number."""
+"""Distinguishing our process from another one with the same pid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARKER = f"CORRAL_INSTANCE={uuid.uuid4().hex}"
 def marked() -> Iterator[subprocess.Popen[bytes]]:
     name, _, value = MARKER.partition("=")
     process = subprocess.Popen(SLEEPER, start_new_session=True, env={**os.environ, name: value})
-    # It shows none while it execs.
+    # A process shows no environment during exec.
     eventually_sync(lambda: find_marked({MARKER}), what="its environment")
     yield process
     process.kill()
@@ -77,7 +77,7 @@ def test_the_guard_leaves_a_number_alone_that_was_given_out_again(
     other: subprocess.Popen[bytes],
 ) -> None:
     group = Group(other.pid, b"uid")
-    group._leader = b"1"  # what led it when the guard was told is another process
+    group._leader = b"1"  # when the guard got the group, its leader was another
     assert not group.kill(0) and not group.kill()
     gone = Group(2**22 + 1, b"uid")
     assert not gone.kill()

@@ -1,4 +1,4 @@
-"""Property tests of eviction plans: nobody goes for nothing, and nobody who must not."""
+"""Property tests of eviction plans: no model is evicted needlessly, and none that must stay."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ FREE = st.dictionaries(st.sampled_from(DEVICES), st.integers(-GIB, 10 * GIB))
 def fits(
     newcomer: Newcomer, there: list[Occupant], limits: Limits, free: dict[str, int], gone: set[str]
 ) -> bool:
-    """The rules again, in the plainest words."""
+    """The rules again, in their simplest form."""
     others = [each for each in there if each.name not in gone | {newcomer.name}]
     if any(each.groups & newcomer.groups for each in others):
         return False
@@ -92,12 +92,14 @@ def test_plans_keep_the_rules(
     victims = {victim.name for victim in found.victims}
 
     assert found.fits == fits(newcomer, there, limits, free, set())
-    assert not (found.fits and victims), "nobody goes if it fits"
+    assert not (found.fits and victims), "no model is evicted if the new one fits"
     if fits(newcomer, there, limits, free, leaving):
-        assert not victims, "nobody else goes if those that leave are enough"
+        assert not victims, "no other model is evicted if those leaving free enough"
     for victim in found.victims:
         occupant = by_name[victim.name]
-        assert occupant.settled and not occupant.leaving, "what is on its way is left alone"
+        assert occupant.settled and not occupant.leaving, (
+            "a model that is starting or leaving is left alone"
+        )
         assert not occupant.pinned
         assert victim.name != newcomer.name
         assert occupant.busy == (victim.way is not EvictionMode.IDLE)
@@ -106,10 +108,10 @@ def test_plans_keep_the_rules(
         if victim.way is EvictionMode.DRAIN:
             assert newcomer.waited >= limits.starvation_bound and not limits.evict_busy
     if victims:
-        assert fits(newcomer, there, limits, free, leaving | victims), "it is enough"
+        assert fits(newcomer, there, limits, free, leaving | victims), "the evictions free enough"
         for name in victims:
             assert not fits(newcomer, there, limits, free, leaving | victims - {name}), (
-                f"{name} goes for nothing"
+                f"{name} is evicted needlessly"
             )
     if not found.possible:
         unpinned = {each.name for each in there if not each.pinned}
@@ -196,9 +198,9 @@ def test_a_model_that_came_back_is_kept_for_as_long_as_its_load_took_but_not_for
         newcomer = Newcomer("new", waited=11.0)
         assert victims(plan(newcomer, [replace(hot, residence=5.0)], limits, {})) == ["hot"]
         slow = replace(hot, load_seconds=500.0, residence=10.0)
-        assert victims(plan(newcomer, [slow], limits, {})) == ["hot"], "the bound holds"
+        assert victims(plan(newcomer, [slow], limits, {})) == ["hot"], "the bound applies"
     cold = Occupant("cold", came_back=True, residence=1.0, load_seconds=5.0)
-    assert victims(plan(Newcomer("new"), [cold], limits, {})) == ["cold"], "nobody calls it"
+    assert victims(plan(Newcomer("new"), [cold], limits, {})) == ["cold"], "no call needs it"
 
 
 def test_busy_ones_are_drained_only_for_those_who_have_waited_too_long() -> None:

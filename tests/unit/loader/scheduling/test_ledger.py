@@ -1,4 +1,4 @@
-"""What models are expected to need, and how that changes when it was too little."""
+"""The memory that models are expected to need, and how it changes when it was too little."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.loader.scheduling.ledger import Ledger
 
 
 class Machine:
-    """1000 bytes, of which 100 are somebody else's."""
+    """1000 bytes, 100 of them used by other processes."""
 
     def read(self) -> tuple[Device, ...]:
         return (Device(RAM, "", 1000, 900),)

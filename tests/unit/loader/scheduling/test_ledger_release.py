@@ -1,4 +1,4 @@
-"""The last part of an unload: the memory of what has ended is seen to be free before anybody hears of it."""
+"""The last part of an unload: the backend's memory must be free before the unload is reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ASKED = StopReason(Cause.REQUESTED, "asked")
 
 
 class Driver:
-    """A GPU's driver that gives memory back some looks after the processes are gone."""
+    """A GPU driver that frees memory only some polls after the processes are gone."""
 
     def __init__(self, looks: int) -> None:
         self.left = deque([{"gpu0": 1}] * looks)
@@ -91,7 +91,7 @@ async def test_an_unload_ends_after_the_release(monkeypatch: pytest.MonkeyPatch)
     await eventually(lambda: "c" not in world.processes, what="the end of the process")
     await asyncio.wait([unload], timeout=0.05)
     assert not unload.done() and supervisor.state.phase is Phase.STOPPING
-    assert supervisor.occupancy() is not None, "its room is not given to others yet"
+    assert supervisor.occupancy() is not None, "its memory is not given to other models yet"
     free.set()
     await asyncio.wait_for(unload, 5)
     assert supervisor.occupancy() is None

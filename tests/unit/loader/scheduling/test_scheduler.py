@@ -1,4 +1,4 @@
-"""What a look at those who wait for room costs, and that it forgets nobody."""
+"""The cost of a scheduling pass over the waiting requests, and that it forgets none of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Busy:
         return Occupant(self.name, busy=True, memory={"ram": self.memory})
 
     def evict(self, reason: StopReason, *, force: bool) -> None:
-        raise AssertionError("a model in use is left alone")
+        raise AssertionError("a model in use must not be evicted")
 
 
 class Counting:
@@ -73,11 +73,11 @@ async def test_a_look_plans_for_those_only_that_may_fit(plans: Counting) -> None
     scheduler.wake()
     assert len(plans.names) <= 7
     plans.names.clear()
-    # What keeps each of them is looked at in turn.
-    await eventually(lambda: len(set(plans.names)) == MANY, what="a look at each")
+    # The scheduler checks in turn what blocks each request.
+    await eventually(lambda: len(set(plans.names)) == MANY, what="a plan for each request")
     busy.memory = 79
     scheduler.wake()
-    assert granted == ["w0"], "the first that fits"
+    assert granted == ["w0"], "the first request that fits"
     for number in range(MANY):
         scheduler.withdraw(f"w{number}")
 
@@ -100,7 +100,7 @@ class Model:
 
 
 class Room:
-    """A scheduler, and what it decided."""
+    """A scheduler, and a log of its decisions."""
 
     def __init__(self, *, shortcut: bool, live: dict[str, Any]) -> None:
         self.log: list[str] = []
@@ -135,7 +135,7 @@ class Room:
             self.add(name, replace(need, settled=False, leaving=False))
 
         def refused(error: CorralError) -> None:
-            raise AssertionError("there is room for each, some time") from error
+            raise AssertionError("each request fits at some time") from error
 
         self.scheduler._queue.append(
             RoomRequest(

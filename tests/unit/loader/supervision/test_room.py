@@ -1,7 +1,7 @@
-"""The real supervisors and the real scheduler over processes that the test moves, in random order.
+"""The real supervisors and the real scheduler, with processes that the test drives in random order.
 
-Each rule is something that happens in the world; after each, the world settles and is looked at. What
-the rules do not say is what the invariants of the architecture forbid.
+Each rule is an event in the world; after each, the world settles and is checked. The rules do not
+state what is forbidden: the invariants of the architecture do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MODELS = st.sampled_from(NAMES)
 
 
 class Scheduling(RuleBasedStateMachine):
-    """What may happen."""
+    """The events that may happen."""
 
     calls = Bundle("calls")
 
@@ -121,7 +121,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(name=MODELS)
     def load_now(self, name: str) -> None:
-        """A load that is no call, and that nobody waits for."""
+        """Start a load without a call, and with no caller waiting for it."""
 
         def begin() -> None:
             supervisor = self.world.supervisors[name]
@@ -132,7 +132,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(name=MODELS)
     def wait_for_load(self, name: str) -> None:
-        """A load that somebody waits for, who makes no call."""
+        """Start a load for a caller that waits for it but makes no call."""
         waiting = self.world.supervisors[name].loads.acquire(self.entry(name), ("x",), calls=False)
 
         def begin() -> None:
@@ -151,7 +151,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(name=MODELS)
     def reconfigure(self, name: str) -> None:
-        """The model is another one from now on, as the follower and the next call see."""
+        """Change the model's configuration, for the follower and the next call to see."""
         self.revisions[name] = self.revisions.get(name, 0) + 1
         supervisor = self.world.supervisors[name]
         self.do(lambda: supervisor.configuration_changed(str(self.revisions[name])))
@@ -167,7 +167,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(name=MODELS)
     def look_of_the_watchdog(self, name: str) -> None:
-        """It ends what nobody uses, and nothing else."""
+        """The watchdog stops an idle model, and nothing else."""
         supervisor = self.world.supervisors[name]
         occupant = supervisor.occupancy()
         if occupant and occupant.settled and not occupant.busy and not occupant.pinned:
@@ -263,7 +263,7 @@ class Scheduling(RuleBasedStateMachine):
             self.loop.close()
 
     async def finish(self) -> None:
-        """Let everything go well from now on: then nobody may be left waiting."""
+        """Let everything succeed from now on: then no call may be left waiting."""
         self.world.live.update({"max_active_backends": 0, "starvation_bound": 1000})
         for _ in range(60):
             for lease in self.leases:
@@ -278,10 +278,10 @@ class Scheduling(RuleBasedStateMachine):
             await self.settle()
             if not self.waiting and not self.leases:
                 break
-            if self.waiting:  # a model in demand is kept for a moment of real time
+            if self.waiting:  # a model in demand stays loaded for a short real time
                 await asyncio.wait(self.waiting, timeout=0.02)
         left = [(s.name, s.state.phase, s.leases.calls) for s in self.world.supervisors.values()]
-        assert not self.waiting, f"calls wait for ever: {left}"
+        assert not self.waiting, f"calls wait forever: {left}"
         for supervisor in self.world.supervisors.values():
             self.world.allowed.add(supervisor.name)
         stops = [

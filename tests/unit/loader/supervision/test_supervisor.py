@@ -1,4 +1,4 @@
-"""Supervisors and scheduler in a small world: what becomes of those who wait when things go another way."""
+"""Supervisors and scheduler in a small world: waiting calls when something unexpected happens."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def goes(world: World, name: str) -> None:
 
 
 async def queued(world: World, wanted: ModelEntry) -> tuple[Lease, asyncio.Task[Lease]]:
-    """Return a call that runs, and one that waits for its place."""
+    """Return the lease of a running call, and a call that waits for a slot."""
     first = call(world, wanted)
     await comes_up(world, wanted.name)
     second = call(world, wanted)
@@ -136,7 +136,7 @@ async def test_a_setting_that_changes_between_reservation_and_load_waits_for_the
 
 
 async def test_options_reserved_for_one_backend_are_not_sent_to_another(world: World) -> None:
-    """An alias may mean another build by the time the model has room."""
+    """An alias may refer to another build by the time the model gets its memory."""
     world.aliases["x"] = "build-1"
     reserve = world.reserve
 
@@ -181,7 +181,7 @@ async def test_a_wait_behind_one_that_starves_is_only_for_what_it_needs(world: W
 
 
 async def test_unrelated_comings_and_goings_keep_nobody_waiting(world: World) -> None:
-    """While another model goes away, one that will not fit then either is refused in time all the same."""
+    """A model that will not fit even after another has stopped is still refused in time."""
     world.live.update({"lru_eviction_max_retries": 0})
     for name in ("a", "b"):
         waiting = call(world, entry(name))
