@@ -49,6 +49,7 @@ check: $(READY) ## Everything that holds without running the program: format, li
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.structure
+	$(BIN)/python -m scripts.plain_english
 	$(BIN)/buf lint
 	$(BIN)/buf format -d --exit-code --path protos/corral
 	$(BIN)/buf breaking --against protos/baseline.binpb
