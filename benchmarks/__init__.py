@@ -1,1 +1,1 @@
-"""Ratios, measured side by side in one run: absolute times say little on a shared machine."""
+"""Ratios, measured side by side in one run: absolute times mean little on a shared machine."""

@@ -1,7 +1,7 @@
 """Run the benchmarks: `python -m benchmarks [--full] [--peers] [NAME ...]`.
 
-Prints figures beside their goals, and writes all of them to benchmarks/results/<date>.json;
-`python -m benchmarks report FILE [DOCUMENT]` prints such a file as Markdown, or puts it into a document.
+Prints figures with their goals, and writes all of them to benchmarks/results/<date>.json;
+`python -m benchmarks report FILE [DOCUMENT]` prints such a file as Markdown, or inserts it into a document.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .figures import machine
 from .record import RECORD, RESULTS, facts, read
 
 SHORT = ("unary", "streams", "memory", "idle", "loading", "cold", "conversation")
-"""What a short run has, if nothing is named."""
+"""The benchmarks of a short run, unless others are named."""
 FULL = (*SHORT, "sdk", "loops", "coalescing", "startup", "models", "neighbours", "reloads")
 LONG = ("death", "cycles", "eviction", "soak")
-"""Of the loader, not of its data plane: run when they are named."""
+"""Benchmarks of the loader, not of its data plane; they run only when named."""
 NAMES = (*FULL, *LONG, "peers")
 
 
 def main() -> int:
-    """Run those that are named, or all; return the exit code."""
+    """Run the benchmarks that are named, or the default ones; return the exit code."""
     if sys.argv[1:2] == ["report"]:
         return _report(sys.argv[2:])
     parser = argparse.ArgumentParser(
@@ -60,7 +60,7 @@ def main() -> int:
         more = {"minutes": given.minutes} if name == "soak" and given.minutes else {}
         _run(name, full=given.full, **more)
         RECORD.facts = facts(time.monotonic() - began)
-        RECORD.write(out)  # after each: a run that is cut short has been of use
+        RECORD.write(out)  # after each benchmark, so that an interrupted run keeps its results
     print(f"\n{report.goals(RECORD)}\n")
     for failure in RECORD.failures:
         print(f"FAILED {failure['where']}: {failure['why']}")
@@ -69,19 +69,19 @@ def main() -> int:
 
 
 def _run(name: str, *, full: bool, **more: float) -> None:
-    """Run one; what it raises ends no other."""
+    """Run one benchmark; its failure does not stop the others."""
     RECORD.benchmark = name
     try:
         asyncio.run(
             importlib.import_module(f"benchmarks.{_MODULES.get(name, name)}").run(full=full, **more)
         )
-    except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+    except Exception as error:  # noqa: BLE001 - the other benchmarks run whatever it is
         traceback.print_exc()
         RECORD.failed(name, error)
 
 
 _MODULES = {"peers": "beside_peers"}
-"""The modules of those that are called otherwise."""
+"""The modules of the benchmarks whose module has another name."""
 
 
 def _report(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Corral and other model servers compared: the same echo of 1 KiB, all up together, in turn."""
+"""Corral and other model servers compared: the same echo of 1 KiB, all running at once, called in turn."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def run(*, full: bool) -> None:
 
 
 def _ours(way: Route) -> Route:
-    """Return the way under a name that says its backend: beside peers all are one table."""
+    """Return the route with its backend in its name: a run with peers has one table for all routes."""
     name = f"{way.name}, {way.backend}"
     return Route(name, OURS, way.find, way.between, way.behind)
 
@@ -72,7 +72,7 @@ def _peer(name: str, peer: Running, folder: Path) -> Route:
 
 
 async def _idle(it: Stage, running: dict[str, Running]) -> None:
-    """Show what each takes while nothing is asked of it."""
+    """Show what each server uses while it gets no calls."""
     groups = {"loader with a C++ and a Python backend": it.all_pids}
     groups |= {PEERS[name].title: peer.pids for name, peer in running.items()}
     pids = {name: group() for name, group in groups.items()}

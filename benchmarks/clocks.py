@@ -1,4 +1,4 @@
-"""What processes use: processor time to the nanosecond, memory as the kernel shares it out."""
+"""Processes' resources: processor time to the nanosecond, and memory as the kernel accounts for it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 
 _CPUCLOCK_SCHED = 2
-"""The kernel's clock of a whole process, all its threads (clock_getcpuclockid(3) makes the same number)."""
+"""The kernel's clock of a process with all its threads (clock_getcpuclockid(3) returns the same number)."""
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Return the processor time that these processes have used; one that is gone counts nothing."""
+    """Return the processor time that these processes have used; one that has ended counts as 0."""
     total = 0.0
     for pid in pids:
         with suppress(OSError):
@@ -34,7 +34,7 @@ def tree(pid: int, *without: int) -> list[int]:
 
 
 def memory(pids: Iterable[int], field: str = "Pss") -> int:
-    """Return the bytes of memory of these processes: `Pss`, where shared pages are shared out, or `Rss`."""
+    """Return the bytes of memory of these processes: `Pss`, which divides shared pages among their users, or `Rss`."""
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

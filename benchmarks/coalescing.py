@@ -1,6 +1,6 @@
 """Joining the messages of a stream in a proxy: what it saves, and what it costs in delay.
 
-The bare proxy beside variants of it. The gateway joins nothing; these are the figures for why.
+Compares the bare proxy with variants of it. The gateway does not join messages; these figures show why.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .traffic import FAILURES, REPETITIONS, STREAM
 
 WINDOWS = {"joining what piled up": 0.0, "a window of 5 ms": 0.005, "a window of 20 ms": 0.02}
 SIZE = 100
-"""Bytes of a message, so that what surrounds it counts little; joined ones are told by their size."""
+"""Bytes of a message: large against its framing, so that the size shows how many were joined."""
 STREAMS = 64
 RATE = 50
-"""Messages a second of each paced stream: a fast language model's."""
+"""Messages a second of each paced stream, like a fast language model."""
 CASES = {
     f"{STREAMS} streams of {RATE} messages/s": ({"rate": str(RATE)}, 0),
     f"{STREAMS} streams, saturated": ({}, 200),

@@ -1,6 +1,6 @@
-"""Many clients call one model that is not loaded: one process, and what they wait beyond a single client.
+"""Many clients call one unloaded model: whether one process starts, and how much longer they wait than one client.
 
-The same clients on the loaded model are the share that the calls themselves have in it.
+The same clients' calls to the loaded model show how much of the wait is due to the calls themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOAD_SECONDS = 0.5
 
 @dataclass
 class Result:
-    """Seconds until all had their answers, and processes started for the crowd."""
+    """Seconds until all clients had their answers, and processes started for the crowd."""
 
     alone: list[float] = field(default_factory=list)
     crowd: list[float] = field(default_factory=list)
@@ -87,7 +87,7 @@ async def _measure(loader: LoaderUnderTest, stubs: list[Any], result: Result) ->
 
 
 async def _all(stubs: list[Any]) -> list[float]:
-    """Call from all at once; return when each had its answer."""
+    """Call from all clients at once; return when each had its answer."""
     began = time.perf_counter()
 
     async def one(stub: Any) -> float:

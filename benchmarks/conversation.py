@@ -1,4 +1,4 @@
-"""The first token of each turn of a conversation with the llama.cpp backend, which reads only what is new."""
+"""The first token of each turn of a conversation with the llama.cpp backend, which processes only new tokens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .record import RECORD
 REPETITIONS, FULL_REPETITIONS = 5, 15
 TURNS = 4
 GOAL = 1.2
-"""The last turn's first token against the first turn's, at most."""
+"""The maximum ratio of the last turn's time to the first token to the first turn's."""
 
 SYSTEM = " ".join(["one two three four five six seven eight nine ten"] * 6)
 QUESTION = " ".join(["one two three four five six seven eight nine ten"] * 4)
-"""In tokens, about as many as words, like a system prompt and a question of two sentences."""
+"""A system prompt and a question of two sentences; each word is about one token."""
 ANSWER_TOKENS = 30
 WAYS = {"reuse, the default": (), "without reuse": ("cache_prompt:false",)}
 
@@ -38,7 +38,7 @@ async def run(*, full: bool) -> None:
 def _measure(way: str, repetitions: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # Reading it takes long enough to be seen: about 12 million parameters.
+        # About 12 million parameters, so that processing a prompt takes a measurable time.
         model = write_tiny("count", folder / "model.gguf", layers=12, embd=512)
         with backend(f"unix:{folder}/backend.sock", folder) as running:
             lines = ["parallel:1", *WAYS[way]]

@@ -1,7 +1,7 @@
-"""Loads and unloads again and again: what the loader has afterwards that it did not have before.
+"""Repeated loads and unloads: the resources that the loader has afterwards but did not have before.
 
-What it keeps within bounds (log lines, changes for watchers) is kept short here, so that the first
-cycles fill it, and any growth after them is a leak.
+Its bounded buffers (log lines, changes for watchers) are small here, so that the first cycles fill
+them, and any growth after that is a leak.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ CYCLES = 200
 FULL = 1000
 WARM_UP = 30
 MEMORY_GOAL = 1024**2
-"""Bytes that the second half of the cycles may add: less than one allocation arena's chance growth."""
+"""Bytes that the second half of the cycles may add: less than an allocation arena may grow by chance."""
 THREADS = 2
-"""Threads that the second half may add: pools of threads fill as their tasks happen to overlap."""
+"""Threads that the second half may add: thread pools grow when tasks happen to overlap."""
 SAMPLES = 40
-"""Cycles over which the largest count is taken: single ones vary with pools of threads, and what just ends."""
+"""Cycles over which the largest count is taken: single counts vary with thread pools and tasks that are ending."""
 BOUNDS = ("--log-lines", "20", "--watch-history", "20")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the loader has at one moment."""
+    """The loader's resources at one moment."""
 
     processes: int
     descriptors: int
@@ -41,7 +41,7 @@ class Resources:
 
     @classmethod
     def of(cls, pid: int) -> Resources:
-        """Look at the process and its descendants."""
+        """Count the resources of the process and its descendants."""
         process = psutil.Process(pid)
         return cls(
             len(process.children(recursive=True)),
@@ -94,7 +94,7 @@ async def run(*, full: bool) -> None:
 
 
 async def _cycle(loader: LoaderUnderTest, count: int) -> list[Resources]:
-    """Return what there was after each cycle."""
+    """Return the resources after each cycle."""
     found = []
     for _ in range(count):
         await load(loader, "m")

@@ -49,7 +49,7 @@ async def run(*, full: bool) -> None:
 
 async def _kill(loader: LoaderUnderTest, model: str) -> float:
     pid = (await load(loader, model)).instances[0].pid
-    # Of a shell's backend the child serves; the shell ends because of it.
+    # Under a shell the child is the backend; the shell ends when the child does.
     serving = next(iter(psutil.Process(pid).children()), psutil.Process(pid)).pid
     health = health_pb2_grpc.HealthStub(loader.channel)
     watch = health.Watch(health_pb2.HealthCheckRequest(service=f"models/{model}"))

@@ -1,8 +1,8 @@
-"""One place for two models: what deciding who goes costs, and what two groups of clients get that want both.
+"""Room for one of two models: what deciding on an eviction costs, and how two groups of clients share it.
 
-The decision: a call of the model that is not there, against unloading one and loading the other by hand.
-The contest: each group always wants its own model. With `starvation_bound` at nothing whoever comes is
-let in at once, which is what the rule against thrashing prevents; beside it the rule.
+The decision: a call to the model that is not loaded, against unloading one and loading the other by hand.
+The contest: each group always calls its own model. With a `starvation_bound` of 0 every call's model is
+loaded at once, which is the thrashing that the rule prevents; it is compared with the rule.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ MODELS = ("a", "b")
 CLIENTS = 4
 SECONDS, FULL_SECONDS = 20.0, 60.0
 START_SECONDS = 1.0
-"""What the start of a Python backend and the end of another may take, generously."""
+"""A generous limit for starting one Python backend and ending another."""
 CALL_SECONDS = 0.02
 LOADING = {pb.Model.STATE_STARTING, pb.Model.STATE_LOADING}
 BOUND = 3.0
 RULES = {"no rule (starvation_bound 0 s)": 0.0, f"the rule (starvation_bound {BOUND:g} s)": BOUND}
 LOADING_GOAL = 0.6
-"""The most of the time that goes into loading: half, as docs/scheduling.md says, and the first loads, before
-which nobody was evicted."""
+"""The maximum share of the time that is spent loading: half (docs/scheduling.md), plus the first loads, which
+need no eviction."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ PATTERNS = (
 
 @dataclass
 class Contest:
-    """What came of it."""
+    """The result of a contest."""
 
     seconds: float
     loads: int
     serving: float
     """Seconds in which a model was ready."""
     loading: float
-    """Seconds in which one was starting or loading, and none ready."""
+    """Seconds in which a model was starting or loading, and none was ready."""
     waits: list[float]
     """How long each call took, in seconds."""
 
@@ -147,7 +147,7 @@ async def _client(
 
 
 async def _states(loader: LoaderUnderTest, seconds: float) -> tuple[float, float]:
-    """Return for how long a model was ready, and for how long none was but one was being loaded."""
+    """Return how long a model was ready, and how long one was being loaded while none was ready."""
     watch = loader.control.WatchModels(pb.WatchModelsRequest())
     began = since = time.perf_counter()
     serving = loading = 0.0
@@ -170,13 +170,14 @@ async def _states(loader: LoaderUnderTest, seconds: float) -> tuple[float, float
 
 def _report(rule: str, pattern: Pattern, bound: float, contest: Contest) -> None:
     serving, loading = contest.serving / contest.seconds, contest.loading / contest.seconds
-    # A call may come just when the other model was let in: its load, its turn, and then one's own load.
+    # A call may arrive just after the other model's turn began: it waits for that model's load and turn,
+    # and then for its own model's load.
     goal = bound + 2 * (pattern.load + START_SECONDS)
     longest = max(contest.waits)
     show(rule, "")
     show("  loads a second", f"{contest.loads / contest.seconds:.2f}")
     show("  share of the time in which a model serves", f"{serving * 100:.0f} %")
-    # Who is kept for no longer than the bound cannot make up for a load that takes longer.
+    # A model that stays loaded no longer than the bound cannot make up for a load that takes longer.
     met = loading <= LOADING_GOAL if bound and pattern.load <= bound else None
     text = f"at most {LOADING_GOAL * 100:.0f} %"
     show("  share of the time that goes into loading", f"{loading * 100:.0f} %", text, met=met)

@@ -24,7 +24,7 @@ LABEL = 52
 
 
 def machine() -> str:
-    """Say on what was measured."""
+    """Describe the machine."""
     load = os.getloadavg()[0]
     return (
         f"{os.cpu_count()} processors, load {load:.1f}, {platform.system()} {platform.release()},"
@@ -33,7 +33,7 @@ def machine() -> str:
 
 
 def heading(text: str) -> None:
-    """Print and record what the figures that follow are of."""
+    """Print and record the title of the figures that follow."""
     RECORD.heading = text
     print(text, flush=True)
 
@@ -46,7 +46,7 @@ def show(label: str, figure: str, goal: str = "", *, met: bool | None = None) ->
 
 
 def progress(text: str, *, end: bool = False) -> None:
-    """Say what is going on: on one line that is written over, if somebody looks."""
+    """Show progress in one line that is overwritten on a terminal; elsewhere, show only the `end`."""
     if sys.stderr.isatty():
         print(f"\r\033[K  {text}", end="\n" if end else "", file=sys.stderr, flush=True)
     elif end:
@@ -54,18 +54,18 @@ def progress(text: str, *, end: bool = False) -> None:
 
 
 def ms(seconds: float) -> str:
-    """Return a time for people."""
+    """Format a time for people."""
     return f"{seconds * 1e3:.1f} ms"
 
 
 def p99(values: Iterable[float]) -> float:
-    """Return the 99th percentile; the largest of fewer than 100."""
+    """Return the 99th percentile; the largest of fewer than 100 values."""
     ordered = sorted(values)
     return ordered[int(len(ordered) * 0.99)]
 
 
 def spread(values: list[float]) -> str:
-    """Return median and largest of some times."""
+    """Format the median and the largest of some times."""
     return f"{ms(statistics.median(values))}, max {ms(max(values))}"
 
 
@@ -77,12 +77,12 @@ async def timed(work: Awaitable[object]) -> float:
 
 
 def named(model: str) -> tuple[tuple[str, str], ...]:
-    """Return the metadata of a call of this model."""
+    """Return the metadata of a call to this model."""
     return (("corral-model", model),)
 
 
 async def predict(loader: LoaderUnderTest, model: str) -> None:
-    """Call a model once, which loads it if it must."""
+    """Call a model once, which loads it if necessary."""
     await loader.data.Predict(PROMPT, metadata=named(model))
 
 
@@ -92,7 +92,7 @@ async def unload(loader: LoaderUnderTest, model: str) -> None:
 
 
 async def load(loader: LoaderUnderTest, model: str) -> pb.Model:
-    """Load a model, whatever failed before, and return it."""
+    """Load a model, even after failed loads, and return it."""
     request = pb.LoadModelRequest(name=model, reset_backoff=True)
     answer = await loader.control.LoadModel(request)
     loaded: pb.Model = answer.model
@@ -102,9 +102,9 @@ async def load(loader: LoaderUnderTest, model: str) -> pb.Model:
 async def paced(
     call: Callable[[], Awaitable[object]], *, rate: float, until: asyncio.Future[None]
 ) -> list[float]:
-    """Begin calls at a fixed rate, whether earlier ones have ended or not; return their times.
+    """Start calls at a fixed rate, whether or not earlier ones have ended; return their times.
 
-    A time counts from when the call was due, so a client that is held up does not hide the wait.
+    Each time is measured from when the call was due, so a client that falls behind does not hide the wait.
     """
     times: list[float] = []
     calls: set[asyncio.Task[None]] = set()
@@ -127,7 +127,7 @@ async def paced(
 
 
 def count_starts(folder: Path) -> None:
-    """Let a backend's run.sh keep a list of its starts; `starts` reads it."""
+    """Make a backend's run.sh record its starts; `starts` counts them."""
     run = folder / "run.sh"
     first, rest = run.read_text().split("\n", 1)
     run.write_text(f'{first}\necho $$ >> "{folder}/starts"\n{rest}')

@@ -1,7 +1,7 @@
-"""The floor: what any grpc.aio proxy costs that passes bytes on and does nothing else.
+"""The floor: what any grpc.aio proxy costs that only forwards bytes.
 
-`python benchmarks/floor_proxy.py --listen ADDRESS --backend ADDRESS`. The contract's methods by their
-kind, with metadata and deadline; no routing, no lease, no log, no count, no status but the code and text.
+`python benchmarks/floor_proxy.py --listen ADDRESS --backend ADDRESS`. It forwards the contract's
+methods by kind, with metadata and deadline: no routing, leases, logs or counts, and of a status only code and text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SERVICE = backend_pb2.DESCRIPTOR.services_by_name["Backend"]
 
 
 def handler(channel: aio.Channel, rpc: Any) -> Any:
-    """Return what passes one method's calls on."""
+    """Return the handler that forwards one method's calls."""
     kinds = ("unary", "stream")
     kind = f"{kinds[rpc.client_streaming]}_{kinds[rpc.server_streaming]}"
     method = getattr(channel, kind)(f"/{SERVICE.full_name}/{rpc.name}")
@@ -48,7 +48,7 @@ def handler(channel: aio.Channel, rpc: Any) -> Any:
 
 
 async def serve(listen: str, backend: str, *, share_port: bool) -> None:
-    """Pass calls on until killed."""
+    """Forward calls until killed."""
     channel = aio.insecure_channel(backend, options=channel_options())
     options = {**dict(server_options(DEFAULT_MAX_MESSAGE_SIZE)), "grpc.so_reuseport": share_port}
     server = aio.server(options=[(name, int(value)) for name, value in options.items()])

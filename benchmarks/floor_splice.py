@@ -1,4 +1,4 @@
-"""The floor for model endpoints: an asyncio splice that looks at nothing.
+"""The floor for model endpoints: an asyncio splice that does not inspect the bytes.
 
 python -m benchmarks.floor_splice --listen unix:/tmp/a.sock --backend unix:/tmp/b.sock
 """
@@ -14,10 +14,10 @@ _HIGH_WATER = 256 * 1024
 
 
 class Half(asyncio.Protocol):
-    """One side of a splice: what it reads, the other one writes."""
+    """One side of a splice: the other side writes what this one reads."""
 
     def __init__(self) -> None:
-        """Know no other side yet."""
+        """The other side is connected later."""
         self.other: Half | None = None
         self.transport: Any = None
         self.kept: list[bytes] = []
@@ -28,19 +28,19 @@ class Half(asyncio.Protocol):
         transport.set_write_buffer_limits(high=_HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:
-        """Pass on."""
+        """Forward the data to the other side."""
         if self.other is None:
             self.kept.append(data)
         else:
             self.other.transport.write(data)
 
     def pause_writing(self) -> None:
-        """Read no more from the other side: this one's buffer is full."""
+        """Stop reading from the other side, as this side's buffer is full."""
         if self.other is not None:
             self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Read on."""
+        """Read from the other side again."""
         if self.other is not None:
             self.other.transport.resume_reading()
 

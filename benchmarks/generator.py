@@ -1,4 +1,4 @@
-"""One run of the load generator, and what it cost whom."""
+"""One run of the load generator, and the processor time that each process spent on it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from . import native
 from .clocks import cpu_seconds
 
 SLACK = 60.0
-"""Seconds beyond its own end after which a load generator is taken to hang."""
+"""Seconds after its planned end at which a load generator is considered to hang."""
 
 Metadata = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to call and how; `paced`, `drain` and the rest as native/load.cc documents."""
+    """What to call and how; native/load.cc documents `paced`, `drain` and the others."""
 
     method: str
     request: Path
@@ -41,10 +41,10 @@ class Sample:
     rate: float
     """Operations a second."""
     p50: float
-    """Microseconds: of a call, or of a paced message's delay; 0 for other streams."""
+    """Microseconds of a call, or of a paced message's delay; 0 for other streams."""
     p99: float
     cpu: float
-    """Of what is between client and backend; without such, the backend's."""
+    """Of the processes between client and backend; the backend's if there are none."""
     backend_cpu: float
     client_cpu: float
     size: float
@@ -55,8 +55,8 @@ class Sample:
 
     @property
     def server_cpu(self) -> float:
-        """Of all but the client."""
-        # Equal to the last digit only where nothing is between: then it is the same figure.
+        """The processor time of everything except the client."""
+        # Exactly equal only if nothing is between client and backend: then both are the backend's.
         return self.cpu + (self.backend_cpu if self.cpu != self.backend_cpu else 0)
 
 
@@ -82,7 +82,7 @@ async def generate(
     between: Sequence[int] = (),
     backend: Sequence[int] = (),
 ) -> Sample:
-    """Run it against a target; `between` and `backend` are whose processor time counts.
+    """Run a load against a target; `between` and `backend` are the processes whose time is counted.
 
     Raises LoadError.
     """
@@ -130,7 +130,7 @@ def _sample(said: Mapping[str, Any], between: float, backend: float, proxied: bo
 
 @asynccontextmanager
 async def open_streams(load: Load, target: str, metadata: Metadata = ()) -> AsyncIterator[None]:
-    """Keep streams open as long as the block lasts; it begins when each had its first message.
+    """Keep streams open during the block, which begins when each has had its first message.
 
     Raises LoadError.
     """

@@ -1,4 +1,4 @@
-"""What the data plane is to reach, and whether a run shows it. Pure: it only looks at a record."""
+"""The data plane's goals, and whether a run meets them. Pure: the only input is a record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .record import Record
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure of one path compared with another path's: at most, or at least, a limit."""
+    """A limit for a figure of one path compared with another path's: a maximum, or a minimum."""
 
     text: str
     measurement: str
@@ -19,11 +19,11 @@ class Goal:
     path: str
     base: str
     figure: str
-    """A figure of `Sample`."""
+    """A field of `Sample`."""
     limit: float
     at_least: bool = False
     added: bool = False
-    """The difference in milliseconds, not the ratio."""
+    """Compare by the difference in milliseconds, not by the ratio."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Single:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal, what was measured (None: nothing), and how it stands."""
+    """A goal, its measured value (None if not measured), and whether it is met."""
 
     text: str
     limit: str
@@ -74,7 +74,7 @@ GOALS: tuple[Goal, ...] = (
 )  # fmt: skip
 
 OURS = "all"
-"""The backend in the rows of a run beside peers, where a path's name says what is behind it."""
+"""The backend in the rows of a run with peers, where the name of a path includes its backend."""
 BESIDE = "peers-unary-1kib-32"
 
 
@@ -105,7 +105,7 @@ SINGLES = (
 
 
 def verdicts(record: Record) -> Iterator[Verdict]:
-    """Return the state of each goal."""
+    """Return the verdict on each goal."""
     peers = PEER_GOALS if any(row.measurement == BESIDE for row in record.traffic) else ()
     for goal in (*GOALS, *peers):
         yield _judged(goal, record)

@@ -1,4 +1,4 @@
-"""What the four services take while nothing happens, started by `corral up`."""
+"""What the four services use while idle, when started by `corral up`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .figures import heading, progress, show
 from .record import RECORD
 
 GOAL = 120.0
-"""MB of PSS, of all four together."""
+"""The maximum PSS of all four services together, in MB."""
 SETTLE = 3.0
 SECONDS, FULL_SECONDS = 10.0, 60.0
 LOOKS = 5
@@ -37,7 +37,7 @@ async def run(*, full: bool) -> None:
             Path(folder).mkdir()  # noqa: ASYNC240 - nothing else runs
         began = time.perf_counter()
         async with started(home, "up", "--listen", "127.0.0.1:0", *folders) as up:
-            file = home / "run" / "endpoints.json"  # written when all are ready
+            file = home / "run" / "endpoints.json"  # written when all services are ready
             await eventually(file.exists, timeout=READY_TIMEOUT, what="corral up")
             show("start of `corral up` to all four ready", f"{time.perf_counter() - began:.2f} s")
             progress("idling")
@@ -73,7 +73,7 @@ async def _idle(supervisor: int, seconds: float) -> None:
 
 
 def _name(pid: int) -> str:
-    """Return what a process is called: its module, or whatever it calls itself."""
+    """Return a process's name: its module, or the name it gives itself."""
     words = [word for word in psutil.Process(pid).cmdline() if word]
     if "-m" in words:
         return words[words.index("-m") + 1]

@@ -1,4 +1,4 @@
-"""Loading and unloading, against what the backend takes by itself until it listens."""
+"""Loading and unloading, against the time that the backend alone takes until it listens."""
 
 from __future__ import annotations
 

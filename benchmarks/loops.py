@@ -1,7 +1,7 @@
-"""The loader's event loop, and a port that two processes share: side by side, for the choice between them.
+"""The loader's event loops compared, and a port shared by two processes, to choose between them.
 
-Two loaders that differ in nothing but their event loop, each by its gateway and by its endpoint; and one
-bare proxy beside two that share a port, with eight connections for the kernel to spread over them.
+Two loaders that differ only in their event loop, each called at its gateway and at its endpoint; and one
+bare proxy against two that share a port, with eight connections for the kernel to distribute.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What idle streams take: a thousand open ones, on each path, in processes that were started for them."""
+"""The memory of idle streams: a thousand open streams on each path, in processes started for them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .traffic import FAILURES, PREDICT, REPETITIONS, STREAM
 
 STREAMS = 1000
 SETTLE = 0.5
-"""Seconds from the last stream's first message to the look at the memory."""
+"""Seconds from the last stream's first message to the measurement."""
 PATHS = (BARE, GATEWAY, SPLICE, ENDPOINT)
 GOAL = 1.15
-"""Times what a stream takes in the bare proxy."""
+"""The maximum, as a multiple of a stream's memory in the bare proxy."""
 
 
 async def run(*, full: bool) -> None:
@@ -36,7 +36,7 @@ async def run(*, full: bool) -> None:
         folder = Path(name)
         request = backend_pb2.PredictOptions(Prompt="x" * 1024)
         (folder / "call").write_bytes(request.SerializeToString())
-        # The first message comes at once, the second not while anybody looks.
+        # The first message is sent at once, the second not during the measurement.
         request = backend_pb2.PredictOptions(Metadata={"rate": "0.0001"})
         (folder / "stream").write_bytes(request.SerializeToString())
         for repetition in range(REPETITIONS):
@@ -65,7 +65,7 @@ async def run(*, full: bool) -> None:
 
 
 async def _measure(way: Route, folder: Path) -> tuple[int, int]:
-    """Return the memory before and with the streams, once a few calls have made what every call needs."""
+    """Return the memory before and with the streams, after a few calls that warm up what all calls use."""
     calls = Load(PREDICT, folder / "call", concurrency=8, seconds=1)
     await way.measure(calls)
     pids = way.between() or way.behind()

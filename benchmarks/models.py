@@ -55,7 +55,7 @@ options:
 
 @dataclass
 class Result:
-    """What was measured; seconds, except `idle`, which is processor time by the second."""
+    """The measurements, in seconds, except `idle`, which is processor time a second."""
 
     starts: list[float] = field(default_factory=list)
     start_cpu: list[float] = field(default_factory=list)

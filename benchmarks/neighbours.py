@@ -1,8 +1,8 @@
-"""What a model's callers notice of another model's troubles: its p99 beside them, and alone.
+"""How another model's troubles affect a model's callers: its p99 during them, and alone.
 
-Each trouble is measured three times in turn: nothing else runs; the same program runs in the same way
-without the loader, which is what the machine's processors cost; and the loader runs it. Calls begin at a
-fixed rate, whether earlier ones have ended or not.
+Each trouble is measured in three settings in turn: nothing else runs; the same program runs in the same
+way without the loader, which shows the cost of sharing the processors; and the loader runs it. Calls are
+started at a fixed rate, whether or not earlier ones have ended.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from tests.tools.running import LoaderUnderTest
 from .figures import count_starts, cpu, heading, load, ms, p99, paced, predict, show, starts, unload
 
 GOAL = 2.0
-"""Times the p99 alone."""
+"""The maximum p99, as a multiple of the p99 alone."""
 ROUNDS, FULL_ROUNDS = 3, 5
 RATE = 100.0
 LOAD_SECONDS = 5.0
 OTHER_SECONDS = 4.0
 CRASH_PAUSE = 0.25
 CRASHES = 5
-"""At the least, for it to be again and again."""
+"""The fewest crashes that count as a backend that crashes again and again."""
 START_TIMEOUT = 20.0
 
 Beside = Callable[[LoaderUnderTest], AbstractAsyncContextManager[None]]
@@ -55,7 +55,7 @@ class Trouble:
 
 @asynccontextmanager
 async def _background(work: Awaitable[object]) -> AsyncIterator[None]:
-    """Do it meanwhile; what has ended by itself was no trouble to measure beside."""
+    """Run `work` during the block; raise RuntimeError if it ended early, as the trouble then was too short."""
     task = asyncio.ensure_future(work)
     try:
         yield
@@ -107,7 +107,7 @@ async def _process(loader: LoaderUnderTest, address: str = "127.0.0.1:0") -> Asy
         cwd=folder,
         stdout=DEVNULL,
         stderr=DEVNULL,
-        start_new_session=True,  # as the loader does: the scheduler may share by sessions
+        start_new_session=True,  # as the loader does: the kernel may schedule by session
     )
     try:
         yield process

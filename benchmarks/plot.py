@@ -1,4 +1,4 @@
-"""The picture of a record: what each path reaches and costs, as bars on a logarithmic scale, in SVG."""
+"""The plot of a record: each path's throughput and cost as bars on a logarithmic scale, in SVG."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PANELS = (
 COLOURS = {"C++": "#4477aa", "Python": "#ccbb44"}
 WIDTH, LABEL, BAR, GAP, TOP = 460, 110, 14, 6, 34
 ROOM = 70
-"""For the number at the end of a bar."""
+"""Pixels for the number at the end of a bar."""
 
 
 def plot(record: Record) -> str:
-    """Return the picture."""
+    """Return the SVG."""
     panels = [
         (title, figure, [row for row in record.traffic if row.measurement == key])
         for key, figure, title in PANELS

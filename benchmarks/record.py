@@ -1,4 +1,4 @@
-"""What one run of the benchmarks found, as it goes into its JSON file.
+"""The results of one run of the benchmarks, as written to its JSON file.
 
     {"schema": 1, "date", "seconds", "full", "commit", "machine": {...},
      "traffic":  [{"measurement", "title", "kind", "backend", "path",
@@ -7,8 +7,8 @@
      "values":   {"name": number},
      "failures": [{"where", "why"}]}
 
-`traffic` has a sample for each repetition, in order: the samples of two paths with the same place were
-taken side by side. `values` are the single figures that goals are set for.
+`traffic` has a sample for each repetition, in order: samples of two paths at the same index were taken
+side by side. `values` are the single figures that have goals.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Row:
         return {name: round(self.median(name), 3) for name in names}
 
     def ratio(self, of: str, base: Row) -> float:
-        """Return the median of the figure's ratios to the samples taken beside them."""
+        """Return the median of the figure's ratios to those of `base`, repetition by repetition."""
         pairs = zip(self.samples, base.samples, strict=False)
         ratios: list[float] = [getattr(a, of) / getattr(b, of) for a, b in pairs]
         return median(ratios)
 
     def added(self, of: str, base: Row) -> float:
-        """Return the median of what the figure is above the samples taken beside them."""
+        """Return the median of the figure's differences from those of `base`, repetition by repetition."""
         pairs = zip(self.samples, base.samples, strict=False)
         differences: list[float] = [getattr(a, of) - getattr(b, of) for a, b in pairs]
         return median(differences)
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Line:
-    """A figure as it is shown to people, with its goal if it has one."""
+    """A figure as shown to people, with its goal if it has one."""
 
     benchmark: str
     heading: str
@@ -85,11 +85,11 @@ class Line:
 
 @dataclass
 class Record:
-    """All of a run."""
+    """All results of a run."""
 
     full: bool = False
     benchmark: str = ""
-    """The one that runs."""
+    """The name of the running benchmark."""
     heading: str = ""
     traffic: list[Row] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
@@ -99,14 +99,14 @@ class Record:
     """`date`, `seconds`, `commit`, `machine`."""
 
     def row(self, measurement: str, backend: str, path: str) -> Row | None:
-        """Return a row that has samples, None if there is none."""
+        """Return a row that has samples, or None."""
         for row in self.traffic:
             if (row.measurement, row.backend, row.path) == (measurement, backend, path):
                 return row if row.samples else None
         return None
 
     def failed(self, where: str, why: BaseException | str) -> None:
-        """Note what could not be measured, once."""
+        """Record what could not be measured; repeated failures are recorded once."""
         text = (said(why).strip() or type(why).__name__).splitlines()[0][:300]
         failure = {"where": where, "why": text}
         if failure not in self.failures:
@@ -114,7 +114,7 @@ class Record:
             print(f"  FAILED {where}: {text}", flush=True)
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the record as JSON."""
         content = {
             "schema": SCHEMA,
             "full": self.full,
@@ -129,14 +129,14 @@ class Record:
 
 
 def said(why: BaseException | str) -> str:
-    """Return what an error says; of an RPC's, what its status says."""
+    """Return an error's message; for an RPC, its status code and details."""
     if isinstance(why, grpc.aio.AioRpcError):
         return f"{why.code().name}: {why.details()}"
     return str(why)
 
 
 def read(path: Path) -> Record:
-    """Read what `write` wrote. Raises ValueError for a file of another kind."""
+    """Read a record that `write` wrote. Raises ValueError for any other file."""
     content = json.loads(path.read_text())
     if content.get("schema") != SCHEMA:
         raise ValueError(f"{path} is no result of this program")
@@ -157,7 +157,7 @@ def read(path: Path) -> Record:
 
 
 def facts(seconds: float) -> dict[str, Any]:
-    """Return when, on what, and of which code this was measured."""
+    """Return the date, the machine and the commit of the run."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "seconds": round(seconds),
@@ -197,4 +197,4 @@ def _processor() -> str:
 
 
 RECORD = Record()
-"""What this process measures goes here."""
+"""The record of this process's run."""

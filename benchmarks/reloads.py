@@ -1,9 +1,9 @@
-"""Unloads under load: not one call may fail, whatever client it is from, at the gateway or at an endpoint.
+"""Unloads under load: no call of any client may fail, at the gateway or at an endpoint.
 
 A controller unloads the model again and again, shortly after it is loaded; the clients' next calls load it.
-*Steadily*: each client calls one after the other at 20 calls a second, all clients at once. *Stress*: eight
+*Steadily*: each client makes one call after the other, at 20 calls a second, all clients at once. *Stress*: eight
 workers of one client at up to 400 a second. A call has *met* an unload if it was in progress at some moment
-between the unload's begin and the end of the reload.
+between the start of the unload and the end of the reload.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ STRESS_CYCLES, FULL_STRESS_CYCLES = 40, 250
 STEADY = Calling("", workers=1, rate=20)
 STRESS = Calling("", workers=8, rate=50)
 USE = (0.02, 0.12)
-"""Seconds that the model is left to its clients before it is unloaded."""
+"""Seconds for which clients use the model before it is unloaded."""
 RELOAD_TIMEOUT = 30.0
 VALUE = "reload_failures"
 SHOWN = 3
-"""Failures that are shown of each kind."""
+"""The most failures of each kind that are shown."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A way to the model."""
+    """A route to the model."""
 
     name: str
     target: str
@@ -60,7 +60,7 @@ class Cycles:
     """What the controller did."""
 
     gaps: list[tuple[float, float]]
-    """From each unload's begin to the next time the model was ready (CLOCK_MONOTONIC)."""
+    """From the start of each unload until the model was ready again (CLOCK_MONOTONIC)."""
     took: list[float]
     """Seconds of each unload."""
     refused: Counter[str]
@@ -93,7 +93,7 @@ async def _loader() -> AsyncIterator[LoaderUnderTest]:
 
 
 def routes(loader: LoaderUnderTest) -> Iterator[Route]:
-    """Yield the ways to the model that this loader has."""
+    """Yield the routes to the model that this loader has."""
     yield Route("gateway", loader.service.address, named("m"))
     sockets = [path for path in loader.home.rglob("m.sock") if path.parent.name == "models"]
     if sockets:
@@ -192,7 +192,7 @@ def _by_code(failures: list[Failure]) -> dict[str, list[Failure]]:
 
 
 def overlapped(gaps: list[tuple[float, float]]) -> Callable[[float, float], bool]:
-    """Return what tells whether a call (begin, end) was in progress in one of these gaps."""
+    """Return a function that checks whether a call (begin, end) was in progress during one of these gaps."""
     ends = [ended for _, ended in gaps]
 
     def met(began: float, ended: float) -> bool:

@@ -1,4 +1,4 @@
-"""A record as tables: for the terminal as it is measured, for docs/performance.md afterwards."""
+"""A record as tables: on the terminal during a run, in docs/performance.md afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns are aligned, so that it reads well as text too."""
+    """Return a Markdown table with aligned columns, which is readable as plain text too."""
     cells = [list(head), *map(list, rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
 
@@ -31,7 +31,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with three digits that count, or with all before the point."""
+    """Format a number with three significant digits, or with all digits before the decimal point."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -86,7 +86,7 @@ _VIEWS = (
 
 
 def by_path(rows: Sequence[Row]) -> str:
-    """Return one table for each measurement, with a line for each path: for many paths side by side."""
+    """Return one table for each measurement with a row for each path, to compare many paths."""
     parts = []
     for measurement in dict.fromkeys(row.measurement for row in rows):
         own = [row for row in rows if row.measurement == measurement]
@@ -132,13 +132,13 @@ def lines(record: Record) -> str:
 
 
 def _label(line: Line) -> str:
-    """Return the text; what has no figure is a heading of those that follow."""
+    """Return the label; a line without a figure is the title of the lines that follow."""
     text = line.label.strip()
     return text if line.figure else f"*{text}*"
 
 
 def markdown(record: Record) -> str:
-    """Return all that docs/performance.md shows of a run."""
+    """Return everything that docs/performance.md shows of a run."""
     machine = record.facts["machine"]
     measured = (
         f"Measured {record.facts['date']} UTC at commit {record.facts['commit']} in"
@@ -165,7 +165,7 @@ def markdown(record: Record) -> str:
 
 
 def write(file: Path, document: Path) -> None:
-    """Put a run's results between a document's marks, its plot and its JSON beside it."""
+    """Put a run's results between a document's marks, and its plot and JSON in the same folder."""
     record, content = read(file), file.read_text()
     text = document.read_text()
     head, rest = text.split(BEGIN)

@@ -1,4 +1,4 @@
-"""`corral.client` against the plain stub of a client that knows the address: asyncio, in this process."""
+"""`corral.client` against a plain stub with a known address: asyncio, in this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .traffic import REPETITIONS
 
 WIDTH = 32
 GOAL = 0.97
-"""Of the plain stub's calls a second."""
+"""The minimum, as a share of the plain stub's calls a second."""
 REQUEST = backend_pb2.PredictOptions(Prompt="x" * 1024)
 
 Call = Callable[[Any], Awaitable[Any]]

@@ -1,4 +1,4 @@
-"""Everything that is measured, running side by side: backends, a loader before them, bare proxies."""
+"""Everything that is measured, running side by side: backends, a loader in front of them, bare proxies."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ READY_TIMEOUT = 20.0
 TOKEN = "bench"
 FOLDER = Path(__file__).parent
 PYTHON = [sys.executable, "-P"]
-"""A program's own folder is no place to import from: its neighbours have names of their own."""
+"""`-P`: do not import from the program's own folder, whose modules might hide others."""
 BACKENDS: dict[str, list[str]] = {
     "C++": [str(native.BACKEND)],
     "Python": [*PYTHON, str(FOLDER / "backends" / "echo.py")],
 }
 
 Place = tuple[str, Metadata]
-"""Where to call, and with what metadata."""
+"""The address to call, and the metadata."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """One way to a backend."""
+    """A route to a backend."""
 
     name: str
     backend: str
@@ -48,29 +48,29 @@ class Route:
     between: Callable[[], list[int]] = field(default=list)
     behind: Callable[[], list[int]] = field(default=list)
     instead: dict[str, Any] = field(default_factory=dict)
-    """What of a `Load` is another on this way: a peer's method and request."""
+    """The fields of a `Load` that differ on this route: a peer's method and request."""
 
     async def measure(self, load: Load) -> Sample:
-        """Run a load over it, a second time if it failed. Raises LoadError, and whatever finding the place raises."""
+        """Run a load over the route, again if it failed. Raises LoadError, and whatever `find` raises."""
         target, metadata = await self.find()
         own = replace(load, **self.instead)
         pids = {"between": self.between(), "backend": self.behind()}
         try:
             return await generate(own, target, metadata, **pids)
-        except LoadError:  # a machine that had no time for it for a moment is no result
+        except LoadError:  # a machine that is busy for a moment must not fail the run
             return await generate(own, target, metadata, **pids)
 
 
 def model_of(backend: str) -> str:
-    """Return the name of the model that this backend holds."""
+    """Return the name of this backend's model."""
     return "m-" + backend.replace("+", "p").lower()
 
 
 class Stage:
-    """A loader with a model for each backend, and beside it the same backends without a loader."""
+    """A loader with a model for each backend, and the same backends without a loader."""
 
     def __init__(self, home: Path, stack: AsyncExitStack, backends: tuple[str, ...]) -> None:
-        """Lay out the folders below `home`; the stack ends what is started."""
+        """Create the folders below `home`; `stack` ends what is started."""
         self.home = home
         self.loader = LoaderUnderTest(home)
         self.backends = backends
@@ -102,7 +102,7 @@ class Stage:
         return tree(self.loader.service.pid)
 
     async def direct(self, backend: str) -> Route:
-        """Start a backend without a loader, and return the way to it."""
+        """Start a backend without a loader, and return the route to it."""
         socket = f"unix:{self.home}/{model_of(backend)}.sock"
         process = await self.start(
             *BACKENDS[backend], "--addr", socket, session=True, LOCALAI_GRPC_AUTH_TOKEN=TOKEN
@@ -112,7 +112,7 @@ class Stage:
     async def proxy(
         self, direct: Route, name: str, program: str, listen: str, *options: str
     ) -> Route:
-        """Start a proxy before a backend that has no loader, and return the way through it."""
+        """Start a proxy in front of a backend that has no loader, and return the route through it."""
         to, metadata = await direct.find()
         process = await self.start(
             *PYTHON, str(FOLDER / program), "--listen", listen, "--backend", to, *options
@@ -122,12 +122,12 @@ class Stage:
         )
 
     def gateway(self, backend: str) -> Route:
-        """Return the way through the loader."""
+        """Return the route through the gateway."""
         place = _fixed(self.loader.service.address, named(model_of(backend)))
         return self._own(GATEWAY, backend, place, self.loader_pids)
 
     def endpoint(self, backend: str) -> Route:
-        """Return the way over the model's own address."""
+        """Return the route through the model's own address."""
 
         async def find() -> Place:
             request = pb.GetModelRequest(name=model_of(backend))
@@ -139,7 +139,7 @@ class Stage:
         return self._own(ENDPOINT, backend, find, self.loader_pids)
 
     def resolved(self, backend: str) -> Route:
-        """Return the way that ResolveModel tells, under a lease."""
+        """Return the route to the address from ResolveModel, under a lease."""
 
         async def find() -> Place:
             request = pb.ResolveModelRequest(name=model_of(backend))
@@ -162,7 +162,7 @@ class Stage:
     ) -> asyncio.subprocess.Process:
         """Start a program, wait for its ready line, and end it with the stage.
 
-        A backend gets a session of its own, as from the loader: the scheduler may share by sessions.
+        A backend gets its own session, as from the loader: the kernel may schedule by session.
         """
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -211,7 +211,7 @@ def add_backend(loader: LoaderUnderTest, name: str, command: list[str]) -> None:
 
 @asynccontextmanager
 async def stage(*backends: str) -> AsyncIterator[Stage]:
-    """Lay out a stage with these backends, and leave nothing of it."""
+    """Create a stage with these backends, and remove it afterwards."""
     await native.build()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         async with AsyncExitStack() as stack:
@@ -219,14 +219,14 @@ async def stage(*backends: str) -> AsyncIterator[Stage]:
 
 
 async def routes(stage: Stage, backend: str, paths: tuple[str, ...] = PATHS) -> dict[str, Route]:
-    """Return the ways to one backend, and start what they need; `direct` is always among them.
+    """Return the routes to one backend, and start what they need; `direct` is always included.
 
-    One that cannot be started is there, and raises when it is measured.
+    A route that cannot be started is included, and raises when it is measured.
     """
     direct = await stage.direct(backend)
     found = {DIRECT: direct}
     places = {
-        BARE: ("floor_proxy.py", f"127.0.0.1:{free_port()}"),  # as the loader listens
+        BARE: ("floor_proxy.py", f"127.0.0.1:{free_port()}"),  # on TCP, like the loader
         SPLICE: ("floor_splice.py", f"unix:{stage.home}/{model_of(backend)}-s.sock"),
     }
     for name in paths:

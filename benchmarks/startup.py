@@ -1,8 +1,8 @@
-"""What the loader adds to a backend's own start: from the moment it listens to READY for whoever watches.
+"""What the loader adds to a backend's own start: from listening to READY, as a watching client sees it.
 
-Everything after the listening is counted: finding that it listens, the call of Health, LoadModel, and the
-notification. Beside it the same program without the loader, with a client that calls Health and LoadModel
-as soon as it listens: what that one needs too is the backend's.
+Everything after listening is counted: detecting that it listens, the calls of Health and LoadModel, and the
+notification. It is compared with the same program without the loader, where a client calls Health and
+LoadModel as soon as it listens: the time that this takes too is the backend's.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KINDS = {
 
 @dataclass
 class Result:
-    """Seconds from the start of the process until it listens, and from then until the model is there."""
+    """Seconds from the start of the process until it listens, and from then until the model is loaded."""
 
     alone: list[float] = field(default_factory=list)
     alone_loaded: list[float] = field(default_factory=list)
@@ -83,7 +83,7 @@ def _report(kind: str, result: Result) -> None:
     show("  start to listening, alone", ms(median(result.alone)))
     show("  start to listening, through the loader", ms(median(result.loader)))
     show("  listening to loaded, by a direct client", ms(median(result.alone_loaded)))
-    # What llama.cpp takes to read a model is not the loader's: only what is beyond it has the goal.
+    # llama.cpp's own time to read a model is not the loader's: the goal is only for the time beyond it.
     met = None if kind == "llama" else ready <= GOAL
     show("  listening to READY, through the loader", ms(ready), ms(GOAL), met=met)
     show("    slowest", ms(max(result.loader_ready)))
@@ -161,14 +161,14 @@ async def _seen(watch: Any, name: str, condition: Callable[[Any], bool]) -> Any:
 
 
 async def _listens(address: str) -> float:
-    """Return when something listens at an address: looked up, so that nobody has to connect."""
+    """Return when a process listens at an address; found by a lookup, without connecting."""
     await eventually(lambda: _is_listening(address), timeout=TIMEOUT, interval=STEP)
     return time.time()
 
 
 def _is_listening(address: str) -> bool:
     if address.startswith("unix:"):
-        # The name appears when it is bound, an instant before it listens.
+        # The socket's name appears when it is bound, an instant before it listens.
         return Path(address.removeprefix("unix:")).exists()
     port = f":{int(address.rpartition(':')[2]):04X}"
     for table in ("/proc/net/tcp6", "/proc/net/tcp"):  # gRPC takes IPv6 sockets for IPv4 too

@@ -1,4 +1,4 @@
-"""Streams of small messages: as fast as they are taken, and at the pace of a language model."""
+"""Streams of small messages: as fast as they are read, and at the pace of a language model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .generator import Load
 from .traffic import STREAM, Measurement, measure
 
 WIDTHS = {1: 2000, 64: 200, 256: 60, 1000: 20}
-"""Streams at a time, and how many messages each has where they are as fast as they can be."""
+"""Streams at a time, and the number of messages of each when they are saturated."""
 RATES = {1: 20, 64: 20, 256: 10, 1000: 2}
-"""Messages a second of each stream where they are paced: below what one Python process can pass on."""
+"""Messages a second of each stream when they are paced: fewer than one Python process can forward."""
 SHORT = (64,)
 
 
@@ -33,7 +33,7 @@ def paced(width: int, backends: tuple[str, ...], seconds: float) -> Measurement:
         mode="stream",
         concurrency=width,
         seconds=seconds,
-        warmup=max(0.5, width / 400),  # until all are open, through a Python proxy too
+        warmup=max(0.5, width / 400),  # until all streams are open, even through a Python proxy
         paced=rate,
         drain=0,
     )

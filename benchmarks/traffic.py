@@ -1,4 +1,4 @@
-"""Calls and streams over all paths: each once a repetition, in turn, so that all have the same machine."""
+"""Calls and streams over all paths: each path once a repetition, in turn, so that all share the same conditions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ REPETITIONS = 5
 PREDICT = "/backend.Backend/Predict"
 STREAM = "/backend.Backend/PredictStream"
 FAILURES = (OSError, RuntimeError, TimeoutError, grpc.aio.AioRpcError)
-"""What ends the measurement of one path, and of no other."""
+"""The errors that end the measurement of one path, but not of the others."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is called, how, and over what."""
+    """The calls to make, the backends, and the paths."""
 
     key: str
     title: str
@@ -39,12 +39,12 @@ class Measurement:
 
     @property
     def kind(self) -> str:
-        """What an operation is."""
+        """The kind of operation: a call or a message."""
         return "call" if self.load.mode == "unary" else "message"
 
 
 def seconds(measurements: Sequence[Measurement]) -> float:
-    """Return about how long they take at least."""
+    """Return about how long the measurements take at least."""
     return REPETITIONS * sum(
         len(m.backends) * len(m.paths) * (m.load.seconds + m.load.warmup + 0.1)
         for m in measurements
@@ -80,7 +80,7 @@ def with_request(measurement: Measurement, folder: Path) -> Measurement:
 
 
 async def repeat(measurement: Measurement, ways: Sequence[Route]) -> list[Row]:
-    """Measure each way in turn, again and again; return what worked."""
+    """Measure each route in turn, once a repetition; return the rows of those that worked."""
     rows = [
         Row(measurement.key, measurement.title, measurement.kind, way.backend, way.name)
         for way in ways
@@ -88,7 +88,7 @@ async def repeat(measurement: Measurement, ways: Sequence[Route]) -> list[Row]:
     working = list(zip(ways, rows, strict=True))
     began = time.monotonic()
     for repetition in range(REPETITIONS):
-        # There and back, so that nobody always follows the same neighbour.
+        # Alternate the order, so that no route always follows the same one.
         for way, row in list(working) if repetition % 2 == 0 else list(reversed(working)):
             where = f"{way.backend} backend, {way.name}"
             progress(f"{measurement.title}, {where} ({repetition + 1}/{REPETITIONS})")

@@ -14,14 +14,14 @@ WIDTHS = (1, 32, 256)
 SHORT = {("1 KiB", 1): ("C++",), ("1 KiB", 32): ("C++", "Python")}
 """What a short run measures, and with which backends."""
 GOAL = ("1 KiB", 32)
-"""What the goals are for: measured longer, as a few milliseconds more or less are much of a ratio."""
+"""The case that the goals are for: measured longer, as a few milliseconds change a ratio noticeably."""
 FULL_PYTHON = {("1 KiB", 1), ("1 KiB", 32), ("1 KiB", 256), ("64 KiB", 32), ("1 MiB", 32)}
-"""With a Python backend, a full run leaves out what only repeats what the C++ one shows."""
+"""The cases of a full run with a Python backend; the others would only repeat what C++ shows."""
 
 
 def measurement(size: str, width: int, backends: tuple[str, ...], seconds: float) -> Measurement:
-    """Return the measurement of an echo of this size, so many at a time."""
-    bulky = SIZES[size] * width >= 32 << 20  # which a proxy takes a second or more to have answered
+    """Return the measurement of an echo of this size, `width` calls at a time."""
+    bulky = SIZES[size] * width >= 32 << 20  # a proxy needs a second or more to answer them
     load = Load(
         PREDICT,
         Path(),

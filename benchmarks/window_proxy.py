@@ -1,7 +1,7 @@
-"""A bare proxy of PredictStream that joins messages: what comes within a window goes on as one.
+"""A bare proxy of PredictStream that joins messages: the messages of a window are forwarded as one.
 
-`python window_proxy.py --listen ADDRESS --backend ADDRESS --window SECONDS`; with 0 it joins what piled
-up while the last write was under way.
+`python window_proxy.py --listen ADDRESS --backend ADDRESS --window SECONDS`; with 0 it joins the
+messages that arrived during the last write.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _joined(messages: list[bytes]) -> bytes:
 
 
 async def serve(listen: str, backend: str, window: float) -> None:
-    """Pass calls on until killed."""
+    """Forward calls until killed."""
     server = aio.server()
     handlers = {METHOD: joining(aio.insecure_channel(backend), window)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))

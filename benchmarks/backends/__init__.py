@@ -1,1 +1,1 @@
-"""Backends with nothing behind them, to measure what is in front: this one in Python, another in ../native."""
+"""Backends without a model, to measure what is in front of them: one here in Python, another in ../native."""

@@ -1,4 +1,4 @@
-"""The Python backend with nothing behind it: `python echo.py --addr ADDRESS`. It answers as native/backend.cc does."""
+"""The Python backend without a model: `python echo.py --addr ADDRESS`. It answers as native/backend.cc does."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Echo(backend_pb2_grpc.BackendServicer):
             yield pb.Reply(message=struct.pack("<q", time.monotonic_ns()) + rest)
             number += 1
             if rate:
-                # Streams that began together must not send together.
+                # Streams that start together must not send together.
                 due += (random.random() if number == 1 else 1) / rate
                 await asyncio.sleep(max(due - time.monotonic(), 0))
 

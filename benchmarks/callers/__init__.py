@@ -1,4 +1,4 @@
-"""Clients in processes of their own that call Predict steadily, and report each call at the end."""
+"""Clients in their own processes that call Predict steadily, and report each call at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAMS = Path(__file__).with_name("programs")
 PROTO = ROOT / "protos" / "corral" / "backend" / "backend.proto"
 READY_TIMEOUT = 30.0
 END_TIMEOUT = 60.0
-"""Seconds: the deadline of a call in progress, and more."""
+"""Seconds, longer than the deadline of a call in progress."""
 LARGEST_LINE = 256 * 1024 * 1024
 
 
@@ -31,9 +31,9 @@ class Calling:
     target: str
     metadata: tuple[tuple[str, str], ...] = ()
     workers: int = 1
-    """Each calls one after the other."""
+    """Each makes one call after the other."""
     rate: float = 20.0
-    """Calls a second of each worker, at most."""
+    """The most calls a second of each worker."""
     deadline: float = 20.0
     size: int = 64
     """Bytes of the prompt."""
@@ -53,7 +53,7 @@ class Told:
     """What a client reports at its end."""
 
     calls: list[tuple[float, float]]
-    """When each began and ended (CLOCK_MONOTONIC), failed ones too."""
+    """When each call began and ended (CLOCK_MONOTONIC), including failed calls."""
     failures: list[Failure]
 
 
@@ -65,7 +65,7 @@ class Caller:
         self.process = process
 
     async def end(self) -> Told:
-        """Let it end its calls, and return its report."""
+        """Let the client finish its calls, and return its report."""
         try:
             async with asyncio.timeout(END_TIMEOUT):
                 out, err = await self.process.communicate(b"")
@@ -97,7 +97,7 @@ CALLERS = {
 
 @asynccontextmanager
 async def caller(name: str, calling: Calling) -> AsyncIterator[Caller]:
-    """Start one of CALLERS, and leave nothing of it; raise UnavailableError if it cannot be had."""
+    """Start one of CALLERS and end it afterwards; raise UnavailableError if it is not available."""
     make, program = CALLERS[name]
     command, variables = await make(program, calling)
     process = await asyncio.create_subprocess_exec(

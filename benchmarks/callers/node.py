@@ -14,7 +14,7 @@ INSTALL_TIMEOUT = 300.0
 
 
 async def modules() -> Path:
-    """Return the folder of the packages; raise UnavailableError if they cannot be had."""
+    """Return the folder of the packages; raise UnavailableError if they are not available."""
     if not shutil.which("node") or not shutil.which("npm"):
         raise UnavailableError("grpc-js needs node and npm")
     folder = cache() / "node"

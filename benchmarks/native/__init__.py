@@ -24,11 +24,11 @@ TIMEOUT = 600.0
 
 
 class CannotBuildError(RuntimeError):
-    """What is needed is missing and cannot be installed, or it does not compile."""
+    """A dependency is missing and cannot be installed, or the programs do not compile."""
 
 
 async def build() -> None:
-    """Build what is not up to date; on Debian, install what that needs. Raises CannotBuildError."""
+    """Build what is out of date; on Debian, install its dependencies. Raises CannotBuildError."""
     if not await _can_build():
         await _install()
     code, output = await _ran("make", "-s", "-C", str(FOLDER))

@@ -1,4 +1,4 @@
-// A backend with nothing behind it, for measuring what is in front: `backend --addr ADDRESS`.
+// A backend without a model, for measuring what is in front of it: `backend --addr ADDRESS`.
 //
 // Predict answers with the prompt, or with Metadata["size"] bytes. PredictStream answers with Tokens
 // messages (0: until cancelled) of Metadata["size"] bytes (16), as fast as they are taken or
@@ -73,7 +73,7 @@ class Call {
         if (--left_ == 0) return Finish(grpc::Status::OK);
         if (pause_ == 0) return Send();
         state_ = kWait;
-        // Streams that began together must not send together.
+        // Streams that start together must not send together.
         due_ += sent_++ ? pause_ : int64_t(pause_ * (rand() / double(RAND_MAX)));
         return alarm_.Set(server_->queue.get(), Due(), this);
       case kWait:

@@ -6,10 +6,10 @@
 //
 // Prints one JSON object. `ops` are the calls, or the messages of streams, that ended within
 // --seconds; `total` are all, with those of --warmup and of the end: what CPU time is divided by.
-// A stream that ends begins again. Afterwards whatever is open has --drain seconds to end, then it is
-// cancelled, which is no error. With --paced the messages carry the time they were sent at (backend.cc),
-// and the latencies are the messages' delays; without it they are those of unary calls. When each
-// stream has had its first message, `open` goes to stderr.
+// A stream that ends is started again. At the end, open calls have --drain seconds to finish, then they
+// are cancelled, which is not an error. With --paced the messages carry the time they were sent at
+// (backend.cc), and the latencies are the messages' delays; without it they are those of unary calls. When
+// each stream has had its first message, `open` goes to stderr.
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 

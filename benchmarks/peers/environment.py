@@ -1,4 +1,4 @@
-"""A peer's virtual environment: made on first use, from versions that are all pinned, and kept for later runs."""
+"""A peer's virtual environment: created on first use from pinned versions, and kept for later runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ INSTALL_TIMEOUT = 900.0
 
 
 class UnavailableError(Exception):
-    """A peer cannot be measured here; the text says why, for people."""
+    """A peer cannot be measured here; the message explains why."""
 
 
 def cache() -> Path:
-    """Return where the benchmarks keep what they install and build."""
+    """Return the folder where the benchmarks keep what they install and build."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "corral-bench"
 
@@ -36,28 +36,28 @@ class Environment:
 
     name: str
     interpreter: str = ""
-    """The Python to make it with; empty for the one that runs this."""
+    """The Python to create it with; empty for the one that runs this."""
     needs: str = ""
-    """What to tell if there is no such interpreter."""
+    """The hint in the error if there is no such interpreter."""
 
     @property
     def folder(self) -> Path:
-        """Return where it is, or will be."""
+        """Return the environment's folder, which may not exist yet."""
         return cache() / "peers" / self.name
 
     @property
     def python(self) -> Path:
-        """Return its interpreter."""
+        """Return the environment's interpreter."""
         return self.folder / "bin" / "python"
 
     @property
     def packages(self) -> Path:
-        """Return where its packages are."""
+        """Return the folder of the installed packages."""
         (found,) = self.folder.glob("lib/python3*/site-packages")
         return found
 
     async def prepare(self) -> None:
-        """Make it if it is not there as it should be; raise UnavailableError if that fails."""
+        """Create the environment if it is missing or out of date; raise UnavailableError if that fails."""
         await asyncio.to_thread(self._prepare)
 
     def _prepare(self) -> None:
@@ -75,7 +75,7 @@ class Environment:
             print(f"  installing {self.name}: {count} packages into {self.folder}", flush=True)
             began = time.monotonic()
             self._run(interpreter, "-m", "venv", str(self.folder))
-            # The file names every package, so there is nothing to resolve, and nothing to drift.
+            # The file lists every package, so pip resolves nothing, and no version can drift.
             pip = (str(self.python), "-m", "pip", "--disable-pip-version-check", "install")
             self._run(*pip, "--no-deps", "--progress-bar", "off", "-r", str(file))
             mark.write_text(made_of)
@@ -105,7 +105,7 @@ class Environment:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let no other run make the same environment meanwhile."""
+    """Keep other runs from creating the same environment at the same time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

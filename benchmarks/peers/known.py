@@ -1,4 +1,4 @@
-"""The peers that are known: what each serves the echo with, and what was set beside its defaults."""
+"""The known peers: the program that serves each one's echo, and the settings that differ from its defaults."""
 
 from __future__ import annotations
 
@@ -160,4 +160,4 @@ PEERS: dict[str, Peer] = {
         (("application", "default"),),
     ),
 }
-"""By the name that a command line takes."""
+"""By the name on the command line."""

@@ -1,4 +1,4 @@
-"""A peer: how it is started as a server of an echo, asked, looked at, and ended."""
+"""A peer: how to start it as an echo server, call it, measure it, and end it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .environment import Environment, UnavailableError
 
 PROGRAMS = Path(__file__).with_name("programs")
 START_TIMEOUT = 120.0
-"""Seconds; Ray Serve takes about 20 on two busy processors."""
+"""Seconds; Ray Serve needs about 20 on two busy processors."""
 STOP_TIMEOUT = 10.0
 PROBE_TIMEOUT = 5.0
 PROBE_PAUSE = 0.02
@@ -35,19 +35,19 @@ GONE_TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Place:
-    """What one start of a peer has to itself."""
+    """The folder and ports of one start of a peer."""
 
     environment: Environment
     folder: Path
     port: int
-    """Where its gRPC server listens."""
+    """The port of its gRPC server."""
     other_ports: tuple[int, int] = field(default_factory=lambda: (free_port(), free_port()))
-    """For what it serves besides: HTTP, metrics."""
+    """For its other servers: HTTP, metrics."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What is started, and what its environment has besides."""
+    """A command line, and the environment variables that it adds."""
 
     arguments: Sequence[str | Path]
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Running:
-    """A peer that serves."""
+    """A running peer."""
 
     target: str
     """`host:port`."""
@@ -64,22 +64,22 @@ class Running:
     request: bytes
     """The peer's own request message, serialized, with the payload in it."""
     request_file: Path
-    """The same, in a file that is there as long as the peer runs."""
+    """The same, in a file that exists as long as the peer runs."""
     payload: bytes
-    """What the answer must hold."""
+    """The bytes that the answer must contain."""
     metadata: tuple[tuple[str, str], ...]
     ready_seconds: float
     """From the start of its first process to the first answer."""
     process: psutil.Process
 
     def pids(self) -> list[int]:
-        """Return its processes: the first one, and all that came of it."""
+        """Return its processes: the first one, and all its descendants."""
         with suppress(psutil.NoSuchProcess):
             return [self.process.pid, *(p.pid for p in self.process.children(recursive=True))]
         return []
 
     async def call(self, *, timeout: float = PROBE_TIMEOUT) -> bytes:
-        """Call it once, on a connection of its own, and return the answer as it is on the wire."""
+        """Call it once, on a new connection, and return the serialized answer."""
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.target, options=options) as channel:
             method: Any = channel.unary_unary(self.method)
@@ -91,27 +91,27 @@ class Running:
 
 @dataclass(frozen=True)
 class Peer:
-    """A server of models that can serve an echo."""
+    """A model server that can serve an echo."""
 
     title: str
     settings: str
-    """What was set other than its defaults, for people."""
+    """The settings that differ from its defaults, for people."""
     environment: Environment
     method: str
     command: Callable[[Place], Command]
-    """Lays out the folder and returns what to start."""
+    """Prepares the folder and returns the command to start."""
     request: str | Callable[[bytes], bytes]
-    """The program that writes the request (`FILE_OF_PAYLOAD FILE_OF_REQUEST`), or what makes it."""
+    """The program that writes the request (`FILE_OF_PAYLOAD FILE_OF_REQUEST`), or a function that returns it."""
     metadata: tuple[tuple[str, str], ...] = ()
 
     @asynccontextmanager
     async def start(self, *, payload_size: int = 1024) -> AsyncIterator[Running]:
-        """Install it if it must be, start it, and yield it when it has answered; end it all after.
+        """Install the peer if necessary, start it, and yield it once it has answered; end it afterwards.
 
         Raises UnavailableError if it cannot be installed, does not start, or does not echo.
         """
         await self.environment.prepare()
-        # The name is short because Ray keeps Unix sockets deep below it, and these have 107 bytes.
+        # The name is short because Ray keeps Unix sockets deep below it, whose paths have at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             payload = _payload(payload_size)
@@ -169,7 +169,7 @@ class Peer:
             VIRTUAL_ENV=str(self.environment.folder),
             HOME=str(folder),
         )
-        # Ours is the repository's.
+        # It has the repository's packages, which are not for the peer.
         variables.pop("PYTHONPATH", None)
         with (folder / "log").open("wb") as log:
             return await asyncio.create_subprocess_exec(
@@ -200,12 +200,12 @@ class Peer:
 
 
 def _payload(size: int) -> bytes:
-    """Return letters that no message holds by chance, the same ones in each run."""
+    """Return letters that no message contains by chance, the same in each run."""
     return "".join(random.Random(size).choices(string.ascii_letters, k=size)).encode()
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ask the first process to end, and kill all that then is left."""
+    """Ask the first process to end, and kill all the processes that remain."""
     tree: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         tree = psutil.Process(process.pid).children(recursive=True)

@@ -1,7 +1,7 @@
-"""A soak: clients that are slow, cancel, are killed or vanish, while models are unloaded and backends crash.
+"""A soak test: clients are slow, cancel, are killed or vanish, while models are unloaded and backends crash.
 
-At the end everybody lets go, and the loader must have what it had at the beginning: no call and no lease,
-as many descriptors and threads; and its memory must not have grown in the second half.
+At the end all clients stop, and the loader must have what it had at the beginning: no calls or leases, and
+the same number of descriptors and threads; and its memory must not have grown in the second half.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ EVERY = 2.0
 LET_GO_TIMEOUT = 15.0
 WARM_UP = 6.0
 GROWTH = 2 * 1024**2
-"""Bytes that the second half may add: less than one message of a client that sends big ones."""
+"""Bytes that the second half may add: less than one message of a client that sends large messages."""
 THREADS = (os.cpu_count() or 1) + 4
-"""As many as asyncio's pool of threads may have, which fills as its tasks happen to overlap."""
+"""The maximum size of asyncio's thread pool, which grows when tasks happen to overlap."""
 MODELS = tuple(model_of(backend) for backend in BACKENDS)
 SETTINGS = (
     *("--log-level", "error", "--log-lines", "20", "--watch-history", "20"),
-    # What streams on is cut or refused soon, and a backend that crashes is no crash loop.
+    # Streams that go on are cut or refused soon, and a backend that crashes is not in a crash loop.
     *("--drain-timeout", "2s", "--stable-time", "1ms"),
 )
 VALUE = "soak_failures"
 SHOWN = 5
 SERIES = 20
-"""Figures that are shown of how the memory went."""
+"""The number of memory figures that are shown."""
 
 
 @dataclass
 class Soak:
-    """What was found."""
+    """The result of a soak test."""
 
     story: Story
     cuts: Cuts
@@ -66,13 +66,13 @@ class Soak:
     during: list[Sample]
     after: Sample
     let_go: float
-    """Seconds from the end of the last client until the loader had no call any more; -1 for never."""
+    """Seconds from the end of the last client until the loader had no calls; -1 for never."""
     left: int
-    """Backends that live on after everything was unloaded."""
+    """Backends still running after everything was unloaded."""
 
 
 async def run(*, full: bool, minutes: float = MINUTES) -> None:
-    """Soak, print, and record what failed."""
+    """Run the soak test, print, and record what failed."""
     heading(f"soak: {minutes:g} minutes")
     async with _loader() as loader:
         ways = await _ways(loader)
@@ -97,7 +97,7 @@ async def _loader() -> AsyncIterator[LoaderUnderTest]:
 
 
 async def _ways(loader: LoaderUnderTest) -> list[Way]:
-    """Return the ways that this loader has to its models."""
+    """Return the routes that this loader has to its models."""
     found = []
     for model in MODELS:
         address = loader.service.address
@@ -147,7 +147,7 @@ async def _soak(loader: LoaderUnderTest, ways: list[Way], seconds: float) -> Soa
 
 
 async def _warm_up(loader: LoaderUnderTest, ways: list[Way]) -> Sample:
-    """Do once what is done later, so that pools and caches are filled; return what the loader has then."""
+    """Do once what the test does later, to fill pools and caches; return the loader's resources then."""
     chance = random.Random(0)
     for fate in FATES[:2]:
         await asyncio.gather(
@@ -158,7 +158,7 @@ async def _warm_up(loader: LoaderUnderTest, ways: list[Way]) -> Sample:
 
 
 async def _let_go(loader: LoaderUnderTest) -> float:
-    """Wait until the loader has no call any more, and unload everything; return the seconds of the wait."""
+    """Wait until the loader has no calls, and unload everything; return the seconds of the wait."""
     began = time.monotonic()
 
     async def free() -> bool:
@@ -221,7 +221,7 @@ def _memory(soak: Soak) -> None:
     for name, label in (("own", "own memory (USS)"), ("pss", "memory (PSS)")):
         before, after = getattr(soak.before, name), getattr(soak.after, name)
         show(f"{label}: before, after", f"{_mib(before)}, {_mib(after)}")
-    # Not PSS: it changes as well when others that share its pages come and go.
+    # Not PSS, which also changes when other processes that share its pages start and end.
     points = [(each.at, float(each.own)) for each in soak.during[len(soak.during) // 2 :]]
     parts = points[: len(points) // 2], points[len(points) // 2 :]
     medians = [_mib(statistics.median(value for _, value in part)) for part in parts]

@@ -1,7 +1,7 @@
-"""One client of the soak, a process of its own: `python client.py SETTINGS`, JSON: the `clients.Way`, and a `seed`.
+"""One client of the soak test, a separate process: `python client.py SETTINGS`, JSON of the `clients.Way` and a `seed`.
 
-It does everything that clients do, side by side, until its stdin ends or it is killed, and prints a line of
-JSON for each call that did not end well, and now and then how many calls of each kind there were.
+It does everything that clients do, concurrently, until its stdin ends or it is killed. It prints a line of
+JSON for each call that failed, and regularly the number of calls of each kind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from corral.backend import backend_pb2_grpc
 from corral.loader.v1 import loader_pb2, loader_pb2_grpc
 
 PATIENCE = 30.0
-"""Seconds that a call may take which is not meant to end by its deadline."""
+"""The deadline in seconds of a call that should end before it."""
 BIG = 4 * 1024 * 1024
 SLOW_MESSAGE = 64 * 1024
 COUNT_EVERY = 0.5
@@ -37,11 +37,11 @@ class Client:
     """Makes calls at one address."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        """Take the address and the seed."""
+        """`settings` has the target, the metadata, the model and the seed."""
         self._chance = random.Random(settings["seed"])
         options = [
             ("grpc.max_receive_message_length", LARGEST),
-            # Without it grpcio does not send a request over 256 KiB again that met an unload.
+            # Without it grpcio does not retry a request over 256 KiB that met an unload.
             ("grpc.per_rpc_retry_buffer_size", 2 * BIG),
         ]
         self.channel = grpc.aio.insecure_channel(settings["target"], options=options)
@@ -52,7 +52,7 @@ class Client:
         self.counts: Counter[str] = Counter()
 
     async def unary(self) -> None:
-        """Ask and wait."""
+        """Make a unary call."""
         text = "x" * self._chance.randrange(1, 2000)
         answer = await self._stub.Predict(
             pb.PredictOptions(Prompt=text), metadata=self._metadata, timeout=PATIENCE
@@ -61,7 +61,7 @@ class Client:
             raise ValueError(f"an answer of {len(answer.message)} bytes, not {len(text)}")
 
     async def big(self) -> None:
-        """Send and take a message of some MiB."""
+        """Send and receive a message of some MiB."""
         size = self._chance.randrange(BIG // 4, BIG)
         answer = await self._stub.Predict(
             pb.PredictOptions(Prompt="x" * size), metadata=self._metadata, timeout=PATIENCE
@@ -79,7 +79,7 @@ class Client:
             raise ValueError(f"{seen} messages, not {tokens}")
 
     async def slow(self) -> None:
-        """Read a few messages of a stream that comes faster, and let go of it."""
+        """Read a few messages of a stream that is sent faster, and cancel it."""
         call = self._stream(PATIENCE, size=SLOW_MESSAGE)
         try:
             for _ in range(self._chance.randrange(5, 40)):
@@ -89,7 +89,7 @@ class Client:
             call.cancel()
 
     async def cancelled(self) -> None:
-        """Cancel a call at any moment."""
+        """Cancel a call at a random moment."""
         options = pb.PredictOptions(Prompt="x" * self._chance.choice((10, BIG)))
         calls: tuple[Callable[[], Any], ...] = (
             lambda: self._stream(PATIENCE, rate=100),
@@ -105,13 +105,13 @@ class Client:
                 raise
 
     async def late(self) -> None:
-        """Let a call's deadline end it, or a stream's."""
+        """Let a stream end by its deadline."""
         seconds = self._chance.uniform(0.001, 0.3)
         async for _ in self._stream(seconds, rate=20):
             pass
 
     async def direct(self) -> None:
-        """Ask where the model is, call there for a part of the lease, and let the lease end by itself."""
+        """Resolve the model, call it directly for part of the lease, and let the lease expire."""
         request = loader_pb2.ResolveModelRequest(name=self._model, lease_duration=LEASE)
         found = await self._loader.ResolveModel(request, timeout=PATIENCE)
         left = found.expire_time.ToNanoseconds() / 1e9 - time.time()
@@ -127,7 +127,7 @@ class Client:
                     await asyncio.sleep(0.02)
             except grpc.aio.AioRpcError:
                 if time.monotonic() < held_until:
-                    raise  # else nobody promised it anything any more
+                    raise  # a call after the lease has expired may fail
 
     def _stream(self, timeout: float, *, tokens: int = 0, rate: int = 0, size: int = 16) -> Any:
         settings = {"size": str(size)} | ({"rate": str(rate)} if rate else {})
@@ -135,7 +135,7 @@ class Client:
         return self._stub.PredictStream(options, metadata=self._metadata, timeout=timeout)
 
     async def forever(self, kind: str, pause: float) -> None:
-        """Make calls of a kind."""
+        """Make calls of one kind."""
         work: Callable[[], Awaitable[None]] = getattr(self, kind)
         while True:
             began = time.monotonic()
@@ -154,12 +154,12 @@ class Client:
 
 
 PAUSES = {"unary": 0.05, "big": 0.5, "stream": 0.1, "slow": 0.2, "cancelled": 0.1, "late": 0.1}
-"""What a client does at once, and the mean seconds between two calls of each kind."""
+"""The kinds of calls that a client makes concurrently, and the mean seconds between two of each."""
 DIRECT_PAUSES = {"direct": 0.5}
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
-    """Return the reason in the error's details; empty if it has none."""
+    """Return the reason in the error's details; empty if there is none."""
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS and isinstance(value, bytes):
             for each in status_pb2.Status.FromString(value).details:
@@ -189,7 +189,7 @@ async def main(settings: dict[str, Any]) -> None:
     ended, _ = await asyncio.wait([reading, *tasks], return_when=asyncio.FIRST_COMPLETED)
     _say(counts=dict(client.counts))
     for task in ended - {reading}:
-        task.result()  # raises what was not foreseen
+        task.result()  # raises unexpected errors
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Client processes that come and go: they end tidily, are killed, or stop answering and are killed later."""
+"""Client processes that come and go: they end cleanly, are killed, or are stopped and killed later."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("client.py")
 LIFE = (3.0, 12.0)
-"""Seconds that a client works."""
+"""Seconds for which a client makes calls."""
 STOPPED = (2.0, 6.0)
-"""Seconds that one stands still before it is killed."""
+"""Seconds for which a client is stopped before it is killed."""
 FATES = ("ends", "killed", "vanishes")
 END_TIMEOUT = 20.0
 LONGEST_LINE = 1024 * 1024
@@ -28,24 +28,24 @@ LONGEST_LINE = 1024 * 1024
 
 @dataclass(frozen=True)
 class Way:
-    """A way to a model."""
+    """A route to a model."""
 
     name: str
     model: str
     target: str
     metadata: tuple[tuple[str, str], ...] = ()
     direct: bool = False
-    """Asks the target where the model is, and calls there."""
+    """Resolves the model at the target, and calls its address."""
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A call that did not end well."""
+    """A call that failed."""
 
     way: Way
     kind: str
     at: float
-    """When it began and ended (CLOCK_MONOTONIC)."""
+    """When the call began; `end` is when it ended (CLOCK_MONOTONIC)."""
     end: float
     code: str
     reason: str
@@ -54,17 +54,17 @@ class Trouble:
 
 @dataclass
 class Story:
-    """What the clients of a soak did and met."""
+    """What the clients of a soak test did, and which failures they saw."""
 
     calls: Counter[str] = field(default_factory=Counter)
     fates: Counter[str] = field(default_factory=Counter)
     troubles: list[Trouble] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    """Clients that failed themselves."""
+    """Errors of the clients themselves."""
 
 
 async def come_and_go(way: Way, story: Story, number: int) -> None:
-    """Run one client after the other on a way, until this is cancelled."""
+    """Run one client after the other on a route, until cancelled."""
     chance = random.Random(number)
     fates: Iterator[str] = itertools.cycle(chance.sample(FATES, len(FATES)))
     while True:
@@ -74,7 +74,7 @@ async def come_and_go(way: Way, story: Story, number: int) -> None:
 async def live(
     way: Way, story: Story, seed: int, fate: str, seconds: float, chance: random.Random
 ) -> None:
-    """Run one client for some seconds, to its fate."""
+    """Run one client for some seconds, then end it by its `fate`."""
     settings = json.dumps({**asdict(way), "seed": seed})
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(PROGRAM), settings),
@@ -113,14 +113,14 @@ async def live(
 
 
 async def _hear(process: asyncio.subprocess.Process, way: Way, story: Story) -> None:
-    """Take what a client says, to its end."""
+    """Read a client's output until it ends."""
     assert process.stdout is not None
     counts: dict[str, int] = {}
     async for line in process.stdout:
         try:
             said = json.loads(line)
         except ValueError:
-            continue  # it was killed in the middle of the line
+            continue  # the client was killed while writing the line
         if "counts" in said:
             counts = said["counts"]
         else:

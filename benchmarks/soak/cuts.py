@@ -1,4 +1,4 @@
-"""What is done to the models meanwhile: unloads, forced ones too, and backends killed with SIGKILL."""
+"""What is done to the models during the soak test: unloads, some forced, and backends killed with SIGKILL."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tests.tools.running import LoaderUnderTest
 from .clients import Trouble
 
 PAUSE = (0.5, 2.5)
-"""Seconds between two of them."""
+"""Seconds between two cuts."""
 AFTERMATH = 2.0
-"""Seconds after a crash or a cut in which calls may still be told of it."""
+"""Seconds after a crash or a cut in which calls may still fail because of it."""
 SENT = 0.25
-"""Seconds before it: a call may be told of a cut that it met when it was sent."""
+"""Seconds before a cut in which a call that it met while being sent may already have failed."""
 TOLD_OF = {
     "crash": ("BACKEND_CRASHED", "LOAD_BACKOFF", "CRASH_LOOP"),
     "force": ("MODEL_UNLOADED",),
 }
-"""The reasons by which a call may be told. At an endpoint there is a text, and no reason."""
+"""The reasons in a call's error for each kind of cut. At an endpoint there is only a text, no reason."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Something that ends calls, and when (CLOCK_MONOTONIC)."""
+    """Something that ends calls, with its times (CLOCK_MONOTONIC)."""
 
     kind: str
     model: str
@@ -44,17 +44,17 @@ class Cut:
 
 @dataclass
 class Cuts:
-    """What was done so far."""
+    """The cuts so far."""
 
     loader: LoaderUnderTest
     models: tuple[str, ...]
     done: list[Cut] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
-    """Unloads that failed, other than because the model was busy."""
+    """Unloads that failed for a reason other than a busy model."""
 
     async def go_on(self) -> None:
-        """Do one after the other, until this is cancelled."""
+        """Make one cut after the other, until cancelled."""
         chance = random.Random(1)
         while True:
             await asyncio.sleep(chance.uniform(*PAUSE))
@@ -79,7 +79,7 @@ class Cuts:
         kind = "force" if force else "unload"
         answer = await self.loader.control.GetModel(pb.GetModelRequest(name=model))
         if answer.model.state != pb.Model.STATE_READY and not force:
-            return  # an unload ends a load, and tells those that wait for it; this one is to hurt nobody
+            return  # an unload would end a load and fail the calls that wait for it; this one must fail none
         began = time.monotonic()
         try:
             await self.loader.control.UnloadModel(pb.UnloadModelRequest(name=model, force=force))
@@ -92,7 +92,7 @@ class Cuts:
         self.counts[kind] += 1
 
     def explain(self, trouble: Trouble) -> str:
-        """Return which kind of cut a call was told of; empty if there was none to tell of."""
+        """Return the kind of cut that explains a call's error; empty if there is none."""
         if trouble.code != "UNAVAILABLE":
             return ""
         for cut in self._around(trouble):
@@ -102,7 +102,7 @@ class Cuts:
         return ""
 
     def beside(self, trouble: Trouble) -> str:
-        """Return what was done to the model then, for people."""
+        """Describe what was done to the model around the call, for people."""
         around = [
             f"{cut.kind} of {cut.ended - cut.began:.1f} s, {trouble.end - cut.began:+.1f} s before"
             for cut in self._around(trouble)

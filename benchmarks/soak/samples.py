@@ -1,4 +1,4 @@
-"""What the loader has while it is soaked, and whether it grows."""
+"""The loader's resources during the soak test, and whether they grow."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from tests.tools.running import LoaderUnderTest
 
 @dataclass(frozen=True)
 class Sample:
-    """What it has at one moment."""
+    """The loader's resources at one moment."""
 
     at: float
     pss: int
-    """Bytes: what it has to itself, and its share of what it shares."""
+    """Bytes: its private memory, and its share of shared memory."""
     own: int
-    """Bytes: what would be free if it ended."""
+    """Bytes of private memory, which would be freed if it ended."""
     descriptors: int
     threads: int
     calls: int
-    """In progress and waiting, as GetCapacity counts them."""
+    """Calls in progress and waiting, as GetCapacity counts them."""
     leases: int
-    """What holds the instances, as ListModels counts them: calls in progress, leases of direct clients."""
+    """Holds on the instances, as ListModels counts them: calls in progress, and leases of direct clients."""
 
 
 async def sample(loader: LoaderUnderTest) -> Sample:
-    """Look."""
+    """Sample the loader's resources now."""
     process = psutil.Process(loader.service.pid)
     capacity = await loader.control.GetCapacity(pb.GetCapacityRequest())
     models = (await loader.control.ListModels(pb.ListModelsRequest())).models
@@ -55,10 +55,10 @@ def _held(instance: pb.Instance) -> int:
 
 
 def slope(points: list[tuple[float, float]]) -> tuple[float, float]:
-    """Return the median of the slopes between all pairs (Theil-Sen), and what it is at the least.
+    """Return the median of the slopes between all pairs (Theil-Sen), and its lower bound.
 
-    Up to a third of the points may be outliers. The least is the lower end of the interval that has the true
-    slope in 95 of 100 cases (Sen 1968): above 0, the points rise and do not just vary.
+    Up to a third of the points may be outliers. The lower bound is the lower end of the interval that has the
+    true slope in 95 of 100 cases (Sen 1968): above 0, the points rise and do not just vary.
     """
     slopes = sorted((b - a) / (y - x) for (x, a), (y, b) in combinations(points, 2) if y > x)
     if not slopes:

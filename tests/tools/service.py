@@ -36,7 +36,7 @@ async def announced(process: asyncio.subprocess.Process, name: str) -> str:
             line = (await process.stdout.readline()).decode()
     except TimeoutError:
         raise AssertionError(f"{name} was not ready within {READY_TIMEOUT:g} s") from None
-    assert line.startswith(f"ready {name} "), f"{name} said {line!r}"
+    assert line.startswith(f"ready {name} "), f"{name} printed {line!r}"
     return line.split()[2]
 
 

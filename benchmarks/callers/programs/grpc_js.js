@@ -1,4 +1,4 @@
-// Calls Predict with @grpc/grpc-js, as `callers.Calling` says, until its stdin ends.
+// Calls Predict with @grpc/grpc-js, as `callers.Calling` describes, until its stdin ends.
 'use strict';
 const grpc = require('@grpc/grpc-js');
 const loader = require('@grpc/proto-loader');

@@ -1,4 +1,4 @@
-"""Calls Predict with grpcio's asyncio, as `callers.Calling` says, until its stdin ends."""
+"""Calls Predict with grpcio's asyncio, as `callers.Calling` describes, until its stdin ends."""
 
 from __future__ import annotations
 

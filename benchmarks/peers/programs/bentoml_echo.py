@@ -9,5 +9,5 @@ service = bentoml.legacy.Service("echo")
 
 @service.api(input=Text(), output=Text())
 def echo(text: str) -> str:
-    """Answer what it is asked."""
+    """Return the text unchanged."""
     return text

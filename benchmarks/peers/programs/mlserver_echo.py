@@ -1,15 +1,15 @@
 # mypy: ignore-errors
-"""MLServer's model; it runs in MLServer's environment, which has not what Corral's has."""
+"""MLServer's model; it runs in MLServer's environment, which does not have Corral's packages."""
 
 from mlserver import MLModel
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
 
 
 class Echo(MLModel):
-    """Answers what it is asked."""
+    """Echoes its input."""
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Answer the first input."""
+        """Return the first input."""
         given = payload.inputs[0]
         output = ResponseOutput(
             name="out", shape=given.shape, datatype=given.datatype, data=given.data

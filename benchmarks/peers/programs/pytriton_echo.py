@@ -9,7 +9,7 @@ from pytriton.triton import Triton, TritonConfig
 
 
 def echo(requests):
-    """Answer each request's tensor."""
+    """Return each request's tensor."""
     return [{"out": request.data["in"]} for request in requests]
 
 

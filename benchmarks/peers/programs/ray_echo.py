@@ -13,10 +13,10 @@ from corral.backend import backend_pb2
 
 @serve.deployment(logging_config={"enable_access_log": False, "log_level": "WARNING"})
 class Echo:
-    """Answers what it is asked."""
+    """Echoes its input."""
 
     async def Predict(self, request):
-        """Answer the prompt."""
+        """Return the prompt."""
         return backend_pb2.Reply(message=request.Prompt.encode())
 
 

@@ -5,10 +5,10 @@ import triton_python_backend_utils as triton
 
 
 class TritonPythonModel:
-    """Answers what it is asked."""
+    """Echoes its input."""
 
     def execute(self, requests):
-        """Answer each request's tensor."""
+        """Return each request's tensor."""
         return [
             triton.InferenceResponse(
                 [triton.Tensor("out", triton.get_input_tensor_by_name(request, "in").as_numpy())]
